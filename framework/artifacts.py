@@ -1,0 +1,135 @@
+"""What the stages of a job graph exchange: a directory each, finished once its `manifest.json` is there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from framework.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Provenance of an artifact; written last, so its presence means that the artifact is whole."""
+
+    type: str
+    content_hash: str
+    stage: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]  # edge name -> content hash
+    code_version: str
+    files: Mapping[str, int]  # relative path -> bytes
+    counts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A directory of one kind of content."""
+
+    path: Path
+    required: ClassVar[tuple[str, ...]] = ()  # files without which the directory is not of this kind
+
+    def manifest(self) -> Manifest:
+        """Read the manifest; raises UserError if it is missing or not JSON."""
+        file = self.path / MANIFEST
+        try:
+            return Manifest(**json.loads(file.read_text()))
+        except FileNotFoundError:
+            raise UserError(str(file), "no such file", "a finished artifact has one") from None
+        except (json.JSONDecodeError, TypeError) as error:
+            raise UserError(str(file), str(error), "must be a manifest as the framework writes it") from None
+
+    def check(self) -> Self:
+        """Raise UserError if a required file is missing, or any file differs in size from the manifest."""
+        for name in self.required:
+            if not (self.path / name).is_file():
+                raise UserError(str(self.path / name), "no such file", f"a {type(self).__name__} needs {name}")
+        if (self.path / MANIFEST).is_file():
+            for name, size in self.manifest().files.items():
+                file = self.path / name
+                found = file.stat().st_size if file.is_file() else None
+                if found != size:
+                    raise UserError(str(file), f"{found} bytes", f"the manifest says {size} bytes: damaged or changed")
+        return self
+
+
+class TextSet(Artifact):
+    """Documents: train.jsonl and validation.jsonl, a {"id", "text"} a line."""
+
+    required = ("train.jsonl",)
+
+
+class PromptSet(Artifact):
+    """Prompts of verifiable tasks: train.jsonl and heldout.jsonl, a `Prompt` a line."""
+
+    required = ("train.jsonl", "heldout.jsonl")
+
+
+class TokenizerDir(Artifact):
+    """A Hugging Face fast tokenizer."""
+
+    required = ("tokenizer.json", "tokenizer_config.json")
+
+
+class TokenShards(Artifact):
+    """Token ids for pretraining, memory-mapped."""
+
+
+class ChatSet(Artifact):
+    """Conversations for supervised fine-tuning."""
+
+    required = ("train.jsonl",)
+
+
+class PreferenceSet(Artifact):
+    """Chosen and rejected responses."""
+
+    required = ("train.jsonl",)
+
+
+class Checkpoint(Artifact):
+    """Hugging Face safetensors, config and tokenizer: loads in transformers and vLLM as it is."""
+
+    required = ("config.json", "tokenizer.json")
+
+
+class RewardCheckpoint(Artifact):
+    """A reward model's checkpoint."""
+
+    required = ("config.json",)
+
+
+class EvalReport(Artifact):
+    """Results of an evaluation: report.json and samples.jsonl."""
+
+    required = ("report.json",)
+
+
+def content_hash(directory: Path) -> tuple[str, dict[str, int]]:
+    """Return the SHA-256 over relative names and bytes of every file but the manifest, and each file's size."""
+    digest, files = hashlib.sha256(), dict[str, int]()
+    for file in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST):
+        name = file.relative_to(directory).as_posix()
+        files[name] = file.stat().st_size
+        digest.update(f"{name}\0{files[name]}\0".encode())
+        with file.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest(), files
+
+
+def write_manifest(artifact: Artifact, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str],
+                   code_version: str, counts: Mapping[str, float] | None = None) -> Manifest:
+    """Finish `artifact`: hash its content and write its manifest atomically, last."""
+    digest, files = content_hash(artifact.path)
+    manifest = Manifest(type(artifact).__name__, digest, stage, dict(config), dict(inputs), code_version, files, dict(counts or {}))
+    temporary = artifact.path / (MANIFEST + ".tmp")
+    temporary.write_text(json.dumps(asdict(manifest), indent=1, default=str))
+    temporary.replace(artifact.path / MANIFEST)
+    return manifest

@@ -1,0 +1,67 @@
+"""The roles of the GRPO loop as small interfaces. Each has a fake in tests/fakes.py and one contract suite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from framework.types import (
+    Float32,
+    Minibatch,
+    Prompt,
+    PublishedWeights,
+    ResponseGroup,
+    RewardScore,
+    SamplingParams,
+    StepResult,
+    TrainSample,
+)
+
+
+class Sampler(Protocol):
+    """A rollout worker's engine: samples groups and takes new weights while it does."""
+
+    async def generate(self, prompt: Prompt, params: SamplingParams) -> ResponseGroup:
+        """Sample G = params.n responses; raises UserError if the prompt leaves no room in the context."""
+        ...
+
+    async def update_weights(self, published: Sequence[PublishedWeights]) -> int:
+        """Load every learner rank's share, drop the prefix cache, return the version now served."""
+        ...
+
+
+class Scorer(Protocol):
+    """Scores whole groups; never raises for a bad verifier, reports it in RewardScore.error."""
+
+    def score(self, group: ResponseGroup) -> tuple[RewardScore, ...]:
+        """Return G scores."""
+        ...
+
+
+class Learner(Protocol):
+    """One data-parallel rank of the policy's learner. All ranks are called with the same arguments."""
+
+    def train_minibatch(self, minibatch: Minibatch) -> StepResult:
+        """One optimizer step on the whole minibatch (each rank takes its share of the samples)."""
+        ...
+
+    def logprobs(self, samples: Sequence[TrainSample], version: int | None = None) -> list[Float32]:
+        """Logprobs [R] of each sample's response under the current weights, or a kept older `version`."""
+        ...
+
+    def publish(self) -> PublishedWeights:
+        """This rank's share of the weights as the next policy version."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's engine state (weights, optimizer, scheduler, RNG) for an exact resume."""
+        ...
+
+    def load(self, directory: Path) -> None:
+        """Restore what `save` wrote; raises UserError on a missing or damaged file or another topology."""
+        ...
+
+    def export(self, directory: Path) -> None:
+        """Rank 0 writes a Hugging Face checkpoint (safetensors, per-expert names, config)."""
+        ...

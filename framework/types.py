@@ -1,0 +1,157 @@
+"""What travels between the hops of the GRPO loop: one frozen dataclass per hop, shapes beside the fields.
+
+Dimensions: B batch, G group, T tokens of one sequence or of one packed row, R response tokens, V vocabulary,
+E experts, L MoE layers, S segments of a packed row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One task to answer. `id` is stable across runs; `text` is the question without any template."""
+
+    id: str
+    text: str
+    task: str  # e.g. "chain_sum"; names the verifier's data set
+    answer: str  # reference answer
+    rewards: tuple[str, ...] = ()  # names of the reward components that score it; empty: all configured
+    token_ids: tuple[int, ...] = ()  # the templated prompt; what the sampler sees
+    entry: str = ""  # verifier's own record as JSON (reasoning-gym needs its metadata)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How rollouts are sampled (R1-Zero: temperature 1, no truncation of the distribution)."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 64
+    n: int = 8  # G
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Response:
+    """One sampled response, token in, token out; `text` is for verifiers and people."""
+
+    token_ids: Int32  # [R], ends with the end-of-sequence token when finish_reason is "stop"
+    logprobs: Float32  # [R], the sampler's, at its temperature
+    weight_versions: Int32  # [R], policy version that sampled each token
+    finish_reason: FinishReason
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class ResponseGroup:
+    """The G responses to one prompt."""
+
+    prompt: Prompt
+    responses: tuple[Response, ...]  # G
+
+
+@dataclass(frozen=True)
+class RewardScore:
+    """Reward of one response. A failed verifier gives total 0 and says why in `error`."""
+
+    total: float
+    components: Mapping[str, float] = field(default_factory=dict)
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class ScoredGroup:
+    """A response group with its rewards; `advantages_G` is filled by the loop."""
+
+    group: ResponseGroup
+    scores: tuple[RewardScore, ...]  # G
+
+
+@dataclass(frozen=True)
+class TrainSample:
+    """One response as the learner trains on it."""
+
+    prompt_id: str
+    prompt_ids: Int32  # [P]
+    response_ids: Int32  # [R]
+    advantage: float
+    sampler_logprobs: Float32  # [R]
+    weight_versions: Int32  # [R]
+    old_logprobs: Float32 | None = None  # [R], pi_old of the ratio; None: the sampler's
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """What one optimizer step trains on. Groups without signal are left out of `samples` but counted in `n_responses`."""
+
+    samples: tuple[TrainSample, ...]
+    n_responses: int  # responses that the step stands for, dropped ones included: GRPO's denominator
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Packed sequences, no pads between them. Position t predicts token t+1, so targets are shifted already.
+
+    The last position of each segment has mask 0 (it predicts nothing).
+    """
+
+    token_ids_T: torch.Tensor  # int64
+    position_ids_T: torch.Tensor  # int64, restart at 0 in each segment
+    segment_lengths_S: torch.Tensor  # int64, sum = T
+    targets_T: torch.Tensor  # int64
+    mask_T: torch.Tensor  # float32, 1 where targets_T is a trained response token
+    advantages_T: torch.Tensor  # float32
+    old_logprobs_T: torch.Tensor  # float32
+    sampler_logprobs_T: torch.Tensor  # float32
+    ref_logprobs_T: torch.Tensor  # float32
+    weights_T: torch.Tensor  # float32, 1/|o_i| (GRPO), 1 (DAPO, Dr.GRPO); times mask; not divided by the denominator
+    sample_index_S: tuple[int, ...] = ()  # which sample of the minibatch each segment is
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """Sum over the micro-batch of weighted token losses, to be divided by the minibatch's global denominator."""
+
+    loss: torch.Tensor  # scalar, differentiable
+    metrics: Mapping[str, float] = field(default_factory=dict)  # sums over tokens; see `tokens`
+    tokens: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step as rank 0 reports it; metrics are means over the whole minibatch."""
+
+    step: int  # optimizer steps taken so far
+    metrics: Mapping[str, float]
+    expert_load_LE: npt.NDArray[np.float64] | None = None  # tokens routed to each expert
+
+
+@dataclass(frozen=True)
+class WeightTensor:
+    """Where one tensor lies in a published flat buffer."""
+
+    name: str  # Hugging Face name, experts split
+    dtype: str  # torch name, e.g. "bfloat16"
+    shape: tuple[int, ...]
+    offset: int  # bytes
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """One learner rank's share of policy `version`: a flat byte buffer and its table of contents."""
+
+    version: int
+    tensors: tuple[WeightTensor, ...]
+    buffer: npt.NDArray[np.uint8]  # [bytes]
