@@ -34,7 +34,7 @@ def machine() -> dict[str, Any]:
 
 
 def report(name: str, rows: Sequence[Row], notes: Mapping[str, Any] | None = None) -> Path:
-    """Print `rows` as a table under the machine's description and write both to results/`name`.json; return that path."""
+    """Print `rows` as a table under the machine and write both to results/`name`.json; return that path."""
     result = {
         "bench": name,
         "command": " ".join(["framework bench", name, *sys.argv[3:]]) if sys.argv[1:2] == ["bench"] else None,
