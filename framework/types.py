@@ -155,3 +155,29 @@ class PublishedWeights:
     version: int
     tensors: tuple[WeightTensor, ...]
     buffer: npt.NDArray[np.uint8]  # [bytes]
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """How one checkpoint does on one task, from k sampled responses to each of n prompts (R1 paper, section 3.1)."""
+
+    task: str  # "all" for the mean over every prompt
+    n_prompts: int
+    k: int  # responses per prompt
+    pass_at_1: float  # mean over prompts of the share of right responses
+    pass_at_1_se: float  # standard error of that mean over prompts
+    cons_at_k: float  # share of prompts whose majority answer is right
+    pass_at_k: float  # share of prompts with at least one right response
+    format_rate: float  # share of responses in the demanded format
+    mean_response_tokens: float
+    truncated_share: float  # responses that ran into the length limit
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """One checkpoint's evaluation; `asdict` of it is an EvalReport's report.json."""
+
+    label: str  # the checkpoint, e.g. "base" or "r1_zero"
+    overall: EvalTask
+    tasks: tuple[EvalTask, ...]
+    sampling: Mapping[str, float] = field(default_factory=dict)  # temperature, top_p, max_tokens, seed
