@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+if TYPE_CHECKING:  # only annotations need it, and reward processes start in a tenth of the time without it
+    import torch
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
