@@ -1,0 +1,177 @@
+"""Weights & Biases: one wandb run for each training run, names under their stage, each stage on its own step axis.
+
+Offline (the default) writes `<run>/wandb/offline-run-*`, one folder for each process that took part; `wandb sync
+<run>/wandb/offline-run-*` uploads them in order into the same run, since all carry the same id. wandb's own step is the
+time since that id was made, so rows of a resumed process always come after the earlier ones. wandb can't withdraw rows:
+steps that a resume repeats stand twice there, and once in the run's own files and report.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from framework.errors import UserError
+from framework.observe.metrics import Load, SampleRow, Sink
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where metrics go besides the run's own files and report."""
+
+    mode: Literal["offline", "online", "none"] = "offline"
+    project: str = "framework"
+    entity: str = ""  # wandb team; empty: the key's default
+    name: str = ""  # empty: the run directory's name
+    tags: tuple[str, ...] = ()
+    samples_every: int = 10  # steps between two tables of sampled responses
+    heat_map_every: int = 10  # steps between two heat maps of expert load
+    max_rows: int = 64  # responses in one table
+    finish_timeout_s: float = 60.0  # longest wait for an upload at the end; the rest stays on disk for `wandb sync`
+
+
+def check_tracking(config: TrackingConfig) -> None:
+    """Raise UserError for what would fail only once the run is under way; starts nothing."""
+    for name, every in (("samples_every", config.samples_every), ("heat_map_every", config.heat_map_every)):
+        if every < 1:
+            raise UserError(f"tracking.{name}", every, "must be at least 1 step")
+    if config.mode not in ("offline", "online", "none"):
+        raise UserError("tracking.mode", config.mode, "must be offline, online or none")
+    if config.mode == "online" and not os.environ.get("WANDB_API_KEY"):
+        raise UserError(
+            "WANDB_API_KEY", "", "tracking=wandb_online needs a key there; tracking=wandb_offline needs none"
+        )
+
+
+def open_sinks(config: TrackingConfig, run_dir: Path, run_config: Mapping[str, Any]) -> tuple[Sink, ...]:
+    """Return what a run's trackers write to: wandb, or nothing. Call once a process, share among its stages."""
+    check_tracking(config)
+    return () if config.mode == "none" else (WandbSink(config, run_dir, run_config),)
+
+
+class WandbSink:
+    """Sends metrics to wandb. Nothing here blocks the loop: wandb's own process does the writing and uploading.
+
+    Raises UserError if the wandb server can't be reached or refuses the key (online only).
+    """
+
+    def __init__(self, config: TrackingConfig, run_dir: Path, run_config: Mapping[str, Any]) -> None:
+        import pandas as pd
+        import wandb
+
+        self.config, self._wandb = config, wandb
+        self._pandas = pd  # wandb.Table imports it at first use, which would cost the loop half a second
+        identity = _identity(run_dir)
+        self.run_id, self._created = str(identity["id"]), float(identity["created"])
+        settings = wandb.Settings(console="off", silent=True, disable_git=True, finish_timeout=config.finish_timeout_s)
+        try:
+            self._run = wandb.init(
+                project=config.project,
+                entity=config.entity or None,
+                name=config.name or run_dir.resolve().name,
+                tags=list(config.tags),
+                id=self.run_id,
+                resume="allow" if config.mode == "online" else None,  # offline there is no server to ask
+                mode="online" if config.mode == "online" else "offline",
+                dir=str(run_dir),
+                config=dict(run_config),
+                settings=settings,
+            )
+        except wandb.errors.Error as error:
+            raise UserError(
+                "tracking.mode", config.mode, f"wandb refused ({error}); tracking=wandb_offline works"
+            ) from None
+        self._stages: set[str] = set()
+        self._last_row = -1
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Record values of one step as `<stage>/<name>`."""
+        self._send(stage, step, metrics)
+
+    def samples(self, stage: str, step: int, rows: Sequence[SampleRow]) -> None:
+        """A table of responses each `samples_every` steps."""
+        if step % self.config.samples_every:
+            return
+        names = sorted({name for row in rows for name in row.components})
+        columns = ["step", "prompt", "response", "reward", *names, "advantage", "length", "finish_reason", "version"]
+        data = [
+            [step, row.prompt, row.response, row.reward]
+            + [row.components.get(name) for name in names]
+            + [row.advantage, row.length, row.finish_reason, row.version]
+            for row in rows[: self.config.max_rows]
+        ]
+        self._send(stage, step, {"samples": self._wandb.Table(columns=columns, data=data)})
+
+    def expert_load(self, stage: str, step: int, load_LE: Load) -> None:
+        """A heat map of each expert's load (rows: MoE layers, columns: experts) each `heat_map_every` steps."""
+        if step % self.config.heat_map_every == 0:
+            caption = f"step {step}; rows: MoE layers, columns: experts; white: the layer's mean, full red: twice it"
+            self._send(stage, step, {"experts/load": self._wandb.Image(heat_map_image(load_LE), caption=caption)})
+
+    def close(self, stage: str) -> None:
+        """Nothing: later stages write to the same run; `finish` ends it."""
+
+    def finish(self, exit_code: int = 0) -> None:
+        """End the wandb run, waiting at most `finish_timeout_s` for an upload. Calling it twice is harmless."""
+        if self._run is not None:
+            self._run.finish(exit_code=exit_code)
+            self._run = None
+
+    def _send(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
+        if self._run is None:
+            log.warning(
+                "wandb run %s is finished: step %d of %s is only in the run's own files", self.run_id, step, stage
+            )
+            return
+        if stage not in self._stages:
+            self._stages.add(stage)
+            self._run.define_metric(f"{stage}/step", hidden=True)
+            self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+        self._last_row = max(self._last_row + 1, int((time.time() - self._created) * 1000))
+        self._run.log(
+            {f"{stage}/{name}": value for name, value in values.items()} | {f"{stage}/step": step}, step=self._last_row
+        )
+
+
+def heat_map_image(load_LE: Load, cell: int = 12) -> npt.NDArray[np.uint8]:
+    """Colour each expert's load relative to its layer's mean: blue 0, white 1, red 2 and above.
+
+    Returns [L * cell, E * cell, 3]. A layer without any tokens, or with a load that is not a number, is grey.
+    """
+    mean_L1 = load_LE.mean(axis=1, keepdims=True)
+    valid_L1 = np.isfinite(mean_L1) & (mean_L1 > 0)
+    ratio_LE = np.where(valid_L1, load_LE / np.where(valid_L1, mean_L1, 1.0), 1.0)
+    excess_LE1 = (np.clip(ratio_LE, 0.0, 2.0) - 1.0)[..., None]
+    white, red, blue = (np.array(rgb, dtype=np.float64) for rgb in ((255, 255, 255), (178, 24, 43), (33, 102, 172)))
+    image_LE3 = white + np.where(excess_LE1 > 0, red - white, blue - white) * np.abs(excess_LE1)
+    image_LE3 = np.where(valid_L1[..., None], image_LE3, 160.0)
+    return image_LE3.round().astype(np.uint8).repeat(cell, axis=0).repeat(cell, axis=1)
+
+
+def _identity(run_dir: Path) -> dict[str, Any]:
+    """The run's wandb id and when it was made; the same for every process that works on the run directory."""
+    path = run_dir / "wandb" / "identity.json"
+    try:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"id": secrets.token_hex(4), "created": time.time()}))
+            temporary.replace(path)
+        identity: dict[str, Any] = json.loads(path.read_text())
+        return identity
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(
+            str(path), str(error), "must be a writable file with the wandb id; delete it to start a new wandb run"
+        ) from None
