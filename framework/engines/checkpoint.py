@@ -1,0 +1,171 @@
+"""What a learner writes to disk: its own state for an exact resume, and Hugging Face checkpoints for everyone else.
+
+Engine state is DeepSpeed's native checkpoint plus random states and older weights. It resumes on the same topology
+only: with another expert-parallel size DeepSpeed would load it without complaint and corrupt the optimizer.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from framework.engines import expert_parallel
+from framework.engines.deepspeed_engine import Snapshot, TrainingEngine
+from framework.errors import UserError
+
+TAG = "native"
+CONTENTS = "engine.json"  # written last, by rank 0
+
+
+@dataclass(frozen=True)
+class Topology:
+    """What a native checkpoint is tied to."""
+
+    world: int
+    ep_size: int
+    zero_stage: int
+    dtype: str
+
+
+def topology(engine: TrainingEngine) -> Topology:
+    """Of a running engine."""
+    return Topology(engine.world, engine.config.ep_size, engine.config.zero_stage, engine.config.dtype)
+
+
+def save_state(
+    engine: TrainingEngine, directory: Path, counters: Mapping[str, int], snapshots: Mapping[str, Snapshot]
+) -> None:
+    """Write engine state, `counters` and `snapshots` to `directory` (all ranks; a shared file system).
+
+    `engine.json` goes last and lists every file with its size, so a torn checkpoint is seen on load.
+    """
+    if engine.rank == 0:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+    dist.barrier()
+    engine.native.save_checkpoint(str(directory), tag=TAG, client_state={"steps": engine.steps})
+    torch.save(_random_states(), directory / f"random_rank{engine.rank}.pt")
+    if engine.rank < engine.config.ep_size:  # the first replica holds every expert once
+        tensors = {name: (snap.parameters, snap.biases) for name, snap in snapshots.items()}
+        torch.save(tensors, directory / f"snapshots_ep{engine.rank}.pt")
+    dist.barrier()
+    if engine.rank == 0:
+        files = {
+            p.relative_to(directory).as_posix(): p.stat().st_size for p in sorted(directory.rglob("*")) if p.is_file()
+        }
+        contents = {"topology": asdict(topology(engine)), "counters": dict(counters), "files": files}
+        temporary = directory / (CONTENTS + ".tmp")
+        temporary.write_text(json.dumps(contents, indent=1))
+        temporary.replace(directory / CONTENTS)
+    dist.barrier()
+
+
+def load_state(engine: TrainingEngine, directory: Path) -> tuple[dict[str, int], dict[str, Snapshot]]:
+    """Restore what `save_state` wrote; return the counters and snapshots.
+
+    Raises UserError that names the file if one is missing or damaged, or the field if the topology differs.
+    """
+    contents = check_state(directory)
+    found, ours = contents["topology"], asdict(topology(engine))
+    if different := [key for key in ours if found.get(key) != ours[key]]:
+        key = different[0]
+        raise UserError(
+            str(directory), f"{key}={found.get(key)}", f"this run has {key}={ours[key]}; resume with the same"
+        )
+    try:
+        engine.native.load_checkpoint(str(directory), tag=TAG)
+        _restore_random_states(_load(directory / f"random_rank{engine.rank}.pt"))
+        tensors = _load(directory / f"snapshots_ep{engine.rank % engine.config.ep_size}.pt")
+    except (RuntimeError, EOFError, UnpicklingError, OSError) as error:
+        raise UserError(str(directory), str(error).splitlines()[0], "must be an undamaged engine state") from error
+    engine.steps = int(contents["counters"]["steps"])
+    return contents["counters"], {name: Snapshot(*pair) for name, pair in tensors.items()}
+
+
+def check_state(directory: Path) -> dict[str, Any]:
+    """Return the contents of an engine state; raises UserError naming a missing or truncated file."""
+    file = directory / CONTENTS
+    try:
+        contents: dict[str, Any] = json.loads(file.read_text())
+        files = contents["files"].items()
+    except FileNotFoundError:
+        raise UserError(str(file), "no such file", "a finished engine state has one") from None
+    except (json.JSONDecodeError, KeyError) as error:
+        raise UserError(str(file), str(error), "must be JSON as the learner writes it") from None
+    for name, size in files:
+        path = directory / name
+        present = path.stat().st_size if path.is_file() else None
+        if present != size:
+            raise UserError(str(path), f"{present} bytes" if present is not None else "no such file", f"{size} bytes")
+    return contents
+
+
+def export_hf(engine: TrainingEngine, directory: Path) -> None:
+    """Write a Hugging Face checkpoint: one safetensors file a layer, per-expert names, biases in float32.
+
+    All ranks take part (one layer's experts are gathered at a time), rank 0 writes.
+    """
+    from safetensors.torch import save_file
+
+    model: Any = engine.model
+    writes = engine.rank == 0
+    if writes:
+        directory.mkdir(parents=True, exist_ok=True)
+        for stale in directory.glob("model*.safetensors*"):
+            stale.unlink()
+    weight_map, total = dict[str, str](), 0
+    sections = _sections(model)
+    for index, (prefix, skip) in enumerate(sections):
+        file = f"model-{index + 1:05d}-of-{len(sections):05d}.safetensors"
+        tensors = {}
+        for name, tensor in expert_parallel.all_tensors(model, prefix):
+            if writes and not (skip and name.startswith(skip)):
+                tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        if writes:
+            save_file(tensors, str(directory / file), metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(tensors, file)
+            total += sum(t.numel() * t.element_size() for t in tensors.values())
+    if writes:
+        index_file = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index_file, indent=1))
+        config = model.config
+        config.architectures, config.dtype = [type(model).__name__], getattr(torch, engine.config.dtype)
+        config.save_pretrained(directory)
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.save_pretrained(directory)
+    dist.barrier()
+
+
+def _sections(model: Any) -> list[tuple[str, str]]:
+    """(prefix to write, prefix to leave out): each decoder layer, then everything outside the layers."""
+    layers = len(model.model.layers)
+    return [(f"model.layers.{i}.", "") for i in range(layers)] + [("", "model.layers.")]
+
+
+def _random_states() -> dict[str, Any]:
+    states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _restore_random_states(states: Mapping[str, Any]) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _load(file: Path) -> Any:
+    return torch.load(file, map_location="cpu", weights_only=False)  # our own file: random states are not tensors

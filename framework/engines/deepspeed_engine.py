@@ -1,0 +1,249 @@
+"""DeepSpeed (ZeRO 1-3, AutoEP) as one object with a few verbs: forward, backward, step, snapshots of the weights.
+
+What the policy learner and the pretraining trainer share. Dimensions: L MoE layers, E routed experts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from framework.engines import expert_parallel
+from framework.engines.lr_schedule import LrSchedule
+from framework.errors import UserError
+
+
+@dataclass(frozen=True)
+class DeepSpeedConfig:
+    """Optimizer, precision and sharding. Raises UserError for values that cannot work.
+
+    Defaults: AdamW as DeepSeek-V3 §4.2 (betas, weight decay, clipping).
+    """
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    zero_stage: int = 1
+    ep_size: int = 1
+    schedule: LrSchedule = LrSchedule()
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # on matrices; norms and biases are not decayed
+    clip: float = 1.0  # global gradient norm; 0 switches clipping off
+    token_budget: int = 4096  # tokens of a micro-batch
+    bias_update_speed: float = 0.0  # gamma of the auxiliary-loss-free balancing; 0 freezes the bias
+    balance_alpha: float = 0.0  # weight of the sequence-wise balance loss
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    threads: int = 0  # torch threads of this process; 0 leaves them as they are
+    keep_versions: int = 0  # published versions kept, besides the newest, to recompute logprobs under
+    collective_timeout_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16"):
+            raise UserError("engine.dtype", self.dtype, "float32 or bfloat16")
+        if self.zero_stage not in (1, 2, 3):
+            raise UserError(
+                "engine.zero_stage", self.zero_stage, "1, 2 or 3 (0 gives wrong gradient norms with expert parallelism)"
+            )
+        for key, least in (("ep_size", 1), ("token_budget", 1), ("keep_versions", 0), ("threads", 0)):
+            if getattr(self, key) < least:
+                raise UserError(f"engine.{key}", getattr(self, key), f"at least {least}")
+        for key in ("clip", "weight_decay", "bias_update_speed", "balance_alpha"):
+            if getattr(self, key) < 0:
+                raise UserError(f"engine.{key}", getattr(self, key), "at least 0")
+        for key in ("beta1", "beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise UserError(f"engine.{key}", getattr(self, key), "in [0, 1)")
+        if self.eps <= 0 or self.collective_timeout_s <= 0:
+            raise UserError("engine.eps, engine.collective_timeout_s", (self.eps, self.collective_timeout_s), "above 0")
+        if self.zero_stage == 3 and self.keep_versions:
+            raise UserError("engine.keep_versions", self.keep_versions, "0 with zero_stage 3, which shards the weights")
+
+    def check_topology(self, world: int, experts: int) -> None:
+        """Raise UserError unless `ep_size` divides both the world size and the number of routed experts."""
+        if self.ep_size > 1 and not experts:
+            raise UserError("engine.ep_size", self.ep_size, "1: this model has no routed experts")
+        for name, number in (("learner ranks", world), ("routed experts", experts or self.ep_size)):
+            if number % self.ep_size:
+                allowed = [d for d in range(1, number + 1) if number % d == 0]
+                raise UserError("engine.ep_size", self.ep_size, f"must divide the {number} {name}: one of {allowed}")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of this rank's weights and correction biases, in `parameters()` and layer order."""
+
+    parameters: tuple[torch.Tensor, ...]
+    biases: tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """What one optimizer step did."""
+
+    grad_norm: float  # before clipping
+    lr: float
+    expert_load_LE: torch.Tensor | None
+
+
+def init_process_group(timeout_s: float) -> None:
+    """Join the group that RANK, WORLD_SIZE and MASTER_* describe; alone, a group of one. Idempotent."""
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed import ops
+
+    # Otherwise DeepSpeed compiles its shared-memory collectives at start-up: half a minute, and needs a compiler.
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="nccl" if torch.cuda.is_available() else "gloo",
+        timeout=timedelta(seconds=timeout_s),
+        auto_mpi_discovery=False,
+        verbose=False,
+    )
+
+
+class TrainingEngine:
+    """One rank of a model under DeepSpeed. Every method is collective unless it says otherwise."""
+
+    def __init__(self, model: nn.Module, config: DeepSpeedConfig) -> None:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        init_process_group(config.collective_timeout_s)
+        self.config = config
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        experts = expert_parallel.routed_experts(model.config)
+        config.check_topology(self.world, experts)
+        self._engine = _initialize(model, config, experts > 0)
+        self.model: nn.Module = self._engine.module
+        self.device = next(self.model.parameters()).device
+        self.routing = expert_parallel.ExpertRouting(self.model, keep_routes=config.balance_alpha > 0)
+        self._parameters = list(self.model.parameters())
+        self.steps = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward for training: counts routed tokens; call `backward` on a loss made from it next."""
+        with self.routing.count():
+            return self._engine(*args, **kwargs)
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """Accumulate the gradient of the *sum over ranks* of `loss`; `last` for the step's final micro-batch."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * self.world, scale_wrt_gas=False)  # DeepSpeed takes the mean over ranks
+
+    def step(self) -> StepStats:
+        """Clip, AdamW with the schedule's learning rate, then move the correction biases by the loads."""
+        from framework.algorithms.balance import bias_update
+
+        lr = self.config.schedule.at(self.steps)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        self.steps += 1
+        load_LE = self.routing.take_counts()
+        if load_LE is not None and self.config.bias_update_speed:
+            delta_LE = bias_update(load_LE, self.config.bias_update_speed)
+            for (_, bias_E), delta_E in zip(self.routing.biases(), delta_LE, strict=True):
+                bias_E += delta_E.to(bias_E.device)
+        return StepStats(float(self._engine.get_global_grad_norm()), lr, load_LE)
+
+    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """All-reduce a small tensor."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def snapshot(self) -> Snapshot:
+        """Copy the current weights (not collective). Raises UserError under ZeRO-3, whose weights are shards."""
+        if self.config.zero_stage == 3:
+            raise UserError("engine.zero_stage", 3, "1 or 2 where older weights are kept (KL reference, old versions)")
+        return Snapshot(
+            tuple(p.detach().clone() for p in self._parameters),
+            tuple(bias.detach().clone() for _, bias in self.routing.biases()),
+        )
+
+    @contextlib.contextmanager
+    def weights_of(self, snapshot: Snapshot | None) -> Iterator[None]:
+        """Run the forwards inside the block under `snapshot`; None: the current weights. No second model needed."""
+        if snapshot is None:
+            yield
+            return
+        live = [p.data for p in self._parameters]
+        biases = [bias for _, bias in self.routing.biases()]
+        live_biases = [bias.detach().clone() for bias in biases]
+        try:
+            for parameter, tensor in zip(self._parameters, snapshot.parameters, strict=True):
+                parameter.data = tensor
+            for bias, tensor in zip(biases, snapshot.biases, strict=True):
+                bias.copy_(tensor)
+            yield
+        finally:
+            for parameter, tensor in zip(self._parameters, live, strict=True):
+                parameter.data = tensor
+            for bias, tensor in zip(biases, live_biases, strict=True):
+                bias.copy_(tensor)
+
+    @property
+    def native(self) -> Any:
+        """The deepspeed.DeepSpeedEngine, for checkpoints."""
+        return self._engine
+
+
+def _initialize(model: nn.Module, config: DeepSpeedConfig, moe: bool) -> Any:
+    import logging
+
+    import deepspeed
+    from deepspeed.moe.utils import configure_moe_param_groups
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    for parameter in model.parameters():  # not Module.to: rotary frequencies and correction biases stay float32
+        parameter.data = parameter.data.to(getattr(torch, config.dtype))
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    section: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,  # accumulation is done by hand
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.clip,
+        "zero_optimization": {"stage": config.zero_stage, "overlap_comm": torch.cuda.is_available()},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+    }
+    if config.dtype == "bfloat16":
+        section["bf16"] = {"enabled": True}
+        section["data_types"] = {"grad_accum_dtype": "fp32"}
+    if moe:
+        section["expert_parallel"] = expert_parallel.autoep_section(config.ep_size, torch.cuda.is_available())
+
+    def adamw(groups: Any) -> torch.optim.Optimizer:
+        groups = configure_moe_param_groups(list(groups)) if moe else groups
+        return torch.optim.AdamW(
+            groups, lr=config.schedule.at(0), betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+        )
+
+    named = list(model.named_parameters())
+    groups = [
+        {"params": [p for _, p in named if p.dim() > 1], "weight_decay": config.weight_decay, "name": "decayed"},
+        {"params": [p for _, p in named if p.dim() <= 1], "weight_decay": 0.0, "name": "not_decayed"},
+    ]
+    engine, *_ = deepspeed.initialize(
+        model=model, model_parameters=[g for g in groups if g["params"]], optimizer=adamw, config=section
+    )
+    if config.compile:
+        engine.compile()
+    engine.train()
+    return engine

@@ -1,0 +1,51 @@
+"""Learning-rate schedules of the recipe as one pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from framework.errors import UserError
+
+
+@dataclass(frozen=True)
+class LrSchedule:
+    """Linear warm-up, then constant, cosine or multistep. Steps count from 0; the first step trains at lr / warmup_steps.
+
+    DeepSeek-V3 §4.2 (constant, then cosine to a tenth), V2 §3.1.2 and MoE §5.1.2 (multistep: x0.316 at 60-80% and 90%).
+    """
+
+    lr: float = 3e-6
+    kind: Literal["constant", "cosine", "multistep"] = "constant"
+    warmup_steps: int = 0
+    total_steps: int = 0  # needed by cosine and multistep
+    decay_start: float = 0.0  # cosine: share of total_steps that stays at lr
+    final_ratio: float = 0.1  # cosine: last lr / lr
+    milestones: tuple[float, ...] = (0.8, 0.9)  # multistep: shares of total_steps
+    factor: float = 0.316  # multistep: per milestone
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("constant", "cosine", "multistep"):
+            raise UserError("schedule.kind", self.kind, "constant, cosine or multistep")
+        if self.lr < 0:
+            raise UserError("schedule.lr", self.lr, "at least 0")
+        if self.warmup_steps < 0:
+            raise UserError("schedule.warmup_steps", self.warmup_steps, "at least 0")
+        if self.kind != "constant" and self.total_steps <= self.warmup_steps:
+            raise UserError("schedule.total_steps", self.total_steps, f"above warmup_steps = {self.warmup_steps}")
+        if not 0 <= self.decay_start < 1:
+            raise UserError("schedule.decay_start", self.decay_start, "in [0, 1)")
+
+    def at(self, step: int) -> float:
+        """Learning rate of optimizer step `step`, from 0."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        if self.kind == "constant":
+            return self.lr
+        progress = min(step / self.total_steps, 1.0)
+        if self.kind == "multistep":
+            return self.lr * self.factor ** sum(progress >= milestone for milestone in self.milestones)
+        start = max(self.decay_start, self.warmup_steps / self.total_steps)
+        decay = max(progress - start, 0.0) / (1 - start)
+        return self.lr * (self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * decay)))
