@@ -160,6 +160,20 @@ class PublishedWeights:
 
 
 @dataclass(frozen=True)
+class SampleRow:
+    """One sampled response as people read it in a table."""
+
+    prompt: str
+    response: str
+    reward: float  # total
+    components: Mapping[str, float] = field(default_factory=dict)
+    advantage: float = 0.0
+    length: int = 0  # response tokens
+    finish_reason: str = ""
+    version: int = 0  # policy version that sampled its last token
+
+
+@dataclass(frozen=True)
 class EvalTask:
     """How one checkpoint does on one task, from k sampled responses to each of n prompts (R1 paper, section 3.1)."""
 
