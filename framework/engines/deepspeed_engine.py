@@ -9,7 +9,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ class DeepSpeedConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     zero_stage: int = 1
     ep_size: int = 1
-    schedule: LrSchedule = LrSchedule()
+    schedule: LrSchedule = field(default_factory=LrSchedule)
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -135,10 +135,13 @@ class TrainingEngine:
         self._parameters = list(self.model.parameters())
         self.steps = 0
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward for training: counts routed tokens; call `backward` on a loss made from it next."""
-        with self.routing.count():
-            return self._engine(*args, **kwargs)
+    def forward(self, *, counted: bool = True, **inputs: Any) -> Any:
+        """The model's forward for training; call `backward` on a loss made from it next.
+
+        Routed tokens are counted unless `counted` is off: for placeholders that only keep ranks in step.
+        """
+        with self.routing.count() if counted else contextlib.nullcontext():
+            return self._engine(**inputs)
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         """Accumulate the gradient of the *sum over ranks* of `loss`; `last` for the step's final micro-batch."""

@@ -5,6 +5,7 @@ Dimensions: B rows, T tokens of a row, L MoE layers, E routed experts.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class DeepSpeedTrainer:
         tokens = float(mask_BT[:, 1:].sum())
         share = range(engine.rank, n_rows, engine.world)
         per_micro = max(1, config.token_budget // length)
-        n_micros = -(-(-(-n_rows // engine.world)) // per_micro)  # the same on every rank
+        n_micros = math.ceil(math.ceil(n_rows / engine.world) / per_micro)  # the same on every rank
         sums = torch.zeros(2)
         for index in range(n_micros):
             chosen = list(share[index * per_micro : (index + 1) * per_micro])
@@ -60,11 +61,11 @@ class DeepSpeedTrainer:
         """Loss of a micro-batch as its part of the global mean, and [sum of nll, part of the balance loss]."""
         from framework.algorithms.lm_loss import lm_loss
 
-        logits_BTV = self.engine.forward(input_ids=rows_BT[:, :-1], use_cache=False).logits
+        logits_BTV = self.engine.forward(counted=row_share > 0, input_ids=rows_BT[:, :-1], use_cache=False).logits
         output = lm_loss(logits_BTV.flatten(0, 1), rows_BT[:, 1:].flatten(), mask_BT[:, 1:].flatten().float())
         loss = output.loss / tokens
         balance = torch.zeros(())
-        if self.engine.config.balance_alpha and self.engine.routing.routes:
+        if self.engine.config.balance_alpha and row_share:
             balance = _balance(self.engine.routing.routes, rows_BT.shape[0]) * row_share
             loss = loss + self.engine.config.balance_alpha * balance
         return loss, torch.tensor([output.metrics["nll"], float(balance.detach())])

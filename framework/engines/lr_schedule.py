@@ -11,9 +11,9 @@ from framework.errors import UserError
 
 @dataclass(frozen=True)
 class LrSchedule:
-    """Linear warm-up, then constant, cosine or multistep. Steps count from 0; the first step trains at lr / warmup_steps.
+    """Linear warm-up, then constant, cosine or multistep. Steps count from 0; the first trains at lr / warmup_steps.
 
-    DeepSeek-V3 §4.2 (constant, then cosine to a tenth), V2 §3.1.2 and MoE §5.1.2 (multistep: x0.316 at 60-80% and 90%).
+    DeepSeek-V3 §4.2 (constant, then cosine to a tenth), V2 §3.1.2 and MoE §5.1.2 (multistep: x0.316 at 60-80%, 90%).
     """
 
     lr: float = 3e-6

@@ -1,0 +1,174 @@
+"""GRPO's learner on one data-parallel rank: packed micro-batches, global denominators, older policies by swapping.
+
+Dimensions: T tokens of a packed row, R response tokens, L MoE layers, E routed experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from framework.algorithms.policy_loss import GrpoConfig, denominator, policy_loss
+from framework.data.packing import pack, to_device, unpack_responses
+from framework.engines.checkpoint import export_hf, load_state, save_state
+from framework.engines.deepspeed_engine import DeepSpeedConfig, Snapshot, TrainingEngine
+from framework.engines.expert_parallel import own_tensors
+from framework.errors import UserError
+from framework.models.packed_attention import packed_logprobs, use_packed_attention
+from framework.types import Float32, MicroBatch, Minibatch, PublishedWeights, StepResult, TrainSample
+
+REFERENCE = "reference"
+
+
+class DeepSpeedLearner:
+    """`protocols.Learner` on DeepSpeed. Every method is collective: all ranks call it with the same arguments.
+
+    The reference policy and kept versions are copies of this rank's weights that a forward borrows; there is no
+    second model. Version 0 is the weights that the learner was built with; each `publish` makes the next.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        engine: DeepSpeedConfig,
+        grpo: GrpoConfig,
+        *,
+        temperature: float = 1.0,
+        entropy: bool = False,
+    ) -> None:
+        use_packed_attention(model)
+        self.engine = TrainingEngine(model, engine)
+        self.grpo = grpo
+        self.version = 0
+        self._temperature = temperature  # the sampler's: logprobs are of the distribution that it sampled from
+        self._entropy = entropy
+        self._fresh = True  # no step since the newest version
+        self._kept: dict[int, Snapshot] = {}
+        self._reference: Snapshot | None = None
+        self._keep_version()
+        if grpo.kl_coef:
+            self.reset_reference()
+
+    def train_minibatch(self, minibatch: Minibatch) -> StepResult:
+        """One optimizer step on the whole minibatch; this rank computes its share of the samples.
+
+        Metrics are those of `policy_loss` as means over trained tokens, and loss, grad_norm, lr, tokens. A minibatch
+        without samples changes nothing but the step count. Raises UserError if a sample exceeds the token budget.
+        """
+        engine = self.engine
+        if not minibatch.samples:
+            engine.steps += 1
+            return StepResult(engine.steps, {"loss": 0.0, "tokens": 0.0, "lr": engine.config.schedule.at(engine.steps)})
+        micros = self._pack(minibatch.samples)
+        n_tokens = float(sum(len(sample.response_ids) for sample in minibatch.samples))
+        divisor = denominator(self.grpo, minibatch.n_responses, n_tokens)
+        if self.grpo.kl_coef:
+            micros = self._with_reference(micros)
+        names: list[str] = []
+        sums = torch.zeros(0, dtype=torch.float64)
+        for index, micro in enumerate(micros):
+            model = partial(engine.forward, counted=bool(micro.sample_index_S))
+            result = packed_logprobs(model, micro, self._temperature, entropy=self._entropy)
+            output = policy_loss(result.logprobs_T, micro, self.grpo, result.entropy_T)
+            loss = output.loss / divisor
+            engine.backward(loss, last=index == len(micros) - 1)
+            row = torch.tensor([float(loss.detach()), *output.metrics.values()], dtype=torch.float64)
+            names, sums = list(output.metrics), row if index == 0 else sums + row
+        stats = engine.step()
+        self._fresh = False
+        loss_sum, *totals = engine.sum_over_ranks(sums).tolist()
+        metrics = {name: total / n_tokens for name, total in zip(names, totals, strict=True)}
+        metrics |= {"loss": loss_sum, "grad_norm": stats.grad_norm, "lr": stats.lr, "tokens": n_tokens}
+        load = stats.expert_load_LE
+        return StepResult(engine.steps, metrics, None if load is None else load.double().cpu().numpy())
+
+    def logprobs(self, samples: Sequence[TrainSample], version: int | None = None) -> list[Float32]:
+        """Logprobs [R] of each sample's response under the current weights, or under a kept older `version`.
+
+        Every rank returns all of them. Raises UserError if that version is no longer kept.
+        """
+        if not samples:
+            return []
+        found = self._forward_responses(self._pack(samples), self._snapshot_of(version))
+        if self.engine.world > 1:
+            shares: list[dict[int, Float32] | None] = [None] * self.engine.world
+            dist.all_gather_object(shares, found)
+            for share in shares:
+                found |= share or {}
+        return [found[index] for index in range(len(samples))]
+
+    def reset_reference(self) -> None:
+        """Make the current policy the KL term's reference (R1-Zero: every 400 steps)."""
+        self._reference = self.engine.snapshot()
+
+    def publish(self) -> PublishedWeights:
+        """This rank's share of the weights as the next version: its own experts, and on rank 0 everything else."""
+        from framework.engines.weights import flatten
+
+        self.version += 1
+        self._fresh = True
+        self._keep_version()
+        return flatten(own_tensors(self.engine.model), self.version)
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's engine state, reference and kept versions for an exact resume."""
+        snapshots = {str(version): snapshot for version, snapshot in self._kept.items()}
+        if self._reference is not None:
+            snapshots[REFERENCE] = self._reference
+        counters = {"steps": self.engine.steps, "version": self.version, "fresh": int(self._fresh)}
+        save_state(self.engine, directory, counters, snapshots)
+
+    def load(self, directory: Path) -> None:
+        """Restore what `save` wrote; raises UserError on a missing or damaged file or another topology."""
+        counters, snapshots = load_state(self.engine, directory)
+        self.version, self._fresh = counters["version"], bool(counters["fresh"])
+        self._reference = snapshots.pop(REFERENCE, None)
+        self._kept = {int(version): snapshot for version, snapshot in snapshots.items()}
+        if self.grpo.kl_coef and self._reference is None:
+            raise UserError(str(directory), "no reference weights", "saved with algorithm.kl_coef=0; resume with 0")
+
+    def export(self, directory: Path) -> None:
+        """Rank 0 writes a Hugging Face checkpoint (safetensors, per-expert names, config)."""
+        export_hf(self.engine, directory)
+
+    def _pack(self, samples: Sequence[TrainSample]) -> list[MicroBatch]:
+        engine = self.engine
+        micros = pack(
+            samples, engine.config.token_budget, rank=engine.rank, ranks=engine.world, denominator=self.grpo.denominator
+        )
+        return [to_device(micro, engine.device) for micro in micros] if engine.device.type != "cpu" else micros
+
+    def _with_reference(self, micros: Sequence[MicroBatch]) -> list[MicroBatch]:
+        with torch.no_grad(), self.engine.weights_of(self._reference):
+            return [
+                replace(micro, ref_logprobs_T=packed_logprobs(self.engine.model, micro, self._temperature).logprobs_T)
+                for micro in micros
+            ]
+
+    def _forward_responses(self, micros: Sequence[MicroBatch], snapshot: Snapshot | None) -> dict[int, Float32]:
+        found: dict[int, Float32] = {}
+        with torch.no_grad(), self.engine.weights_of(snapshot):
+            for micro in micros:
+                result = packed_logprobs(self.engine.model, micro, self._temperature)
+                found |= unpack_responses(result.logprobs_T, micro)
+        return found
+
+    def _keep_version(self) -> None:
+        keep = self.engine.config.keep_versions
+        if keep:
+            self._kept[self.version] = self.engine.snapshot()
+            self._kept = {v: snapshot for v, snapshot in self._kept.items() if v >= self.version - keep}
+
+    def _snapshot_of(self, version: int | None) -> Snapshot | None:
+        if version is None or (version == self.version and self._fresh):
+            return None
+        if version not in self._kept:
+            kept = sorted(self._kept) or "none"
+            raise UserError("policy version", version, f"kept are {kept}; raise engine.keep_versions")
+        return self._kept[version]
