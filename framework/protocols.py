@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from framework.types import (
     Float32,
@@ -13,6 +16,7 @@ from framework.types import (
     PublishedWeights,
     ResponseGroup,
     RewardScore,
+    SampleRow,
     SamplingParams,
     StepResult,
     TrainSample,
@@ -64,4 +68,28 @@ class Learner(Protocol):
 
     def export(self, directory: Path) -> None:
         """Rank 0 writes a Hugging Face checkpoint (safetensors, per-expert names, config)."""
+        ...
+
+
+class Tracker(Protocol):
+    """Where a stage reports what it does; `step` counts whatever the stage counts (usually optimizer steps)."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record scalars of one step, e.g. {"reward/mean": 0.4}."""
+        ...
+
+    def samples(self, step: int, rows: Sequence[SampleRow]) -> None:
+        """Record sampled responses of one step."""
+        ...
+
+    def expert_load(self, step: int, load_LE: npt.NDArray[np.float64]) -> None:
+        """Record the tokens routed to each expert of each MoE layer."""
+        ...
+
+    def progress(self, done: int, total: int, text: str = "") -> None:
+        """Move the stage's progress bar (a plain line in a log)."""
+        ...
+
+    def rewind(self, step: int) -> None:
+        """Withdraw what was recorded after `step`: a resume from there is about to repeat it."""
         ...

@@ -1,0 +1,193 @@
+"""Hydra composes, this file makes frozen dataclasses of it. The only file that imports Hydra and OmegaConf."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from framework.convert import TARGET, Component, convert, instantiate
+from framework.errors import UserError, did_you_mean
+from framework.graph.cluster import ClusterConfig
+from framework.models.spec import ModelConfig
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+OWN_MODULES = ("framework", "jobs")
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """The job graph: `target` is the dotted name of its `build(config: RunConfig) -> Graph`."""
+
+    name: str
+    target: str
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """The engines' own Config dataclasses: `VllmConfig` and `DeepSpeedConfig`, or what a plug-in gives."""
+
+    rollout: Component = None
+    learner: Component = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run is made of. Fields typed `Component` hold what their node's `_target_` names."""
+
+    job: JobConfig
+    model: ModelConfig
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    algorithm: Component = None
+    data: Component = None
+    reward: Component = None
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    tracking: Component = None
+    stage: Mapping[str, Component] = field(default_factory=dict)  # stage name -> the stage
+    seed: int = 0
+    run: str = "run"
+    runs_dir: Path = Path("runs")
+    plugins: tuple[str, ...] = ()  # module prefixes that `_target_` may name besides framework and jobs
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.run):
+            raise UserError("run", self.run, "must be a directory name of letters, digits, '.', '_' and '-'")
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run keeps its artifacts and metrics."""
+        return self.runs_dir / self.run
+
+
+def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> RunConfig:
+    """Compose conf/config.yaml with `overrides` (Hydra's grammar) into a RunConfig.
+
+    `config_dir` holds further yaml files of the same groups, searched after conf/. Raises UserError on an override
+    that does not parse, an unknown key or group option, a wrong type or a missing value.
+    """
+    node = compose_plain(overrides, config_dir)
+    plugins = convert(tuple[str, ...], node.get("plugins", []), "plugins", _no_target)
+    job = node.get("job")
+    if not isinstance(job, Mapping) or TARGET not in job:
+        raise UserError("job", job, f"must be a group with a {TARGET}")
+    node["job"] = {("target" if key == TARGET else key): value for key, value in job.items()}
+    resolve = TargetResolver(plugins)
+    config = convert(RunConfig, node, "", resolve)
+    assert isinstance(config, RunConfig)
+    resolve(config.job.target, f"job.{TARGET}")
+    return config
+
+
+def load_target(target: str, plugins: Sequence[str] = (), where: str = TARGET) -> Any:
+    """Return the object of dotted name `target` from framework, jobs or a plug-in; raises UserError otherwise."""
+    return TargetResolver(tuple(plugins))(target, where)
+
+
+@dataclass(frozen=True)
+class TargetResolver:
+    """The one place where `_target_` becomes an object."""
+
+    plugins: tuple[str, ...] = ()
+
+    def __call__(self, target: str, where: str) -> Any:
+        """Import and return the object of dotted name `target`."""
+        prefixes = (*OWN_MODULES, *self.plugins)
+        if not any(target.startswith(f"{prefix}.") for prefix in prefixes):
+            raise UserError(where, target, f"must start with {', '.join(prefixes)}; add your own module to `plugins`")
+        module_name, _, name = target.rpartition(".")
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise  # the module exists and lacks one of its own imports
+            raise UserError(where, target, f"no module named {error.name}") from None
+        if not hasattr(module, name):
+            public = [key for key in vars(module) if not key.startswith("_")]
+            raise UserError(where, target, f"{did_you_mean(name, public)}{module_name} has no {name}")
+        return getattr(module, name)
+
+
+def build_component(node: Mapping[str, Any], plugins: Sequence[str] = (), where: str = "") -> Any:
+    """Instantiate one plain node with a `_target_`, checking its fields as `compose` does."""
+    return instantiate(node, where, TargetResolver(tuple(plugins)))
+
+
+def compose_plain(overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
+    """Return what Hydra composes, interpolations resolved, as plain dicts and lists."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+    from yaml import YAMLError
+
+    if not CONF.is_dir():
+        raise UserError(
+            str(CONF), "no such directory", "conf/ must lie beside the package: install with pip install -e"
+        )
+    if config_dir is not None and not config_dir.is_dir():
+        raise UserError("--config-dir", str(config_dir), "must be a directory")
+    folders = [CONF] if config_dir is None else [CONF, config_dir.resolve()]
+    arguments = [_as_hydra_takes_it(override, folders) for override in overrides]
+    if config_dir is not None:
+        arguments.append(f"hydra.searchpath=[file://{config_dir.resolve()}]")
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = hydra_compose("config", arguments)
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(str(error.full_key), "???", "must be given") from None
+    except OmegaConfBaseException as error:
+        raise UserError(str(error.full_key or "configuration"), error.value, _first_line(error)) from None
+    except YAMLError as error:
+        raise UserError("configuration", " ".join(str(error).split()), "must be valid yaml") from None
+    except HydraException as error:
+        raise _composition_error(error, folders) from None
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def group_options(group: str, folders: Sequence[Path] = (CONF,)) -> list[str]:
+    """Return the names of the yaml files of a config group, e.g. group_options("model")."""
+    return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
+
+
+def _as_hydra_takes_it(override: str, folders: Sequence[Path]) -> str:
+    """Let `key=value` set keys that no yaml mentions: which keys exist is the dataclasses' to say, not the yaml's."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    allowed = "an override reads key=value, e.g. model=v3_tiny or algorithm.group_size=8"
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise UserError("override", override, f"{allowed} ({_first_line(error)})") from None
+    if parsed.is_sweep_override():
+        raise UserError("override", override, "takes one value; a list is written key=[a,b]")
+    is_group = parsed.package is not None or any((folder / parsed.key_or_group).is_dir() for folder in folders)
+    plain_set = not (parsed.is_add() or parsed.is_force_add() or parsed.is_delete())
+    if is_group and not parsed.is_delete() and not isinstance(parsed.value(), str | list):
+        options = ", ".join(group_options(parsed.key_or_group, folders))
+        raise UserError(parsed.key_or_group, parsed.value(), f"takes the name of one of its yaml files: {options}")
+    return override if is_group or not plain_set else f"++{override}"
+
+
+def _composition_error(error: Exception, folders: Sequence[Path]) -> UserError:
+    """Say in one line, with the options, what Hydra says in many."""
+    found = re.search(r"Could not (?:find|load) '([^']+)'", str(error))
+    if found is None:
+        return UserError("configuration", _first_line(error), "see conf/")
+    group, _, option = found.group(1).rpartition("/")
+    options = group_options(group, folders)
+    return UserError(group or "configuration", option, f"{did_you_mean(option, options)}options: {', '.join(options)}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _no_target(target: str, where: str) -> Any:
+    raise UserError(where, target, "must be plain values")

@@ -1,0 +1,153 @@
+"""Runs a graph node by node in the driver process; finished nodes are skipped, a stop leaves everything resumable."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from framework.errors import FrameworkError, Stopped
+from framework.graph.cluster import ClusterConfig
+from framework.graph.nodes import Graph, Node, Runtime
+from framework.graph.store import Store, as_disk_error, resolve_inputs
+from framework.protocols import Tracker
+from framework.types import SampleRow
+
+logger = logging.getLogger("framework.graph")
+
+
+@dataclass(frozen=True)
+class NullTracker:
+    """Records nothing."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Drop the metrics."""
+
+    def samples(self, step: int, rows: Sequence[SampleRow]) -> None:
+        """Drop the samples."""
+
+    def expert_load(self, step: int, load_LE: npt.NDArray[np.float64]) -> None:
+        """Drop the expert load."""
+
+    def progress(self, done: int, total: int, text: str = "") -> None:
+        """Drop the progress."""
+
+    def rewind(self, step: int) -> None:
+        """Nothing was recorded."""
+
+
+TrackerOf = Callable[[str], Tracker]  # node name -> its tracker
+
+
+def no_tracking(node: str) -> Tracker:
+    """Return a tracker that records nothing, for any node."""
+    return NullTracker()
+
+
+def never_stop() -> bool:
+    """Return False: nobody can ask this run to stop."""
+    return False
+
+
+class StopFlag:
+    """Set by SIGINT or SIGTERM. A flag, because an exception inside `ray.get` would surface late."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def __call__(self) -> bool:
+        """Return whether the run was asked to stop."""
+        return self._event.is_set()
+
+    def set(self) -> None:
+        """Ask the run to stop at the next point where everything needed to resume is saved."""
+        self._event.set()
+
+    @contextmanager
+    def on_signals(self) -> Iterator[StopFlag]:
+        """Let the first SIGINT or SIGTERM set the flag and a second one end the process as usual."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            logger.warning("%s: stopping at the next safe point; again to stop now", signal.Signals(number).name)
+            self.set()
+            signal.signal(number, previous[signal.Signals(number)])
+
+        for number in previous:
+            signal.signal(number, handle)
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One run of a graph."""
+
+    graph: Graph
+    store: Store
+    cluster: ClusterConfig
+    seed: int = 0
+    tracker_of: TrackerOf = no_tracking
+    should_stop: Callable[[], bool] = never_stop
+
+    def run(self) -> dict[str, Any]:
+        """Run every node that is not finished; returns node name -> outputs.
+
+        Raises UserError (bad input, full disk), Stopped (asked to), or what a stage raises.
+        """
+        finished: dict[str, Any] = {}
+        order = self.graph.order()
+        for index, node in enumerate(order, start=1):
+            finished[node.name] = self._run_node(node, finished, f"[{index}/{len(order)}] {node.name}")
+        return finished
+
+    def _run_node(self, node: Node, finished: Mapping[str, Any], label: str) -> Any:
+        inputs = resolve_inputs(node, finished)
+        hashes = self.store.input_hashes(inputs)
+        key = self.store.key(node, hashes, self.seed)
+        outputs = self.store.outputs(node, key)
+        if outputs is not None:
+            logger.info("%s: finished before, skipped (%s)", label, key)
+            return outputs
+        if self.should_stop():
+            raise Stopped(f"{node.name}: not started; the same command resumes the run")
+        logger.info("%s: started (%s)", label, key)
+        start = time.monotonic()
+        for artifact in inputs.values():
+            artifact.check()
+        runtime = Runtime(
+            node=node.name,
+            work_dir=self.store.work_dir(node, key),
+            out_dir=self.store.begin(node, key),
+            seed=self.seed,
+            cluster=self.cluster,
+            tracker=self.tracker_of(node.name),
+            should_stop=self.should_stop,
+        )
+        try:
+            built = node.stage.run(node.inputs_type(**inputs), runtime)
+        except FrameworkError:
+            raise
+        except Exception as error:
+            disk_error = as_disk_error(error, self.store.run_dir)
+            if disk_error is None:
+                raise
+            raise disk_error from error
+        outputs = self.store.commit(node, key, built, hashes)
+        logger.info("%s: finished in %.1f s", label, time.monotonic() - start)
+        return outputs

@@ -1,0 +1,210 @@
+"""One run's directory: which nodes are finished, where their artifacts lie, and whose run it is.
+
+runs/<run>/config.json                      the configuration that the run belongs to
+           artifacts/<node>-<key>/<output>/ one finished artifact each, manifest.json in it
+           state/<node>-<key>/              engine state of the stage, to resume from
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from framework.artifacts import MANIFEST, Artifact, content_hash, write_manifest
+from framework.convert import to_plain
+from framework.errors import UserError
+from framework.graph.nodes import Node, OutputRef
+
+# What a resumed run may change: where results are shown and what the run has to run on.
+FREE_KEYS = ("tracking", "cluster", "runs_dir", "plugins")
+ABSENT = "absent"
+_DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+}
+
+
+@dataclass(frozen=True)
+class Store:
+    """Artifacts of one run on disk. Nothing is created before `open_run`."""
+
+    run_dir: Path
+
+    def check_owner(self, config: Mapping[str, Any]) -> None:
+        """Raise UserError if the directory belongs to a run of another configuration, or to something else."""
+        file = self.run_dir / "config.json"
+        if not self.run_dir.exists():
+            return
+        if not self.run_dir.is_dir() or (not file.is_file() and any(self.run_dir.iterdir())):
+            raise UserError(str(self.run_dir), "something that is not a run", "choose another run=NAME")
+        if not file.is_file():
+            return
+        try:
+            owner = json.loads(file.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(str(file), f"not JSON: {error}", "choose another run=NAME") from None
+        difference = first_difference(_owned(owner), _owned(config))
+        if difference:
+            key, theirs, ours = difference
+            allowed = f"{self.run_dir} was made with {key}={_shown(theirs)}; choose another run=NAME"
+            raise UserError(key, ours, allowed)
+
+    def open_run(self, config: Mapping[str, Any]) -> None:
+        """Create the run directory, or check that it is this configuration's; raises UserError if not writable."""
+        self.check_owner(config)
+        with disk_errors(self.run_dir):
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            _write_atomically(self.run_dir / "config.json", json.dumps(config, indent=1))
+
+    def key(self, node: Node, input_hashes: Mapping[str, str], seed: int) -> str:
+        """Return the hash of all that the node's outputs depend on: stage, configuration, inputs, code, seed."""
+        parts = [to_plain(node.stage), dict(sorted(input_hashes.items())), code_version(node.stage), seed]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+    def outputs(self, node: Node, key: str) -> Any | None:
+        """Return the node's finished outputs, or None; raises UserError if one is damaged."""
+        directory = self._artifacts(node, key)
+        if not directory.is_dir():
+            return None
+        found = {name: type_(directory / name) for name, type_ in node.output_types.items()}
+        for artifact in found.values():
+            artifact.manifest()
+            artifact.check()
+        return node.outputs_type(**found)
+
+    def input_hashes(self, inputs: Mapping[str, Artifact]) -> dict[str, str]:
+        """Return each input's content hash, from its manifest where it has one."""
+        return {
+            name: artifact.manifest().content_hash
+            if (artifact.path / MANIFEST).is_file()
+            else content_hash(artifact.path)[0]
+            for name, artifact in inputs.items()
+        }
+
+    def work_dir(self, node: Node, key: str) -> Path:
+        """Return the stage's own directory, which survives a kill."""
+        directory = self.run_dir / "state" / f"{node.name}-{key}"
+        with disk_errors(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
+    def begin(self, node: Node, key: str) -> Path:
+        """Return a fresh directory to build the outputs in; what a killed run left there is removed."""
+        building = self._building(node, key)
+        with disk_errors(building):
+            shutil.rmtree(building, ignore_errors=True)
+            building.mkdir(parents=True)
+        return building
+
+    def commit(self, node: Node, key: str, outputs: Any, input_hashes: Mapping[str, str]) -> Any:
+        """Write the manifests, then rename the whole directory into place; returns the outputs at their final place."""
+        building, final = self._building(node, key), self._artifacts(node, key)
+        stage = f"{type(node.stage).__module__}.{type(node.stage).__qualname__}"
+        with disk_errors(building):
+            for item in dataclasses.fields(outputs):
+                artifact = getattr(outputs, item.name)
+                if artifact.path != building / item.name or not artifact.path.is_dir():
+                    raise RuntimeError(f"{stage}: {item.name} must be built in runtime.artifact_dir({item.name!r})")
+                artifact.check()
+                counts = _counts(artifact.path)
+                write_manifest(artifact, stage, to_plain(node.stage), input_hashes, code_version(node.stage), counts)
+            building.rename(final)
+        finished = self.outputs(node, key)
+        assert finished is not None
+        return finished
+
+    def latest(self, node: str, output: str) -> Path | None:
+        """Return the newest finished artifact of a node, e.g. for `framework report`."""
+        finished = list(self.run_dir.glob(f"artifacts/{node}-*/{output}/{MANIFEST}"))
+        return max(finished, key=lambda file: file.stat().st_mtime).parent if finished else None
+
+    def _artifacts(self, node: Node, key: str) -> Path:
+        return self.run_dir / "artifacts" / f"{node.name}-{key}"
+
+    def _building(self, node: Node, key: str) -> Path:
+        return self.run_dir / "artifacts" / f".building-{node.name}-{key}"
+
+
+def resolve_inputs(node: Node, finished: Mapping[str, Any]) -> dict[str, Artifact]:
+    """Return the artifact behind each edge, given the outputs of the nodes before."""
+    return {
+        name: getattr(finished[edge.node], edge.output) if isinstance(edge, OutputRef) else edge
+        for name, edge in node.edges.items()
+    }
+
+
+def code_version(stage: object) -> str:
+    """Return the hash of the source of the stage's module."""
+    module = inspect.getmodule(type(stage))
+    assert module is not None
+    return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()[:12]
+
+
+def first_difference(theirs: Any, ours: Any, where: str = "") -> tuple[str, Any, Any] | None:
+    """Return (dotted key, their value, our value) of the first difference of two plain configurations."""
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        for key in sorted({*theirs, *ours}):
+            path = f"{where}.{key}" if where else str(key)
+            found = first_difference(theirs.get(key, ABSENT), ours.get(key, ABSENT), path)
+            if found:
+                return found
+        return None
+    return None if theirs == ours else (where, theirs, ours)
+
+
+@contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """Turn a full disk or an unwritable folder into a UserError; what is finished stays finished."""
+    try:
+        yield
+    except OSError as error:
+        user_error = as_disk_error(error, where)
+        if user_error is None:
+            raise
+        raise user_error from error
+
+
+def as_disk_error(error: BaseException, where: Path) -> UserError | None:
+    """Return the UserError for an OSError that the user's disk is to blame for, else None."""
+    number = getattr(error, "errno", None)
+    if not isinstance(error, OSError) or number not in _DISK_ERRORS:
+        return None
+    place = str(error.filename or where)
+    return UserError(place, _DISK_ERRORS[number], "must be writable and have room; the same command resumes the run")
+
+
+def _owned(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in FREE_KEYS}
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _counts(directory: Path) -> dict[str, float]:
+    """Lines of each jsonl file: what a person wants to know of a data set."""
+    counts: dict[str, float] = {}
+    for file in sorted(directory.glob("*.jsonl")):
+        with file.open("rb") as handle:
+            counts[file.stem] = sum(1 for _ in handle)
+    return counts
+
+
+def _write_atomically(file: Path, text: str) -> None:
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, file)

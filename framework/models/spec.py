@@ -1,0 +1,213 @@
+"""Model sizes as a frozen dataclass that becomes a Hugging Face config, a fresh model, or its parameter counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from framework.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+Architecture = Literal["deepseek_v3", "qwen2", "llama"]
+EXPERTS = ".mlp.experts."  # in the name of every routed expert's parameter
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of a causal language model; field names are Hugging Face's. Defaults are DeepSeek-V3's where it has any.
+
+    The fields of MLA and MoE count for `deepseek_v3` only, `num_key_value_heads` for `qwen2` and `llama` only.
+    Raises UserError where sizes contradict each other.
+    """
+
+    name: str
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int  # of a dense layer
+    max_position_embeddings: int
+    architecture: Architecture = "deepseek_v3"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    num_key_value_heads: int | None = None  # None: as many as attention heads
+    # Multi-head latent attention (V2 section 2.1)
+    q_lora_rank: int | None = None  # None: no compression of queries (V2-Lite)
+    kv_lora_rank: int = 512
+    qk_nope_head_dim: int = 128
+    qk_rope_head_dim: int = 64
+    v_head_dim: int = 128
+    # Mixture of experts (V3 section 2.1.2)
+    n_routed_experts: int = 256
+    n_shared_experts: int = 1
+    num_experts_per_tok: int = 8
+    n_group: int = 8
+    topk_group: int = 4
+    moe_intermediate_size: int = 2048
+    first_k_dense_replace: int = 3
+    routed_scaling_factor: float = 2.5
+    norm_topk_prob: bool = True
+    num_nextn_predict_layers: int = 0  # multi-token-prediction modules (V3 section 2.2)
+    # Rotary embedding; YaRN once rope_factor > 1 (V3 section 4.3)
+    rope_theta: float = 1e4
+    rope_factor: float = 1.0
+    original_max_position_embeddings: int = 4096
+    rope_mscale: float = 1.0
+    rms_norm_eps: float = 1e-6
+    attention_bias: bool = False
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.006  # as trained (V3 section 4.2); the published config.json says 0.02
+    bos_token_id: int = 0
+    eos_token_id: int = 1
+    pad_token_id: int = 2
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        ):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}", getattr(self, name), "must be at least 1")
+        if self.architecture == "deepseek_v3":
+            self._check_experts()
+        elif self.num_attention_heads % (self.num_key_value_heads or self.num_attention_heads):
+            allowed = (
+                f"must divide num_attention_heads={self.num_attention_heads}: {_divisors(self.num_attention_heads)}"
+            )
+            raise UserError("model.num_key_value_heads", self.num_key_value_heads, allowed)
+
+    def _check_experts(self) -> None:
+        if self.n_group < 1 or self.n_routed_experts % self.n_group:
+            allowed = f"must divide n_routed_experts={self.n_routed_experts}: {_divisors(self.n_routed_experts)}"
+            raise UserError("model.n_group", self.n_group, allowed)
+        if not 1 <= self.topk_group <= self.n_group:
+            raise UserError("model.topk_group", self.topk_group, f"must be 1 to n_group={self.n_group}")
+        per_group = self.n_routed_experts // self.n_group
+        if per_group < 2:  # a group's score is the sum of its two best experts
+            raise UserError("model.n_group", self.n_group, "must leave at least 2 routed experts in each group")
+        reachable = self.topk_group * per_group
+        if not 1 <= self.num_experts_per_tok <= reachable:
+            allowed = f"must be 1 to {reachable}, the experts of topk_group={self.topk_group} groups"
+            raise UserError("model.num_experts_per_tok", self.num_experts_per_tok, allowed)
+        if not 0 <= self.first_k_dense_replace <= self.num_hidden_layers:
+            allowed = f"must be 0 to num_hidden_layers={self.num_hidden_layers}"
+            raise UserError("model.first_k_dense_replace", self.first_k_dense_replace, allowed)
+
+    @property
+    def num_moe_layers(self) -> int:
+        """Layers with routed experts."""
+        return self.num_hidden_layers - self.first_k_dense_replace if self.architecture == "deepseek_v3" else 0
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Parameters of the model without its MTP modules, which transformers does not build."""
+
+    total: int
+    active: int  # that one token passes through: everything but the experts it is not routed to
+    routed_experts: int
+
+
+def hf_config(spec: ModelConfig) -> PretrainedConfig:
+    """Return the Hugging Face config; for DeepSeek with the keys that vLLM needs to build the correction bias."""
+    import transformers
+
+    common: dict[str, Any] = {
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.intermediate_size,
+        "num_hidden_layers": spec.num_hidden_layers,
+        "num_attention_heads": spec.num_attention_heads,
+        "num_key_value_heads": spec.num_key_value_heads or spec.num_attention_heads,
+        "max_position_embeddings": spec.max_position_embeddings,
+        "rms_norm_eps": spec.rms_norm_eps,
+        "tie_word_embeddings": spec.tie_word_embeddings,
+        "initializer_range": spec.initializer_range,
+        "rope_parameters": _rope_parameters(spec),
+        "bos_token_id": spec.bos_token_id,
+        "eos_token_id": spec.eos_token_id,
+        "pad_token_id": spec.pad_token_id,
+        "dtype": spec.dtype,
+    }
+    if spec.architecture == "qwen2":
+        return transformers.Qwen2Config(**common, architectures=["Qwen2ForCausalLM"])
+    if spec.architecture == "llama":
+        bias = {"attention_bias": spec.attention_bias}
+        return transformers.LlamaConfig(**common, **bias, architectures=["LlamaForCausalLM"])
+    # No key/value heads are shared under MLA; other values would make transformers repeat them.
+    common["num_key_value_heads"] = spec.num_attention_heads
+    return transformers.DeepseekV3Config(
+        **common,
+        architectures=["DeepseekV3ForCausalLM"],
+        attention_bias=spec.attention_bias,
+        q_lora_rank=spec.q_lora_rank,
+        kv_lora_rank=spec.kv_lora_rank,
+        qk_nope_head_dim=spec.qk_nope_head_dim,
+        qk_rope_head_dim=spec.qk_rope_head_dim,
+        v_head_dim=spec.v_head_dim,
+        n_routed_experts=spec.n_routed_experts,
+        n_shared_experts=spec.n_shared_experts,
+        num_experts_per_tok=spec.num_experts_per_tok,
+        n_group=spec.n_group,
+        topk_group=spec.topk_group,
+        moe_intermediate_size=spec.moe_intermediate_size,
+        first_k_dense_replace=spec.first_k_dense_replace,
+        routed_scaling_factor=spec.routed_scaling_factor,
+        norm_topk_prob=spec.norm_topk_prob,
+        num_mtp_layers=spec.num_nextn_predict_layers,
+        topk_method="noaux_tc",
+        scoring_func="sigmoid",
+        moe_layer_freq=1,
+    )
+
+
+def build_model(spec: ModelConfig, seed: int) -> PreTrainedModel:
+    """Return a fresh model in spec.dtype on the current default device, weights N(0, initializer_range) from `seed`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(hf_config(spec), dtype=getattr(torch, spec.dtype))
+    for module in model.modules():
+        bias = getattr(module, "e_score_correction_bias", None)
+        if bias is not None:  # from_config casts it with the rest, but bias steps of 0.001 vanish in bf16
+            module.e_score_correction_bias = bias.float()
+    return model
+
+
+@lru_cache(maxsize=8)
+def parameter_counts(spec: ModelConfig) -> ParameterCounts:
+    """Count parameters on the meta device: no memory is used, whatever the size."""
+    import torch
+
+    with torch.device("meta"):
+        model = build_model(spec, seed=0)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    routed = sum(parameter.numel() for name, parameter in model.named_parameters() if EXPERTS in name)
+    idle = routed * (spec.n_routed_experts - spec.num_experts_per_tok) // spec.n_routed_experts
+    return ParameterCounts(total=total, active=total - idle, routed_experts=routed)
+
+
+def _rope_parameters(spec: ModelConfig) -> dict[str, Any]:
+    if spec.rope_factor <= 1:
+        return {"rope_type": "default", "rope_theta": spec.rope_theta}
+    return {
+        "rope_type": "yarn",
+        "rope_theta": spec.rope_theta,
+        "factor": spec.rope_factor,
+        "original_max_position_embeddings": spec.original_max_position_embeddings,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": spec.rope_mscale,
+        "mscale_all_dim": spec.rope_mscale,
+    }
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)

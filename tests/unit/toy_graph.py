@@ -1,0 +1,106 @@
+"""A graph of tiny stages for the tests of configuration, graph and command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from framework.artifacts import Checkpoint, EvalReport, TextSet
+from framework.errors import RunFailed, UserError
+from framework.graph.nodes import Graph, Runtime
+
+
+@dataclass(frozen=True)
+class Nothing:
+    pass
+
+
+@dataclass(frozen=True)
+class Texts:
+    text: TextSet
+
+
+@dataclass(frozen=True)
+class Model:
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True)
+class TrainIn:
+    corpus: TextSet
+    base: Checkpoint | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    report: EvalReport
+
+
+@dataclass(frozen=True)
+class Write:
+    """Writes `lines` documents."""
+
+    lines: int = 3
+    word: str = "hello"
+
+    def __post_init__(self) -> None:
+        if self.lines % 3:
+            raise UserError("stage.write.lines", self.lines, "must be a multiple of 3")
+
+    def run(self, inputs: Nothing, runtime: Runtime) -> Texts:
+        directory = runtime.artifact_dir("text")
+        rows = [json.dumps({"id": str(i), "text": self.word}) for i in range(self.lines)]
+        (directory / "train.jsonl").write_text("\n".join(rows) + "\n")
+        return Texts(TextSet(directory))
+
+
+@dataclass(frozen=True)
+class Train:
+    """Counts its calls in its work_dir, and stops or fails when told to."""
+
+    lr: float = 1e-3
+    fail: str = ""  # "stop", "error", "full": at the first call
+
+    def run(self, inputs: TrainIn, runtime: Runtime) -> Model:
+        calls = runtime.work_dir / "calls"
+        done = int(calls.read_text()) if calls.exists() else 0
+        calls.write_text(str(done + 1))
+        if done == 0 and self.fail == "error":
+            raise RunFailed("the toy stage failed")
+        if done == 0 and self.fail == "full":
+            raise OSError(28, "No space left on device", str(runtime.out_dir / "weights"))
+        if done == 0 and self.fail == "crash":
+            raise ValueError("a bug\nover two lines")
+        if done == 0 and self.fail == "stop":
+            object.__getattribute__(runtime.should_stop, "set")()
+        runtime.stop_if_asked()
+        directory = runtime.artifact_dir("checkpoint")
+        for name in Checkpoint.required:
+            (directory / name).write_text(json.dumps({"lr": self.lr}))
+        return Model(Checkpoint(directory))
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    def run(self, inputs: Model, runtime: Runtime) -> Report:
+        directory = runtime.artifact_dir("report")
+        (directory / "report.json").write_text("{}")
+        return Report(EvalReport(directory))
+
+
+def build(config: Any) -> Graph:
+    """write -> train -> evaluate."""
+    graph = Graph()
+    write = graph.add("write", config.stage["write"])
+    train = graph.add("train", config.stage["train"], corpus=write.out("text"))
+    graph.add("evaluate", Evaluate(), checkpoint=train.out("checkpoint"))
+    return graph
+
+
+def build_miswired(config: Any) -> Graph:
+    """Gives a text set where a checkpoint is wanted."""
+    graph = Graph()
+    write = graph.add("write", config.stage["write"])
+    graph.add("train", config.stage["train"], corpus=write.out("text"), base=write.out("text"))
+    return graph
