@@ -1,0 +1,108 @@
+"""Worked solutions for the pretraining text: what a base model has read before reinforcement learning.
+
+Like text found in the wild, they are of mixed quality. `careful` ones reason step by step and are right; `careless`
+ones slip on the way; `hasty` ones guess; `plain` ones carry no tags. A base model trained on the mixture can solve the
+tasks but seldom does so by itself: what reinforcement learning then amplifies.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from framework.data.templates import render_r1_zero
+from framework.errors import UserError
+from framework.types import Prompt
+
+
+@dataclass(frozen=True)
+class StyleConfig:
+    """Shares of the styles among the documents, and of documents that carry R1-Zero's template."""
+
+    careful: float = 0.34
+    careless: float = 0.22
+    hasty: float = 0.26
+    plain: float = 0.18
+    template_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        shares = (self.careful, self.careless, self.hasty, self.plain)
+        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise UserError("data.styles", shares, "must be four shares that sum to 1")
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Reasoning steps and a final answer, as text."""
+
+    steps: str
+    answer: str
+
+
+def _chain_sum(prompt: Prompt, slip: random.Random | None) -> Solution:
+    """Add tens and ones apart, then together: 47 + 38 -> 40+30=70 7+8=15 70+15=85."""
+    expression = json.loads(prompt.entry)["metadata"]["expression"].split()
+    total, steps = int(expression[0]), []
+    for sign, term in zip(expression[1::2], map(int, expression[2::2]), strict=True):
+        tens = _combine(total - total % 10, term - term % 10, sign)
+        ones = _combine(total % 10, term % 10, sign)
+        if slip is not None and slip.random() < 0.7:
+            ones += slip.choice((-2, -1, 1, 2))
+        steps += [
+            f"{total - total % 10}{sign}{term - term % 10}={tens}",
+            f"{total % 10}{sign}{term % 10}={ones}",
+            f"{tens}{ones:+}={tens + ones}",
+        ]
+        total = tens + ones
+    return Solution(" ".join(steps), str(total))
+
+
+def _combine(left: int, right: int, sign: str) -> int:
+    return left + right if sign == "+" else left - right
+
+
+def _spell_backward(prompt: Prompt, slip: random.Random | None) -> Solution:
+    """Spell the word, then its letters from last to first."""
+    letters = list(json.loads(prompt.entry)["metadata"]["word"])
+    backward = letters[::-1]
+    if slip is not None and len(set(backward)) > 1:
+        first, second = slip.sample(range(len(backward)), 2)
+        backward[first], backward[second] = backward[second], backward[first]
+    return Solution(f"{' '.join(letters)} , {' '.join(backward)}", "".join(backward))
+
+
+SOLVERS: Mapping[str, Callable[[Prompt, random.Random | None], Solution]] = MappingProxyType(
+    {"chain_sum": _chain_sum, "spell_backward": _spell_backward}
+)
+
+
+def guess(prompt: Prompt, rng: random.Random) -> str:
+    """Return an answer of the right kind that is mostly wrong."""
+    try:
+        return str(int(prompt.answer) + rng.choice((-20, -11, -10, -9, -2, -1, 1, 2, 9, 10, 11, 20)))
+    except ValueError:
+        return "".join(rng.sample(prompt.answer, len(prompt.answer)))
+
+
+def document(prompt: Prompt, styles: StyleConfig, rng: random.Random) -> str:
+    """Write one document: question and solution in a style drawn from `styles`. Raises UserError without a solver."""
+    if prompt.task not in SOLVERS:
+        raise UserError(f"data.tasks.{prompt.task}", prompt.task, f"worked solutions exist for {sorted(SOLVERS)}")
+    solve = SOLVERS[prompt.task]
+    head = render_r1_zero(prompt.text) if rng.random() < styles.template_share else f"User: {prompt.text} Assistant:"
+    draw = rng.random()
+    if draw < styles.careful:
+        return f"{head} {tagged(solve(prompt, None))}"
+    if draw < styles.careful + styles.careless:
+        return f"{head} {tagged(solve(prompt, rng))}"
+    if draw < styles.careful + styles.careless + styles.hasty:
+        return f"{head} {tagged(Solution('easy', guess(prompt, rng)))}"
+    return f"{head} {solve(prompt, None).answer}"
+
+
+def tagged(solution: Solution) -> str:
+    """Reasoning and answer in R1-Zero's tags."""
+    return f"<think> {solution.steps} </think> <answer> {solution.answer} </answer>"

@@ -1,0 +1,66 @@
+"""Training of a byte-level BPE tokenizer by DeepSeek's rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from framework.errors import UserError
+
+BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
+USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
+SPECIAL_TOKENS = (BOS, EOS, PAD, USER, ASSISTANT)
+
+# V3's pre-tokenizer: digit runs, then CJK and kana runs, then words with one leading blank or punctuation, punctuation
+# runs with the newlines behind them, and blanks.
+_CJK = "[一-龥぀-ゟ゠-ヿ]+"
+_WORDS = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Vocabulary with special tokens included; digits per token 3 (V3) or 1 (V1, V2: numbers digit by digit)."""
+
+    vocab_size: int = 128_815
+    digits_per_token: int = 3
+    min_frequency: int = 2
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 256 + len(SPECIAL_TOKENS):
+            raise UserError("vocab_size", self.vocab_size, f"must be at least {256 + len(SPECIAL_TOKENS)}: 256 bytes and special tokens")
+        if not 1 <= self.digits_per_token <= 3:
+            raise UserError("digits_per_token", self.digits_per_token, "must be 1, 2 or 3")
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, directory: Path, model_max_length: int) -> int:
+    """Train on `texts`, write a fast tokenizer that transformers loads, return the number of tokens it has."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    splits = [Regex(rf"\p{{N}}{{1,{config.digits_per_token}}}"), Regex(_CJK), Regex(_WORDS)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            *[pre_tokenizers.Split(pattern, "isolated") for pattern in splits],
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=config.min_frequency,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, model_max_length=model_max_length,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.save_pretrained(directory)
+    return len(fast)

@@ -1,0 +1,160 @@
+"""A pool of restartable Ray actors of one role: calls with tags, results as they come, restarts without losing a tag."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from framework.errors import FrameworkError, RunFailed
+
+
+@dataclass(frozen=True)
+class Done:
+    """A call that returned."""
+
+    worker: int
+    tag: Hashable
+    result: Any
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A call whose worker died before it returned; the caller owns the work again."""
+
+    worker: int
+    tag: Hashable
+
+
+@dataclass(frozen=True)
+class _Call:
+    worker: int
+    tag: Hashable
+
+
+class _SetUp:
+    """Tag of the pool's own set-up call."""
+
+
+class WorkerPool:
+    """Actors created with `max_restarts=-1` that have `ping` and `apply`.
+
+    RLlib's FaultTolerantActorManager keeps their health and finds the ones that Ray has restarted. The calls are ours:
+    the manager forgets work when an actor dies. A new or restarted actor runs `set_up` before it counts as ready.
+    """
+
+    def __init__(
+        self, name: str, actors: Sequence[Any], set_up: Callable[[Any], Any] | None = None, max_restarts: int = 10
+    ) -> None:
+        from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+
+        self.name, self.max_restarts, self.restarts = name, max_restarts, 0
+        self._set_up = set_up
+        self._manager = FaultTolerantActorManager(list(actors))
+        self._calls: dict[Any, _Call] = {}  # ObjectRef -> call
+        self._ready: set[int] = set()
+        self._last_probe = 0.0
+        for worker in self._manager.actor_ids():
+            self._begin(worker)
+
+    @property
+    def size(self) -> int:
+        """Number of actors, dead ones included."""
+        return int(self._manager.num_actors())
+
+    def ready(self) -> list[int]:
+        """Workers that are set up and healthy."""
+        return sorted(self._ready)
+
+    def load(self, worker: int) -> int:
+        """Calls of the caller's that this worker has not returned yet."""
+        return sum(call.worker == worker and not isinstance(call.tag, _SetUp) for call in self._calls.values())
+
+    def call(self, worker: int, method: str, *args: Any, tag: Hashable) -> None:
+        """Call a method; its outcome comes from `poll` as Done or Lost with this tag."""
+        reference = getattr(self._manager.actors()[worker], method).remote(*args)
+        self._calls[reference] = _Call(worker, tag)
+
+    def poll(self, timeout_s: float) -> list[Done | Lost]:
+        """Return what has finished, waiting at most `timeout_s` for the first.
+
+        Raises the framework's own errors as the actor raised them; any other error in an actor restarts it, and
+        RunFailed is raised once the pool has restarted `max_restarts` actors.
+        """
+        import ray
+
+        self._probe()
+        outcomes: list[Done | Lost] = []
+        if not self._calls:
+            return outcomes
+        ray.wait(list(self._calls), num_returns=1, timeout=timeout_s, fetch_local=False)
+        references = list(self._calls)
+        ready, _ = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
+        for reference in ready:
+            call = self._calls.pop(reference, None)
+            if call is None:  # lost with its worker, which an earlier result of this round showed to be dead
+                continue
+            try:
+                result = ray.get(reference)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, FrameworkError):
+                    raise error.cause from None
+                outcomes += self._lose(call, error, kill=True)
+            except ray.exceptions.RayError as error:
+                outcomes += self._lose(call, error, kill=False)
+            else:
+                if isinstance(call.tag, _SetUp):
+                    self._ready.add(call.worker)
+                else:
+                    outcomes.append(Done(call.worker, call.tag, result))
+        return [outcome for outcome in outcomes if not isinstance(outcome.tag, _SetUp)]
+
+    def forget(self, keep: Callable[[Hashable], bool] = lambda tag: False) -> None:
+        """Drop the outcome of every call whose tag is not kept; the actors finish them unheard."""
+        self._calls = {r: c for r, c in self._calls.items() if isinstance(c.tag, _SetUp) or keep(c.tag)}
+
+    def shutdown(self) -> None:
+        """Kill the actors."""
+        import ray
+
+        for actor in self._manager.actors().values():
+            ray.kill(actor, no_restart=True)
+        self._calls, self._ready = {}, set()
+
+    def _begin(self, worker: int) -> None:
+        if self._set_up is None:
+            self._ready.add(worker)
+        else:
+            self._calls[self._set_up(self._manager.actors()[worker])] = _Call(worker, _SetUp())
+
+    def _lose(self, failed: _Call, error: Exception, kill: bool) -> list[Done | Lost]:
+        """Take a dead worker out; all its calls are lost."""
+        import ray
+
+        worker = failed.worker
+        self.restarts += 1
+        if self.restarts > self.max_restarts:
+            raise RunFailed(f"{self.name} worker {worker} failed; {self.max_restarts} restarts used up: {_cause(error)}")
+        print(f"{self.name} worker {worker} lost ({_cause(error)}); restarting it", flush=True)
+        if kill:
+            ray.kill(self._manager.actors()[worker], no_restart=False)
+        self._manager.set_actor_state(worker, healthy=False)
+        self._ready.discard(worker)
+        lost = [failed, *(call for call in self._calls.values() if call.worker == worker)]
+        self._calls = {r: c for r, c in self._calls.items() if c.worker != worker}
+        return [Lost(call.worker, call.tag) for call in lost]
+
+    def _probe(self) -> None:
+        """Look, at most once a second, for unhealthy actors that Ray has restarted."""
+        if self._manager.num_healthy_actors() == self.size or time.monotonic() - self._last_probe < 1.0:
+            return
+        self._last_probe = time.monotonic()
+        for worker in self._manager.probe_unhealthy_actors(timeout_seconds=0.5, mark_healthy=True):
+            self._begin(worker)
+
+
+def _cause(error: Exception) -> str:
+    """Last line of an error: Ray's carry a whole traceback."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
