@@ -96,7 +96,7 @@ class TrainSample:
 
 @dataclass(frozen=True)
 class Minibatch:
-    """What one optimizer step trains on. Groups without signal are left out of `samples` but counted in `n_responses`."""
+    """What one optimizer step trains on. Groups without signal are not in `samples` but counted in `n_responses`."""
 
     samples: tuple[TrainSample, ...]
     n_responses: int  # responses that the step stands for, dropped ones included: GRPO's denominator
