@@ -1,0 +1,89 @@
+"""What a reward is, and how the configured rewards of one response add up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Real
+
+from framework.errors import UserError, did_you_mean
+from framework.types import Prompt, Response, RewardScore
+
+MAX_ERROR_CHARS = 500  # an exception may quote a whole response
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reward:
+    """One reward component. A subclass is a frozen dataclass whose fields are its configuration.
+
+    A reward lives in a process of its own: it is pickled there once, may block or crash, and is given every response.
+    """
+
+    weight: float = 1.0
+
+    def __call__(self, prompt: Prompt, response: Response) -> float:
+        """Return a finite number. Whatever it raises makes the sample a failed one."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Do slow imports once per process, so that no sample's time limit pays for them."""
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """The rewards of a run (their weighted sum is the reward) and how their process is guarded.
+
+    R1-Zero adds accuracy and format with equal weight (R1 eq. 4).
+    """
+
+    components: Mapping[str, Reward]
+    time_limit_s: float = 10.0  # wall clock of one response; its process is killed after it
+    startup_limit_s: float = 120.0  # of the reward process's imports
+    memory_limit_mb: int = 4096  # address space of the reward process; 0: unlimited
+    max_failed_share: float = 0.05  # the run stops when more than this share of the samples has no reward
+    environment: tuple[str, ...] = ()  # names of variables that rewards may see beside PATH, HOME and the like
+
+    def __post_init__(self) -> None:
+        if not self.components:
+            raise UserError("reward.components", dict(self.components), "needs at least one reward")
+        for name, reward in self.components.items():
+            if not isinstance(reward, Reward):
+                raise UserError(
+                    f"reward.components.{name}", reward, "must be a subclass of framework.rewards.base.Reward"
+                )
+            if not math.isfinite(reward.weight):
+                raise UserError(f"reward.components.{name}.weight", reward.weight, "must be finite")
+        for key in ("time_limit_s", "startup_limit_s"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise UserError(f"reward.{key}", getattr(self, key), "must be a number of seconds above 0")
+        if self.memory_limit_mb < 0:
+            raise UserError("reward.memory_limit_mb", self.memory_limit_mb, "must be 0 (unlimited) or above")
+        if not 0 <= self.max_failed_share <= 1:
+            raise UserError("reward.max_failed_share", self.max_failed_share, "must lie between 0 and 1")
+
+    def check_prompts(self, prompts: Iterable[Prompt]) -> None:
+        """Raise UserError if a prompt asks for a reward that is not configured."""
+        for prompt in prompts:
+            for name in prompt.rewards:
+                if name not in self.components:
+                    allowed = f"{did_you_mean(name, self.components)}the run configures {', '.join(self.components)}"
+                    raise UserError(f"prompt {prompt.id}: rewards", name, allowed)
+
+
+def score_response(components: Mapping[str, Reward], prompt: Prompt, response: Response) -> RewardScore:
+    """Score one response in this process; never raises for a bad reward, reports it in RewardScore.error."""
+    values: dict[str, float] = {}
+    for name in prompt.rewards or components:
+        try:
+            values[name] = _finite(components[name](prompt, response))
+        except Exception as error:  # the verifier is anyone's code: a failed sample is counted, the run goes on
+            reason = f"reward {name} raised {type(error).__name__}: {error}"
+            return RewardScore(0.0, values, reason[:MAX_ERROR_CHARS])
+    return RewardScore(sum(components[name].weight * value for name, value in values.items()), values)
+
+
+def _finite(value: object) -> float:
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"returned {value!r}, not a finite number")
+    return float(value)

@@ -1,0 +1,30 @@
+"""Format reward: the reasoning lies inside <think>, the answer inside <answer>."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from framework.rewards.base import Reward
+from framework.types import Prompt, Response
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_SHAPE = re.compile(r"\s*<think>(.*)</think>\s*<answer>(.*)</answer>\s*", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format(Reward):
+    """1 if the response is `<think>…</think> <answer>…</answer>`, else 0.
+
+    R1-Zero rewards reasoning between think tags, as its template asks (R1 section 2.2 and Table 1); value and regular
+    expression are not stated. Here: each tag exactly once and in that order, both contents more than whitespace, only
+    whitespace around and between, and the response finished by itself (a truncated one is never well-formed).
+    """
+
+    def __call__(self, prompt: Prompt, response: Response) -> float:
+        """Return 1.0 or 0.0."""
+        text = response.text
+        if response.finish_reason != "stop" or any(text.count(tag) != 1 for tag in TAGS):
+            return 0.0
+        shape = _SHAPE.fullmatch(text)
+        return float(shape is not None and all(content.strip() for content in shape.groups()))

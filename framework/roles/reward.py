@@ -1,0 +1,48 @@
+"""The reward worker: a Ray actor around an isolated scorer, and the rule for stopping when too many samples fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
+
+from framework.errors import RunFailed
+from framework.rewards.base import RewardConfig
+from framework.roles.isolation import IsolatedScorer
+from framework.types import ResponseGroup, RewardScore
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class RewardWorker:
+    """Scores response groups as they arrive. A plain class: wrap it with `ray.remote` and `max_restarts=-1`.
+
+    Losing the actor loses nothing but its current group: the caller sees a RayActorError and asks another worker.
+    """
+
+    def __init__(self, config: RewardConfig) -> None:
+        self._scorer = IsolatedScorer(config)
+
+    def score(self, group: ResponseGroup) -> tuple[RewardScore, ...]:
+        """Return G scores; bad rewards are reported in them, never raised."""
+        return self._scorer.score(group)
+
+    def ping(self) -> str:
+        """Answer a health check."""
+        return "pong"
+
+    def apply(self, func: Callable[Concatenate[RewardWorker, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `func` on this worker (what Ray's FaultTolerantActorManager asks for)."""
+        return func(self, *args, **kwargs)
+
+    def close(self) -> None:
+        """Kill the reward process."""
+        self._scorer.close()
+
+
+def check_failed_share(failed: int, total: int, max_share: float, example: str = "") -> None:
+    """Raise RunFailed, with one sample's error as `example`, if more than `max_share` of `total` samples failed."""
+    if failed > max_share * total:
+        reason = f"; for example: {' '.join(example.split())}" if example else ""
+        allowed = f"more than reward.max_failed_share={max_share:g} allows"
+        raise RunFailed(f"{failed} of {total} samples have no reward, {allowed}{reason}")

@@ -1,0 +1,83 @@
+"""Rewards that behave and rewards that do not. A response's text says which behaviour it asks for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from framework.rewards.base import Reward, RewardConfig
+from framework.types import Prompt, Response, ResponseGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Obedient(Reward):
+    """Does what the text says; any number is returned as the reward."""
+
+    def __call__(self, prompt: Prompt, response: Response) -> float:
+        command, _, argument = response.text.partition(" ")
+        match command:
+            case "raise":
+                raise ZeroDivisionError("no such luck")
+            case "nan":
+                return float("nan")
+            case "none":
+                return None  # type: ignore[return-value]
+            case "numpy":
+                return np.float32(0.5)  # type: ignore[return-value]
+            case "hang":
+                time.sleep(3600)
+            case "hang_with_child":
+                helper = subprocess.Popen(["sleep", "3600"])
+                Path(argument).write_text(str(helper.pid))
+                time.sleep(3600)
+            case "exit":
+                os._exit(3)
+            case "quit":
+                sys.exit(4)
+            case "segfault":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "allocate":
+                return float(len(bytearray(1 << 40)))
+            case "print":
+                print("x" * 100_000, flush=True)
+                return float(len(sys.stdin.read()))
+            case "environment":
+                return float(argument in os.environ)
+        return float(command)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unpreparable(Reward):
+    """Cannot be loaded."""
+
+    def prepare(self) -> None:
+        raise ImportError("no module named verifier")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suicidal(Reward):
+    """Its process ends while it loads."""
+
+    def prepare(self) -> None:
+        os._exit(7)
+
+
+CONFIG = RewardConfig({"obedient": Obedient(weight=2.0)}, time_limit_s=1.0)
+
+
+def group_of(*texts: str, task: str = "t", answer: str = "", rewards: tuple[str, ...] = ()) -> ResponseGroup:
+    """A response group with these texts; everything else is filler."""
+    return ResponseGroup(Prompt("p0", "question", task, answer, rewards), tuple(map(response_of, texts)))
+
+
+def response_of(text: str, finish_reason: str = "stop", n_tokens: int = 3) -> Response:
+    """A finished response with this text."""
+    token_ids, logprobs = np.arange(n_tokens, dtype=np.int32), np.zeros(n_tokens, np.float32)
+    return Response(token_ids, logprobs, np.zeros(n_tokens, np.int32), finish_reason, text)  # type: ignore[arg-type]

@@ -1,0 +1,143 @@
+"""The Scorer protocol, against the fake, the in-process scorer and the isolated one; then what only isolation gives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from framework.errors import RunFailed
+from framework.protocols import Scorer
+from framework.roles.isolation import InProcessScorer, IsolatedScorer
+from tests.contract.sample_rewards import CONFIG, Obedient, Suicidal, Unpreparable, group_of
+from tests.fakes import FakeScorer
+
+
+@pytest.fixture(scope="module")
+def isolated() -> Iterator[IsolatedScorer]:
+    with IsolatedScorer(CONFIG) as scorer:
+        yield scorer
+
+
+@pytest.fixture(params=["fake", "in_process", "isolated"])
+def scorer(request: pytest.FixtureRequest, isolated: IsolatedScorer) -> Scorer:
+    match request.param:
+        case "fake":
+            return FakeScorer(lambda prompt, response: 2.0 * Obedient()(prompt, response))
+        case "in_process":
+            return InProcessScorer(CONFIG)
+        case _:
+            return isolated
+
+
+def test_scores_come_in_the_order_of_the_responses(scorer: Scorer) -> None:
+    assert [score.total for score in scorer.score(group_of("1", "-2.5", "0", "numpy"))] == [2.0, -5.0, 0.0, 1.0]
+
+
+def test_an_empty_group_has_no_scores(scorer: Scorer) -> None:
+    assert scorer.score(group_of()) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("raise", "ZeroDivisionError: no such luck"), ("nan", "nan"), ("none", "None")]
+)
+def test_a_bad_reward_fails_its_sample_only(scorer: Scorer, text: str, reason: str) -> None:
+    good, bad, also_good = scorer.score(group_of("1", text, "2"))
+    assert (good.total, bad.total, also_good.total) == (2.0, 0.0, 4.0)
+    assert reason in bad.error
+    assert not good.error
+    assert not also_good.error
+
+
+def test_components_are_kept_and_their_weighted_sum_is_the_total() -> None:
+    config = replace(CONFIG, components={"a": Obedient(weight=2.0), "b": Obedient(weight=0.5)})
+    with IsolatedScorer(config) as scorer:
+        (both,), (only_b,) = scorer.score(group_of("3")), scorer.score(group_of("3", rewards=("b",)))
+    assert (both.total, both.components) == (7.5, {"a": 3.0, "b": 3.0})
+    assert (only_b.total, only_b.components) == (1.5, {"b": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("hang", "timed out after 1 s"),
+        ("exit", "died: exit code 3"),
+        ("quit", "died: exit code 4"),
+        ("segfault", "died: killed by SIGSEGV"),
+        ("allocate", "MemoryError"),
+    ],
+)
+def test_a_fatal_reward_fails_its_sample_only(isolated: IsolatedScorer, text: str, reason: str) -> None:
+    scores = isolated.score(group_of("1", text, "2", "3"))
+    assert [score.total for score in scores] == [2.0, 0.0, 4.0, 6.0]
+    assert reason in scores[1].error
+    assert isolated.score(group_of("5"))[0].total == 10.0
+
+
+def test_a_reward_may_print_and_read_without_disturbing_the_protocol(isolated: IsolatedScorer) -> None:
+    assert [score.total for score in isolated.score(group_of("print", "1"))] == [0.0, 2.0]
+
+
+def test_a_response_of_a_megabyte_passes_both_pipes(isolated: IsolatedScorer) -> None:
+    (score,) = isolated.score(group_of("nosuchnumber" * 100_000))
+    assert "could not convert" in score.error
+    assert len(score.error) <= 500
+
+
+def test_what_a_hanging_reward_started_dies_with_it(isolated: IsolatedScorer, tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    (score,) = isolated.score(group_of(f"hang_with_child {pid_file}"))
+    assert "timed out" in score.error
+    assert is_dead(int(pid_file.read_text()))
+
+
+def test_closing_kills_the_child() -> None:
+    scorer = IsolatedScorer(CONFIG)
+    child = scorer.pid
+    scorer.close()
+    assert is_dead(child)
+
+
+def test_a_child_stopped_by_a_signal_is_replaced(isolated: IsolatedScorer) -> None:
+    isolated.score(group_of("1"))
+    os.kill(isolated.pid, signal.SIGSTOP)  # the request fills the pipe and nobody reads
+    (score,) = isolated.score(group_of("1" * (1 << 20)))
+    assert "timed out" in score.error
+    assert isolated.score(group_of("1"))[0].total == 2.0
+
+
+def test_rewards_see_only_the_environment_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_KEY", "x")
+    monkeypatch.setenv("VERIFIER_URL", "x")
+    with IsolatedScorer(replace(CONFIG, environment=("VERIFIER_URL",))) as scorer:
+        secret, url = scorer.score(group_of("environment SECRET_KEY", "environment VERIFIER_URL"))
+    assert (secret.total, url.total) == (0.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("reward", "reason"),
+    [
+        (Unpreparable(), "cannot be loaded: ImportError: no module named verifier"),
+        (Suicidal(), "died while it started: exit code 7"),
+    ],
+)
+def test_rewards_that_cannot_be_loaded_stop_the_run(reward: Unpreparable | Suicidal, reason: str) -> None:
+    with pytest.raises(RunFailed, match=reason):
+        IsolatedScorer(replace(CONFIG, components={"bad": reward}))
+
+
+def is_dead(pid: int) -> bool:
+    """Whether the process ends within a few seconds; one that waits to be reaped counts as dead."""
+    for _ in range(50):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.1)
+    return False

@@ -1,0 +1,77 @@
+"""The reward worker as a real Ray actor: bad rewards become failed samples, a killed actor is the caller's to replace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from framework.roles.reward import RewardWorker
+from tests.contract.sample_rewards import CONFIG, Unpreparable, group_of
+from tests.contract.test_scorer import is_dead
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def ray_node() -> Iterator[None]:
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as directory:  # socket paths must be short
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=directory,
+            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def worker(ray_node: None) -> Iterator[Any]:
+    actor = ray.remote(RewardWorker).options(num_cpus=0, max_restarts=-1, max_task_retries=0).remote(CONFIG)
+    yield actor
+    ray.kill(actor)
+
+
+def test_hanging_raising_and_nan_rewards_are_failed_samples(worker: Any) -> None:
+    scores = ray.get(worker.score.remote(group_of("1", "hang", "raise", "nan", "exit", "2")))
+    assert [score.total for score in scores] == [2.0, 0.0, 0.0, 0.0, 0.0, 4.0]
+    errors = [score.error for score in scores]
+    assert [
+        "timed out" in errors[1],
+        "ZeroDivisionError" in errors[2],
+        "nan" in errors[3],
+        "exit code 3" in errors[4],
+    ] == [True] * 4
+    assert not errors[0]
+    assert not errors[5]
+
+
+def test_a_killed_actor_raises_at_the_caller_and_comes_back(worker: Any) -> None:
+    pid, child = ray.get(worker.apply.remote(lambda worker: (os.getpid(), worker._scorer.pid)))
+    pending = worker.score.remote(group_of("hang"))
+    ready, _ = ray.wait([worker.ping.remote()], timeout=0.3)
+    assert not ready  # it is scoring
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(pending)
+    assert is_dead(child)  # though the actor could not say goodbye, and the reward hangs
+    assert ray.get(worker.ping.remote(), timeout=60) == "pong"
+    assert ray.get(worker.score.remote(group_of("3")))[0].total == 6.0
+
+
+def test_rewards_that_cannot_be_loaded_fail_the_actor_with_the_reason(ray_node: None) -> None:
+    config = replace(CONFIG, components={"bad": Unpreparable()})
+    actor = ray.remote(RewardWorker).options(num_cpus=0).remote(config)
+    with pytest.raises(ray.exceptions.RayActorError, match="no module named verifier"):
+        ray.get(actor.ping.remote())
