@@ -1,0 +1,53 @@
+"""Runs a function on several ranks, each a fresh process joined by gloo, as learner actors are."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+TIMEOUT_S = 240.0
+
+
+def run_ranks(function: Callable[..., Any], world: int, *args: Any) -> list[Any]:
+    """Return function(*args) of each rank; `function` must be importable. Raises AssertionError with the traceback."""
+    context = multiprocessing.get_context("spawn")
+    results: Any = context.Queue()
+    port = free_port()
+    ranks = [context.Process(target=_rank, args=(function, r, world, port, results, args)) for r in range(world)]
+    for process in ranks:
+        process.start()
+    outputs: dict[int, Any] = {}
+    try:
+        while len(outputs) < world:
+            rank, output, error = results.get(timeout=TIMEOUT_S)
+            assert error is None, f"rank {rank}: {error}"
+            outputs[rank] = output
+    except queue.Empty:
+        raise AssertionError(f"ranks {sorted(set(range(world)) - set(outputs))} gave no result") from None
+    finally:
+        for process in ranks:
+            process.join(timeout=10)
+            if process.is_alive():
+                process.kill()
+    return [outputs[r] for r in range(world)]
+
+
+def free_port() -> int:
+    """A TCP port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _rank(function: Callable[..., Any], rank: int, world: int, port: int, results: Any, args: tuple[Any, ...]) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT=str(port), OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")  # fmt: skip
+    try:
+        results.put((rank, function(*args), None))
+    except BaseException:
+        results.put((rank, None, traceback.format_exc()))
