@@ -1,0 +1,34 @@
+"""Group-relative advantages: the mean reward of a prompt's G responses is the baseline."""
+
+from __future__ import annotations
+
+import torch
+
+STD_EPSILON = 1e-6  # keeps a nearly constant group from blowing up
+
+
+def group_advantages(rewards_G: torch.Tensor, std: bool = True) -> torch.Tensor:
+    """Return (r - mean r) / std r for the G responses to one prompt, [G] float32.
+
+    DeepSeekMath section 4.1.2 and R1 eq. 3. They do not say which standard deviation; this is the population's
+    (divided by G, not G - 1): it is defined for G = 1 and gives binary rewards at p = 1/2 advantages of exactly +-1.
+    `std=False` leaves out the division (Dr.GRPO; DeepSeek-V3.2 section 3.1). A group whose rewards are all equal gets
+    zeros. Raises ValueError on an empty group or a reward that is not finite.
+    """
+    if not has_signal(rewards_G):
+        return torch.zeros(rewards_G.shape, dtype=torch.float32)
+    rewards = rewards_G.to(torch.float64)
+    centred = rewards - rewards.mean()
+    if std:
+        centred = centred / (rewards.std(correction=0) + STD_EPSILON)
+    return centred.to(torch.float32)
+
+
+def has_signal(rewards_G: torch.Tensor) -> bool:
+    """Whether the group's rewards differ, so that some advantage is not zero.
+
+    Compares exactly: a mean of equal floats may be off by an ulp, which a test on the std would take for signal.
+    """
+    if rewards_G.numel() == 0 or not bool(torch.isfinite(rewards_G).all()):
+        raise ValueError(f"rewards of a group must be finite and at least one, got {rewards_G.tolist()}")
+    return bool(rewards_G.max() > rewards_G.min())

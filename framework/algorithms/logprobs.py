@@ -1,0 +1,75 @@
+"""Log-probabilities of given tokens from logits, without a float32 copy of the whole [T, V] matrix.
+
+Dimensions: T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+CHUNK_ELEMENTS = 1 << 23  # logits upcast at a time: 32 MiB of float32
+
+
+def token_logprobs(logits_TV: torch.Tensor, targets_T: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Return log softmax(logits / temperature) at the targets, [T], in float32 (float64 for float64 logits).
+
+    Forward and backward work on chunks of T, so beside the logits and their gradient (both in the logits' dtype) no
+    [T, V] tensor exists. Not differentiable twice. Raises ValueError if the temperature is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    logprobs_T: torch.Tensor = _TokenLogprobs.apply(logits_TV, targets_T, temperature)  # type: ignore[no-untyped-call]
+    return logprobs_T
+
+
+@torch.no_grad()
+def token_entropy(logits_TV: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Return the entropy [T] in nats of softmax(logits / temperature). A metric: carries no gradient."""
+    entropy_T = torch.empty(logits_TV.shape[0], dtype=_accurate(logits_TV.dtype), device=logits_TV.device)
+    for rows in _chunks(logits_TV):
+        logprobs_CV = torch.log_softmax(logits_TV[rows].to(entropy_T.dtype) / temperature, dim=-1)
+        # A token ruled out by a -inf logit has probability 0 and must count 0, not 0 * -inf.
+        entropy_T[rows] = -(logprobs_CV.exp() * logprobs_CV.clamp_min(-1e4)).sum(-1)
+    return entropy_T
+
+
+def _accurate(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _chunks(logits_TV: torch.Tensor) -> Iterator[slice]:
+    length, vocabulary = logits_TV.shape
+    step = max(1, CHUNK_ELEMENTS // vocabulary)
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_TV: torch.Tensor, targets_T: torch.Tensor, temperature: float) -> torch.Tensor:
+        log_normalizer_T = torch.empty(logits_TV.shape[0], dtype=_accurate(logits_TV.dtype), device=logits_TV.device)
+        chosen_T = logits_TV.gather(-1, targets_T[:, None]).squeeze(-1).to(log_normalizer_T.dtype) / temperature
+        for rows in _chunks(logits_TV):
+            scaled_CV = logits_TV[rows].to(log_normalizer_T.dtype) / temperature
+            log_normalizer_T[rows] = torch.logsumexp(scaled_CV, dim=-1)
+        ctx.save_for_backward(logits_TV, targets_T, log_normalizer_T)
+        ctx.temperature = temperature
+        return chosen_T - log_normalizer_T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_T: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        logits_TV, targets_T, log_normalizer_T = ctx.saved_tensors
+        grad_TV = torch.empty_like(logits_TV)
+        scaled_grad_T = grad_T.to(log_normalizer_T.dtype) / ctx.temperature
+        for rows in _chunks(logits_TV):
+            # d logprob / d logits = (onehot(target) - softmax) / temperature
+            chunk_CV = logits_TV[rows].to(log_normalizer_T.dtype) / ctx.temperature
+            chunk_CV.sub_(log_normalizer_T[rows, None]).exp_().mul_(-scaled_grad_T[rows, None])
+            chunk_CV.scatter_add_(-1, targets_T[rows, None], scaled_grad_T[rows, None])
+            grad_TV[rows] = chunk_CV.to(grad_TV.dtype)
+        return grad_TV, None, None

@@ -1,0 +1,270 @@
+"""Train samples to packed micro-batches: balanced over ranks, filled to a token budget, no pads between sequences.
+
+The order of work follows R1 (supplement B.1): sort by length, deal over data-parallel ranks, best-fit into fixed
+chunks on each rank, equalise the number of chunks over ranks.
+
+Dimensions: P prompt tokens, R response tokens, T tokens of a packed row, S segments of it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from framework.errors import UserError
+from framework.types import Float32, Int32, MicroBatch, TrainSample
+
+Denominator = Literal["response", "token", "constant"]
+
+
+@dataclass(frozen=True)
+class PackingPlan:
+    """Which sample goes where: ranks[rank][micro_batch] lists sample indices, longest first.
+
+    All ranks have the same number of micro-batches; an empty tuple is one that only keeps the ranks in step.
+    """
+
+    ranks: tuple[tuple[tuple[int, ...], ...], ...]
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches on each rank."""
+        return len(self.ranks[0])
+
+
+def plan_packing(lengths: Sequence[int], token_budget: int, ranks: int) -> PackingPlan:
+    """Spread sequences of these lengths over ranks and micro-batches of at most `token_budget` tokens.
+
+    Depends on nothing but its arguments, so that every rank derives the same plan. Raises UserError if a sequence is
+    longer than the budget or `ranks` is below 1.
+    """
+    if ranks < 1:
+        raise UserError("learner ranks", ranks, "must be 1 or more")
+    longest = max(lengths, default=0)
+    if longest > token_budget:
+        raise UserError("token_budget", token_budget, f"must hold the longest sequence, {longest} tokens")
+    bins_of_ranks = [_best_fit(indices, lengths, token_budget) for indices in _balance(lengths, ranks)]
+    # At least one: a learner with nothing to train on still takes part in the collectives of its peers.
+    count = max(1, *(len(bins) for bins in bins_of_ranks))
+    return PackingPlan(tuple((*bins, *[()] * (count - len(bins))) for bins in bins_of_ranks))
+
+
+def pack(
+    samples: Sequence[TrainSample],
+    token_budget: int,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    denominator: Denominator = "response",
+    ref_logprobs: Sequence[Float32] | None = None,
+) -> list[MicroBatch]:
+    """Return the micro-batches of one data-parallel rank; every rank calls it with the same samples.
+
+    Position t predicts token t+1; the mask is 1 where that token belongs to the response. weights_T is 1/R with the
+    "response" denominator, else 1. `ref_logprobs` ([R] for each sample) default to zeros, for kl_coef = 0 or to be
+    filled in later. Raises UserError if a sample is longer than the budget, ValueError if its arrays disagree.
+    """
+    plan = plan_packing([_length(sample) for sample in samples], token_budget, ranks)
+    micro_batches = []
+    for indices in plan.ranks[rank]:
+        segments = [
+            _rl_segment(samples[i], denominator, None if ref_logprobs is None else ref_logprobs[i]) for i in indices
+        ]
+        micro_batches.append(_micro_batch(segments, indices))
+    return micro_batches
+
+
+def pack_padded(
+    samples: Sequence[TrainSample],
+    token_budget: int,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    denominator: Denominator = "response",
+    ref_logprobs: Sequence[Float32] | None = None,
+) -> list[MicroBatch]:
+    """Return the same training signal laid out with one sample a row, every row padded to its micro-batch's longest.
+
+    The baseline that packing is measured against: rows in the order given, dealt to ranks in turn, B x longest within
+    the token budget. Pads carry mask 0 and close each segment, so B rows of L tokens are B segments of length L.
+    """
+    _ = plan_packing([_length(sample) for sample in samples], token_budget, ranks)  # the same checks
+    rows_of_ranks = [_fill_rows(range(r, len(samples), ranks), samples, token_budget) for r in range(ranks)]
+    count = max(1, *(len(rows) for rows in rows_of_ranks))
+    micro_batches = []
+    for indices in [*rows_of_ranks[rank], *[()] * (count - len(rows_of_ranks[rank]))]:
+        width = max((_length(samples[i]) for i in indices), default=0)
+        segments = []
+        for i in indices:
+            segment = _rl_segment(samples[i], denominator, None if ref_logprobs is None else ref_logprobs[i])
+            segments.append(segment.padded(width))
+        micro_batches.append(_micro_batch(segments, indices))
+    return micro_batches
+
+
+def pack_documents(
+    documents: Sequence[Int32],
+    token_budget: int,
+    *,
+    trained: Sequence[Int32] | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+) -> list[MicroBatch]:
+    """Return packed micro-batches for supervised training, where sequences do not see each other.
+
+    `trained` ([T] of 0 and 1 for each document) marks the tokens to learn, by default all; the first token of a
+    document is never predicted. weights_T is the mask; the fields of reinforcement learning are zeros.
+    """
+    plan = plan_packing([len(document) for document in documents], token_budget, ranks)
+    micro_batches = []
+    for indices in plan.ranks[rank]:
+        segments = [_lm_segment(documents[i], None if trained is None else trained[i]) for i in indices]
+        micro_batches.append(_micro_batch(segments, indices))
+    return micro_batches
+
+
+def unpack_responses(values_T: torch.Tensor, micro: MicroBatch) -> dict[int, Float32]:
+    """Return each sample's values at its trained positions, [R] by sample index: the inverse of `pack`."""
+    values, mask = values_T.detach().float().cpu().numpy(), micro.mask_T.cpu().numpy() > 0
+    ends = np.cumsum(micro.segment_lengths_S.cpu().numpy())
+    responses = {}
+    for index, start, end in zip(micro.sample_index_S, np.concatenate([[0], ends[:-1]]), ends, strict=False):
+        responses[index] = values[start:end][mask[start:end]]
+    return responses
+
+
+def to_device(micro: MicroBatch, device: torch.device | str) -> MicroBatch:
+    """Return the micro-batch with its tensors on `device`."""
+    tensors = {f.name: getattr(micro, f.name) for f in fields(micro) if f.name != "sample_index_S"}
+    return replace(micro, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """One sequence's share of a packed row; all arrays [T] of that sequence."""
+
+    token_ids: Int32
+    mask: Float32
+    weights: Float32
+    advantages: Float32
+    old_logprobs: Float32
+    sampler_logprobs: Float32
+    ref_logprobs: Float32
+
+    def padded(self, width: int) -> _Segment:
+        """Return it closed with zeros (token 0, mask 0) to `width` tokens."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        return _Segment(**{name: np.pad(array, (0, width - len(array))) for name, array in arrays.items()})
+
+
+def _length(sample: TrainSample) -> int:
+    return len(sample.prompt_ids) + len(sample.response_ids)
+
+
+def _balance(lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """Deal sequences, longest first, each to the rank with the fewest tokens so far (LPT: within 4/3 of the best)."""
+    dealt: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [(0, rank) for rank in range(ranks)]
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        tokens, rank = heapq.heappop(loads)
+        dealt[rank].append(index)
+        heapq.heappush(loads, (tokens + lengths[index], rank))
+    return dealt
+
+
+def _best_fit(indices: Sequence[int], lengths: Sequence[int], token_budget: int) -> list[tuple[int, ...]]:
+    """Put each sequence, longest first, into the fullest micro-batch that still holds it; fullest ones come first.
+
+    Ranks wait for each other at every micro-batch, so those of about equal size should meet.
+    """
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for index in indices:
+        fitting = [b for b in range(len(bins)) if room[b] >= lengths[index]]
+        if fitting:
+            chosen = min(fitting, key=lambda b: room[b])
+        else:
+            chosen = len(bins)
+            bins.append([])
+            room.append(token_budget)
+        bins[chosen].append(index)
+        room[chosen] -= lengths[index]
+    return [tuple(bins[b]) for b in sorted(range(len(bins)), key=lambda b: (room[b], b))]
+
+
+def _fill_rows(indices: Sequence[int], samples: Sequence[TrainSample], token_budget: int) -> list[tuple[int, ...]]:
+    batches: list[tuple[int, ...]] = []
+    rows: list[int] = []
+    for index in indices:
+        width = max(_length(samples[i]) for i in [*rows, index])
+        if rows and width * (len(rows) + 1) > token_budget:
+            batches.append(tuple(rows))
+            rows = []
+        rows.append(index)
+    return [*batches, tuple(rows)] if rows else batches
+
+
+def _rl_segment(sample: TrainSample, denominator: Denominator, ref_logprobs: Float32 | None) -> _Segment:
+    n_prompt, n_response = len(sample.prompt_ids), len(sample.response_ids)
+    if n_prompt == 0 or n_response == 0:
+        raise ValueError(f"prompt {sample.prompt_id!r}: {n_prompt} prompt and {n_response} response tokens, need both")
+    old = sample.sampler_logprobs if sample.old_logprobs is None else sample.old_logprobs
+    ref = np.zeros(n_response, np.float32) if ref_logprobs is None else ref_logprobs
+    for name, array in (("sampler", sample.sampler_logprobs), ("old", old), ("reference", ref)):
+        if len(array) != n_response:
+            raise ValueError(f"prompt {sample.prompt_id!r}: {len(array)} {name} logprobs for {n_response} tokens")
+    # The first response token is predicted at the prompt's last position.
+    first = n_prompt - 1
+
+    def placed(values: Float32 | float) -> Float32:
+        row = np.zeros(n_prompt + n_response, np.float32)
+        row[first : first + n_response] = values
+        return row
+
+    return _Segment(
+        token_ids=np.concatenate([sample.prompt_ids, sample.response_ids]).astype(np.int32, copy=False),
+        mask=placed(1.0),
+        weights=placed(1.0 / n_response if denominator == "response" else 1.0),
+        advantages=placed(sample.advantage),
+        old_logprobs=placed(old),
+        sampler_logprobs=placed(sample.sampler_logprobs),
+        ref_logprobs=placed(ref),
+    )
+
+
+def _lm_segment(token_ids: Int32, trained: Int32 | None) -> _Segment:
+    mask = np.ones(len(token_ids), np.float32) if trained is None else trained.astype(np.float32)
+    if len(mask) != len(token_ids):
+        raise ValueError(f"{len(mask)} marks for {len(token_ids)} tokens")
+    mask = np.append(mask[1:], np.float32(0.0))  # position t is trained if token t+1 is
+    zeros = np.zeros_like(mask)
+    return _Segment(token_ids, mask, mask, zeros, zeros, zeros, zeros)
+
+
+def _micro_batch(segments: Sequence[_Segment], indices: tuple[int, ...]) -> MicroBatch:
+    if not segments:  # one dummy token that nothing is trained on
+        segments = [_lm_segment(np.zeros(1, np.int32), None)]
+    token_ids = [segment.token_ids for segment in segments]
+    lengths = np.array([len(ids) for ids in token_ids], np.int64)
+
+    def row(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([getattr(segment, name) for segment in segments]))
+
+    return MicroBatch(
+        token_ids_T=row("token_ids").long(),
+        position_ids_T=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])),
+        segment_lengths_S=torch.from_numpy(lengths),
+        targets_T=torch.from_numpy(np.concatenate([np.append(ids[1:], 0) for ids in token_ids])).long(),
+        mask_T=row("mask"),
+        advantages_T=row("advantages"),
+        old_logprobs_T=row("old_logprobs"),
+        sampler_logprobs_T=row("sampler_logprobs"),
+        ref_logprobs_T=row("ref_logprobs"),
+        weights_T=row("weights"),
+        sample_index_S=indices,
+    )

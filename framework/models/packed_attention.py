@@ -1,0 +1,148 @@
+"""Attention over packed rows: each segment attends causally to itself alone, and no T x T mask is ever built.
+
+Registered with transformers' AttentionInterface, so any model of its library that routes attention through it (MLA,
+GQA) runs packed, forward and backward. The row is split into runs of equally long segments and each run is one causal
+scaled-dot-product call on views: no pads, no gather, no index tensors. (Right-padded buckets of similar lengths save
+calls, but their pads and gathers cost more than that at every size tried.) The same code runs on CPU and CUDA, where
+PyTorch picks the kernel. `data.packing` sorts segments by length, which makes the runs long.
+
+Dimensions: T tokens of the packed row, H heads, D head size (values may have another than keys), V vocabulary,
+N segments of a run, L its length, K trained positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from framework.algorithms.logprobs import token_entropy, token_logprobs
+from framework.types import MicroBatch
+
+NAME = "packed"
+
+
+@dataclass(frozen=True)
+class SegmentLayout:
+    """The runs of equally long segments of a packed row; made once for a micro-batch, passed to every layer."""
+
+    runs: tuple[tuple[int, int], ...]  # (N, L) of each, in row order
+
+    @classmethod
+    def of_lengths(cls, lengths: Iterable[int]) -> SegmentLayout:
+        """Return the layout of segments of these lengths, in row order."""
+        return cls(tuple((len(list(run)), length) for length, run in groupby(lengths)))
+
+    @classmethod
+    def of(cls, micro: MicroBatch) -> SegmentLayout:
+        """Return the layout of a micro-batch."""
+        return cls.of_lengths(micro.segment_lengths_S.tolist())
+
+    @property
+    def n_tokens(self) -> int:
+        """T."""
+        return sum(rows * length for rows, length in self.runs)
+
+
+@dataclass(frozen=True)
+class PackedLogprobs:
+    """What the policy loss needs of one forward; zeros at positions that are not trained."""
+
+    logprobs_T: torch.Tensor  # float32, differentiable
+    entropy_T: torch.Tensor | None  # float32, nats, no gradient
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    segments: SegmentLayout | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend within segments; transformers' attention signature: query [1, H, T, D] to output [1, T, H, D].
+
+    Raises ValueError without `segments`, or for what a packed row cannot have (a mask, a window, a batch, a cache).
+    """
+    if segments is None or attention_mask is not None or sliding_window is not None:
+        raise ValueError("packed attention needs segments=SegmentLayout, no mask and no window: use forward_packed")
+    heads, n_tokens = query.shape[1:3]
+    if query.shape[0] != 1 or n_tokens != segments.n_tokens or key.shape[2] != n_tokens:
+        raise ValueError(f"layout of {segments.n_tokens} tokens, query {tuple(query.shape)}, key {tuple(key.shape)}")
+    groups = heads // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    # One split for all runs: its backward is one concatenation, where slices would each add into a whole row of zeros.
+    sizes = [rows * length for rows, length in segments.runs]
+    split_states = [torch.split(states[0], sizes, dim=1) for states in (query, key, value)]
+    outputs = []
+    for run, *states in zip(segments.runs, *split_states, strict=True):
+        # Heads as the batch and segments as the "heads": both are independent, and so nothing is transposed.
+        q, k, v = (x.unflatten(1, run) for x in states)  # type: ignore[no-untyped-call]
+        output = scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling, is_causal=True)
+        outputs.append(output.flatten(1, 2))
+    merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)  # [H, T, D]
+    return merged.transpose(0, 1).unsqueeze(0).contiguous(), None
+
+
+def use_packed_attention(model: Any) -> None:
+    """Make a transformers model attend through `packed_attention`; afterwards run it by the functions below only.
+
+    No mask function is registered under the name, and so transformers builds no mask. Undo it by
+    model.set_attn_implementation("sdpa").
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, packed_attention)
+    model.set_attn_implementation(NAME)
+
+
+def forward_packed(
+    model: Any, micro: MicroBatch, layout: SegmentLayout | None = None, keep_K: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return logits_TV of a packed micro-batch; `model` has been through `use_packed_attention`, or wraps one that has.
+
+    `keep_K` (int64 positions) computes logits_KV there only. Pass a `layout` to share it between forwards.
+    """
+    kept = {} if keep_K is None else {"logits_to_keep": keep_K}
+    output = model(
+        input_ids=micro.token_ids_T[None],
+        position_ids=micro.position_ids_T[None],
+        use_cache=False,
+        segments=layout or SegmentLayout.of(micro),
+        **kept,
+    )
+    logits_TV: torch.Tensor = output.logits[0]
+    return logits_TV
+
+
+def packed_logprobs(
+    model: Any,
+    micro: MicroBatch,
+    temperature: float = 1.0,
+    *,
+    entropy: bool = False,
+    layout: SegmentLayout | None = None,
+) -> PackedLogprobs:
+    """Run the model and return log pi(target) at the trained positions.
+
+    The vocabulary projection runs on those positions only: prompts cost no logits. A micro-batch that trains nothing
+    still runs forward and backward, and gives every parameter that it reaches a zero gradient.
+    """
+    kept_K = micro.mask_T.nonzero().squeeze(-1)
+    logits_KV = forward_packed(model, micro, layout, kept_K)
+
+    def spread(values_K: torch.Tensor) -> torch.Tensor:
+        row_T = torch.zeros(micro.mask_T.shape, dtype=values_K.dtype, device=values_K.device)
+        return row_T.index_put((kept_K,), values_K)
+
+    logprobs_T = spread(token_logprobs(logits_KV, micro.targets_T[kept_K], temperature))
+    return PackedLogprobs(logprobs_T, spread(token_entropy(logits_KV, temperature)) if entropy else None)
