@@ -23,23 +23,10 @@ import numpy.typing as npt
 
 from framework.errors import UserError
 from framework.observe.machine import describe_machine
+from framework.types import SampleRow
 
 METRICS, SAMPLES, EXPERT_LOAD = "metrics.jsonl", "samples.jsonl", "expert_load.jsonl"
 Load = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class SampleRow:
-    """One sampled response as people read it."""
-
-    prompt: str
-    response: str
-    reward: float  # total
-    components: Mapping[str, float] = field(default_factory=dict)
-    advantage: float = 0.0
-    length: int = 0  # response tokens
-    finish_reason: str = ""
-    version: int = 0  # policy version that sampled its last token
 
 
 class Sink(Protocol):

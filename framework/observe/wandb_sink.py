@@ -22,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from framework.errors import UserError
-from framework.observe.metrics import Load, SampleRow, Sink
+from framework.observe.charts import load_colours
+from framework.observe.metrics import Load
+from framework.types import SampleRow
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +55,6 @@ def check_tracking(config: TrackingConfig) -> None:
         raise UserError(
             "WANDB_API_KEY", "", "tracking=wandb_online needs a key there; tracking=wandb_offline needs none"
         )
-
-
-def open_sinks(config: TrackingConfig, run_dir: Path, run_config: Mapping[str, Any]) -> tuple[Sink, ...]:
-    """Return what a run's trackers write to: wandb, or nothing. Call once a process, share among its stages."""
-    check_tracking(config)
-    return () if config.mode == "none" else (WandbSink(config, run_dir, run_config),)
 
 
 class WandbSink:
@@ -146,18 +142,16 @@ class WandbSink:
 
 
 def heat_map_image(load_LE: Load, cell: int = 12) -> npt.NDArray[np.uint8]:
-    """Colour each expert's load relative to its layer's mean: blue 0, white 1, red 2 and above.
+    """Colour each expert's load relative to its layer's mean, on white; see `charts.load_colours`.
 
-    Returns [L * cell, E * cell, 3]. A layer without any tokens, or with a load that is not a number, is grey.
+    Returns [L * cell, E * cell, 3]. A layer without any tokens is grey.
     """
-    mean_L1 = load_LE.mean(axis=1, keepdims=True)
-    valid_L1 = np.isfinite(mean_L1) & (mean_L1 > 0)
-    ratio_LE = np.where(valid_L1, load_LE / np.where(valid_L1, mean_L1, 1.0), 1.0)
-    excess_LE1 = (np.clip(ratio_LE, 0.0, 2.0) - 1.0)[..., None]
-    white, red, blue = (np.array(rgb, dtype=np.float64) for rgb in ((255, 255, 255), (178, 24, 43), (33, 102, 172)))
-    image_LE3 = white + np.where(excess_LE1 > 0, red - white, blue - white) * np.abs(excess_LE1)
-    image_LE3 = np.where(valid_L1[..., None], image_LE3, 160.0)
-    return image_LE3.round().astype(np.uint8).repeat(cell, axis=0).repeat(cell, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio_LE = load_LE / load_LE.mean(axis=1, keepdims=True)
+    rgba_LE4 = load_colours(ratio_LE).astype(np.float64)
+    opacity_LE1 = rgba_LE4[..., 3:] / 255.0
+    rgb_LE3 = (rgba_LE4[..., :3] * opacity_LE1 + 255.0 * (1.0 - opacity_LE1)).round().astype(np.uint8)
+    return rgb_LE3.repeat(cell, axis=0).repeat(cell, axis=1)
 
 
 def _identity(run_dir: Path) -> dict[str, Any]:

@@ -1,0 +1,128 @@
+"""Reads what a run directory holds besides its metrics: artifacts, evaluations, configuration."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from framework.artifacts import MANIFEST, Artifact, Manifest
+from framework.errors import UserError
+from framework.observe.metrics import METRICS, RunHistory, read_history
+from framework.types import EvalResult, EvalTask
+
+CONFIG = "config.json"  # the run's whole configuration, as the store writes it
+BUILDING = ".building-"  # the store's prefix for outputs of a stage that still runs
+
+
+@dataclass(frozen=True)
+class FoundArtifact:
+    """A finished artifact of the run."""
+
+    path: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Everything that the report shows."""
+
+    run_dir: Path
+    history: RunHistory
+    artifacts: Sequence[FoundArtifact]  # oldest first
+    evaluations: Sequence[EvalResult]  # in the order they were finished, one for each label
+    config: Mapping[str, Any]
+    notes: Sequence[str]  # what is missing, doubtful or damaged, a sentence each
+
+
+def collect(run_dir: Path) -> RunFiles:
+    """Read `run_dir`; raises UserError unless it is a directory that a run has written to."""
+    if not run_dir.is_dir():
+        raise UserError("run", str(run_dir), "no such directory; give a run's own directory, such as runs/<name>")
+    if not (run_dir / METRICS).is_file() and not (run_dir / "artifacts").is_dir():
+        raise UserError("run", str(run_dir), f"is not a run: it has neither {METRICS} nor artifacts/")
+    notes: list[str] = []
+    history = read_history(run_dir)
+    artifacts = _artifacts(run_dir, notes)
+    evaluations = _evaluations(artifacts, notes)
+    notes += _missing(history, evaluations)
+    return RunFiles(run_dir, history, artifacts, evaluations, _config(run_dir, notes), notes)
+
+
+def read_evaluation(path: Path) -> EvalResult:
+    """Read an EvalReport's report.json; raises UserError if it is not one."""
+    try:
+        raw = json.loads(path.read_text())
+        return EvalResult(
+            label=str(raw["label"]),
+            overall=EvalTask(**raw["overall"]),
+            tasks=tuple(EvalTask(**task) for task in raw["tasks"]),
+            sampling=raw.get("sampling", {}),
+        )
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(str(path), f"{type(error).__name__}: {error}", "must be an evaluation's report.json") from None
+
+
+def _artifacts(run_dir: Path, notes: list[str]) -> list[FoundArtifact]:
+    found = []
+    for directory in sorted(p for p in run_dir.glob("artifacts/*/*") if p.is_dir()):
+        if directory.parent.name.startswith(BUILDING):
+            continue
+        if not (directory / MANIFEST).is_file():
+            notes.append(f"{directory.relative_to(run_dir)} is unfinished: it has no {MANIFEST} yet.")
+            continue
+        try:
+            found.append(FoundArtifact(directory, Artifact(directory).manifest()))
+        except UserError as error:
+            notes.append(f"An artifact is left out: {error}")
+    return sorted(found, key=lambda artifact: (artifact.path / MANIFEST).stat().st_mtime)
+
+
+def _evaluations(artifacts: Sequence[FoundArtifact], notes: list[str]) -> list[EvalResult]:
+    by_label: dict[str, EvalResult] = {}
+    for artifact in artifacts:
+        if artifact.manifest.type != "EvalReport":
+            continue
+        try:
+            result = read_evaluation(artifact.path / "report.json")
+        except UserError as error:
+            notes.append(f"An evaluation is left out: {error}")
+            continue
+        if by_label.pop(result.label, None) is not None:
+            notes.append(f"There is more than one evaluation of {result.label}: the newest is shown.")
+        by_label[result.label] = result
+    return list(by_label.values())
+
+
+def _missing(history: RunHistory, evaluations: Sequence[EvalResult]) -> list[str]:
+    notes = []
+    if not history.stages:
+        notes.append("No stage has recorded anything yet.")
+    for stage in history.stages.values():
+        if stage.state != "finished":
+            reached = f"step {stage.last_step}" if stage.last_step >= 0 else "its start"
+            notes.append(f"Stage {stage.name} is {stage.state}: it has reached {reached}.")
+        bad = sorted(name for name, values in stage.series.items() if not all(map(math.isfinite, values.values())))
+        if bad:
+            notes.append(f"Stage {stage.name} has values that are not finite: {', '.join(bad)}.")
+    if not evaluations:
+        notes.append("No evaluation has finished yet.")
+    if history.torn_lines:
+        notes.append(f"{history.torn_lines} half-written line(s) of a killed process are left out.")
+    return notes
+
+
+def _config(run_dir: Path, notes: list[str]) -> Mapping[str, Any]:
+    path = run_dir / CONFIG
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        notes.append(f"The run directory holds no {CONFIG}.")
+        return {}
+    except json.JSONDecodeError as error:
+        notes.append(f"{CONFIG} is not JSON: {error}.")
+        return {}
+    return config if isinstance(config, dict) else {}

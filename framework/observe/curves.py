@@ -1,0 +1,99 @@
+"""Which metrics of a stage share a chart. What no chart asks for gets its own, so nothing recorded stays unseen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from framework.observe.charts import Series, heat_map, line_chart, stacked_chart
+from framework.observe.metrics import StageHistory
+
+PHASES = ("time/generate_s", "time/score_s", "time/train_s", "time/sync_s", "time/wait_s")
+STEP_TIME = "time/step_s"
+MAX_LAYERS = 8  # heat maps; of more layers, evenly spaced ones are drawn
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One chart: the metrics it draws, by name or pattern, in this order."""
+
+    title: str
+    metrics: tuple[str, ...]
+    unit: str = ""
+    zero: bool = False  # keep zero on the axis
+
+
+@dataclass(frozen=True)
+class DrawnCharts:
+    """Charts of one stage as HTML."""
+
+    curves: tuple[str, ...]
+    heat_maps: tuple[str, ...]
+
+
+CURVES = (
+    Curves("Loss", ("train/loss", "validation/loss"), "nats per token"),
+    Curves("Reward", ("reward/mean", "reward/*"), "mean over responses", zero=True),
+    Curves("Response length", ("response/length_mean", "response/length_max"), "tokens", zero=True),
+    Curves("KL divergence", ("kl/reference",), "to the reference, nats per token", zero=True),
+    Curves("KL divergence, old policy", ("kl/old", "kl/*"), "nats per token", zero=True),
+    Curves("Learner–sampler mismatch, mean", ("mismatch/mean_abs",), "nats per token", zero=True),
+    Curves("Learner–sampler mismatch, maximum", ("mismatch/max_abs",), "nats", zero=True),
+    Curves("Learner–sampler mismatch, k3 KL", ("mismatch/k3",), "nats per token", zero=True),
+    Curves("Clipped tokens", ("clip/low", "clip/high", "clip/*"), "share", zero=True),
+    Curves("Policy loss", ("loss/policy", "loss/*")),
+    Curves("Entropy", ("train/entropy",), "nats per token", zero=True),
+    Curves("Gradient norm", ("train/grad_norm",), zero=True),
+    Curves("Learning rate", ("train/lr",), zero=True),
+    Curves("Staleness", ("staleness/mean", "staleness/max"), "policy versions", zero=True),
+    Curves(
+        "Spoiled responses and groups",
+        ("response/truncated_share", "reward/failed_share", "groups/*"),
+        "share",
+        zero=True,
+    ),
+    Curves("Throughput", ("tokens_per_s", "train/tokens_per_s"), "tokens per second", zero=True),
+    Curves("Expert load, maximum over mean", ("experts/max_over_mean", "experts/layer_*"), "1 is even"),
+)
+
+
+def stage_charts(stage: StageHistory) -> DrawnCharts:
+    """Draw everything that the stage has recorded."""
+    left = {name: Series(name, list(v), list(v.values())) for name, v in stage.series.items()}
+    apart = {name for curves in CURVES for name in curves.metrics if "*" not in name}  # a pattern takes none of these
+    drawn = []
+    for curves in CURVES:
+        chosen = [left.pop(name) for pattern in curves.metrics for name in _matches(pattern, left, apart)]
+        if chosen:
+            drawn.append(line_chart(curves.title, chosen, curves.unit, curves.zero))
+    phases = [left.pop(name) for name in PHASES if name in left]
+    if phases:
+        drawn.append(stacked_chart("Time by phase", phases, left.pop(STEP_TIME, None), "seconds per step"))
+    drawn += [line_chart(name, [series]) for name, series in sorted(left.items())]
+    return DrawnCharts(tuple(drawn), tuple(_heat_maps(stage)))
+
+
+def _matches(pattern: str, names: dict[str, Series], apart: set[str]) -> list[str]:
+    if "*" not in pattern:
+        return [pattern] if pattern in names else []
+    return sorted((name for name in names if fnmatchcase(name, pattern) and name not in apart), key=_natural)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts layer_2 before layer_10."""
+    digits = "".join(c if c.isdigit() else " " for c in name).split()
+    return [(int(digits[0]) if digits else -1, name)]
+
+
+def _heat_maps(stage: StageHistory) -> list[str]:
+    if not stage.expert_load:
+        return []
+    shape = next(reversed(stage.expert_load.values())).shape  # a changed model would change it: keep the last shape
+    steps = [step for step, load in stage.expert_load.items() if load.shape == shape]
+    load_NLE = np.stack([stage.expert_load[step] for step in steps])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio_NLE = load_NLE / load_NLE.mean(axis=2, keepdims=True)
+    layers = np.unique(np.linspace(0, shape[0] - 1, min(shape[0], MAX_LAYERS)).round().astype(int))
+    return [heat_map(f"MoE layer {layer}", steps, ratio_NLE[:, layer].T) for layer in layers]

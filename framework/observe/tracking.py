@@ -1,0 +1,56 @@
+"""Opens what a run records to, once a process, and hands each stage its tracker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from framework.observe.metrics import ProgressDisplay, Sink, Tracker
+from framework.observe.progress import StageProgress
+from framework.observe.wandb_sink import TrackingConfig, WandbSink, check_tracking
+
+
+class RunTracking:
+    """Trackers of a run whose stages follow one another. As a context manager it ends the run as the block ended.
+
+    Raises UserError for a configuration that can't work, before anything is created.
+    """
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        run_dir: Path,
+        run_config: Mapping[str, Any],
+        display: ProgressDisplay | None = None,
+    ) -> None:
+        check_tracking(config)
+        self.run_dir, self._display = run_dir, display or StageProgress()
+        self._wandb = None if config.mode == "none" else WandbSink(config, run_dir, run_config)
+        self._current: Tracker | None = None
+
+    def tracker(self, stage: str) -> Tracker:
+        """Return the tracker of the stage that starts now; the one before it has finished."""
+        self._end_stage(finished=True)
+        sinks: tuple[Sink, ...] = () if self._wandb is None else (self._wandb,)
+        self._current = Tracker(self.run_dir, stage, sinks, self._display)
+        return self._current
+
+    def close(self, finished: bool = True) -> None:
+        """End the current stage and the wandb run; `finished=False` after an error or a stop."""
+        try:
+            self._end_stage(finished)
+        finally:
+            if self._wandb is not None:
+                self._wandb.finish(exit_code=0 if finished else 1)
+
+    def __enter__(self) -> RunTracking:
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        self.close(finished=error_type is None)
+
+    def _end_stage(self, finished: bool) -> None:
+        current, self._current = self._current, None
+        if current is not None:
+            current.close(finished)
