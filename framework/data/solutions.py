@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -22,10 +23,10 @@ from framework.types import Prompt
 class StyleConfig:
     """Shares of the styles among the documents, and of documents that carry R1-Zero's template."""
 
-    careful: float = 0.34
-    careless: float = 0.22
-    hasty: float = 0.26
-    plain: float = 0.18
+    careful: float = 0.40
+    careless: float = 0.10
+    hasty: float = 0.30
+    plain: float = 0.20
     template_share: float = 0.25
 
     def __post_init__(self) -> None:
@@ -48,9 +49,7 @@ def _chain_sum(prompt: Prompt, slip: random.Random | None) -> Solution:
     total, steps = int(expression[0]), []
     for sign, term in zip(expression[1::2], map(int, expression[2::2]), strict=True):
         tens = _combine(total - total % 10, term - term % 10, sign)
-        ones = _combine(total % 10, term % 10, sign)
-        if slip is not None and slip.random() < 0.7:
-            ones += slip.choice((-2, -1, 1, 2))
+        ones = _slipped(_combine(total % 10, term % 10, sign), slip)
         steps += [
             f"{total - total % 10}{sign}{term - term % 10}={tens}",
             f"{total % 10}{sign}{term % 10}={ones}",
@@ -60,8 +59,42 @@ def _chain_sum(prompt: Prompt, slip: random.Random | None) -> Solution:
     return Solution(" ".join(steps), str(total))
 
 
+def _basic_arithmetic(prompt: Prompt, slip: random.Random | None) -> Solution:
+    """Term by term: 7 + 8 - 9 -> 7+8=15 15-9=6."""
+    expression = json.loads(prompt.entry)["metadata"]["expression"].split()
+    total, steps = int(expression[0]), []
+    for sign, term in zip(expression[1::2], map(int, expression[2::2]), strict=True):
+        before, total = total, _slipped(_combine(total, term, sign), slip)
+        steps.append(f"{before}{sign}{term}={total}")
+    return Solution(" ".join(steps), str(total))
+
+
+def _simple_equations(prompt: Prompt, slip: random.Random | None) -> Solution:
+    """Take the constants to the right, then divide: 8*e + 5 = 61 -> 61-5=56 56/8=7."""
+    metadata = json.loads(prompt.entry)["metadata"]
+    left, right = metadata["equation"].split(" = ")
+    total, factor, steps = int(right), 0, []
+    for sign, term in re.findall(r"(-?)\s*([\w*]+)", left.replace("+ ", "")):
+        if metadata["variable"] in term:
+            number = term.replace(metadata["variable"], "").strip("*") or "1"
+            factor += int(sign + number)
+        else:
+            undo = "+" if sign else "-"
+            before, total = total, _slipped(_combine(total, int(term), undo), slip)
+            steps.append(f"{before}{undo}{term}={total}")
+    answer = total // factor
+    if factor != 1 or not steps:
+        steps.append(f"{total}/{factor}={answer}")
+    return Solution(" ".join(steps), str(answer))
+
+
 def _combine(left: int, right: int, sign: str) -> int:
     return left + right if sign == "+" else left - right
+
+
+def _slipped(value: int, slip: random.Random | None) -> int:
+    """The value, or with a careless writer often one close to it."""
+    return value + slip.choice((-2, -1, 1, 2)) if slip is not None and slip.random() < 0.7 else value
 
 
 def _spell_backward(prompt: Prompt, slip: random.Random | None) -> Solution:
@@ -75,7 +108,12 @@ def _spell_backward(prompt: Prompt, slip: random.Random | None) -> Solution:
 
 
 SOLVERS: Mapping[str, Callable[[Prompt, random.Random | None], Solution]] = MappingProxyType(
-    {"chain_sum": _chain_sum, "spell_backward": _spell_backward}
+    {
+        "basic_arithmetic": _basic_arithmetic,
+        "chain_sum": _chain_sum,
+        "simple_equations": _simple_equations,
+        "spell_backward": _spell_backward,
+    }
 )
 
 

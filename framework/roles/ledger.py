@@ -69,8 +69,7 @@ class Ledger:
 
     def to_issue(self, version: int) -> int:
         """How many more tickets may be issued for the acknowledged policy `version`."""
-        live = len(self._issued) + len(self._finished)
-        return max(0, self.batch_size * (version + self.max_staleness + 1 - self.batches_trained) - live)
+        return max(0, self.batch_size * (version + self.max_staleness + 1 - self.batches_trained) - self.live)
 
     def issue(self, version: int) -> int:
         """Mark the next ticket as issued for `version` and return it."""
@@ -93,6 +92,11 @@ class Ledger:
         """Record a scored group. With `refill` the ticket leaves the batch and the next one takes its place."""
         del self._issued[ticket]
         (self._no_signal if refill else self._finished)[ticket] = scored
+
+    @property
+    def live(self) -> int:
+        """Tickets that are issued or finished, but not trained; those given back are about to be issued again."""
+        return len(self._issued) + len(self._finished)
 
     def is_issued(self, ticket: int) -> bool:
         """Whether the ticket is waiting for its group."""

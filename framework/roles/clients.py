@@ -1,0 +1,124 @@
+"""The loop's three clients over Ray: rollout workers, reward workers, learner group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from framework.roles.pool import Done, WorkerPool
+from framework.types import Prompt, ResponseGroup, RewardScore, SamplingParams
+
+
+@dataclass(frozen=True)
+class _Generate:
+    """Tag of a call that samples a ticket's group; a recovery starts a new era and ignores older ones."""
+
+    era: int
+    ticket: int
+
+
+@dataclass(frozen=True)
+class _Update:
+    """Tag of a call that loads a policy version."""
+
+    era: int
+    version: int
+
+
+class RayRollouts:
+    """`rl_loop.Rollouts` over rollout actors. A worker gets prompts only while it serves the newest version."""
+
+    def __init__(self, pool: WorkerPool, groups_in_flight: int) -> None:
+        self._pool, self._limit = pool, groups_in_flight
+        self._era = 0
+        self._version = -1
+        self._weights: Sequence[Any] = ()
+        self._sent: dict[int, _Update] = {}  # worker -> newest update sent to it
+        self._serving: dict[int, _Update] = {}  # worker -> newest update that it acknowledged
+
+    def free_slots(self) -> int:
+        """Groups that workers serving the newest version can take now."""
+        return sum(self._limit - self._pool.load(worker) for worker in self._current())
+
+    def submit(self, ticket: int, prompt: Prompt, params: SamplingParams) -> None:
+        """Give the group to the least loaded worker that serves the newest version."""
+        worker = min(self._current(), key=self._pool.load)
+        self._pool.call(worker, "generate", prompt, params, tag=_Generate(self._era, ticket))
+
+    def poll(self, timeout_s: float) -> list[tuple[int, ResponseGroup | None]]:
+        """Return finished groups; None for tickets whose worker died."""
+        results: list[tuple[int, ResponseGroup | None]] = []
+        for outcome in self._pool.poll(timeout_s):
+            tag = outcome.tag
+            if isinstance(tag, _Update):
+                if isinstance(outcome, Done):
+                    self._serving[outcome.worker] = tag
+            elif isinstance(tag, _Generate) and tag.era == self._era:
+                results.append((tag.ticket, outcome.result if isinstance(outcome, Done) else None))
+        for worker in list(self._sent):
+            if worker not in self._pool.ready():  # died: whatever starts in its place has no weights yet
+                del self._sent[worker]
+                self._serving.pop(worker, None)
+        self._send()
+        return results
+
+    def publish(self, version: int, weights: Sequence[object]) -> None:
+        """Send new weights to every worker, and later to any that restarts."""
+        self._version, self._weights = version, weights
+        self._send()
+
+    def synced(self) -> bool:
+        """Whether every healthy worker serves the newest version, and at least one does."""
+        ready = self._pool.ready()
+        return bool(ready) and len(self._current()) == len(ready)
+
+    def forget(self) -> None:
+        """Ignore what is being sampled; the next publish counts as new whatever its number."""
+        self._era += 1
+        self._weights = ()
+
+    def _current(self) -> list[int]:
+        newest = _Update(self._era, self._version)
+        return [worker for worker in self._pool.ready() if self._serving.get(worker) == newest]
+
+    def _send(self) -> None:
+        update = _Update(self._era, self._version)
+        for worker in self._pool.ready() if self._weights else ():
+            if self._sent.get(worker) != update:
+                self._sent[worker] = update
+                self._pool.call(worker, "update_weights", self._version, *self._weights, tag=update)
+
+
+class RayRewards:
+    """`rl_loop.Rewards` over reward actors."""
+
+    def __init__(self, pool: WorkerPool) -> None:
+        self._pool = pool
+        self._era = 0
+        self._waiting: list[tuple[int, ResponseGroup]] = []  # while no worker is ready
+
+    def submit(self, ticket: int, group: ResponseGroup) -> None:
+        """Give the group to the least loaded worker."""
+        ready = self._pool.ready()
+        if not ready:
+            self._waiting.append((ticket, group))
+            return
+        self._pool.call(min(ready, key=self._pool.load), "score", group, tag=_Generate(self._era, ticket))
+
+    def poll(self) -> list[tuple[int, tuple[RewardScore, ...] | None]]:
+        """Return scored groups; None for tickets whose worker died."""
+        results: list[tuple[int, tuple[RewardScore, ...] | None]] = []
+        for outcome in self._pool.poll(0):
+            if isinstance(outcome.tag, _Generate) and outcome.tag.era == self._era:
+                results.append((outcome.tag.ticket, outcome.result if isinstance(outcome, Done) else None))
+        if self._waiting and self._pool.ready():
+            waiting, self._waiting = self._waiting, []
+            for ticket, group in waiting:
+                self.submit(ticket, group)
+        return results
+
+    def forget(self) -> None:
+        """Ignore what is being scored."""
+        self._era += 1
+        self._waiting = []

@@ -1,0 +1,119 @@
+"""From scored groups to what the learner trains on, and to the numbers that people read. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from framework.algorithms.advantages import group_advantages, has_signal
+from framework.algorithms.policy_loss import GrpoConfig
+from framework.types import Minibatch, SampleRow, ScoredGroup, TrainSample
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """One rollout batch as the learner receives it: an optimizer step a minibatch."""
+
+    minibatches: tuple[Minibatch, ...]
+    probe: tuple[TrainSample, ...]  # responses of one policy version each, to measure the mismatch on
+    version: int  # policy version that the learner holds when it starts
+
+
+def _scored_rewards(scored: ScoredGroup) -> torch.Tensor:
+    """Rewards of the responses that could be scored, [<= G]."""
+    return torch.tensor([score.total for score in scored.scores if not score.error], dtype=torch.float64)
+
+
+def group_has_signal(scored: ScoredGroup) -> bool:
+    """Whether the group's rewards differ; responses that could not be scored don't count."""
+    rewards = _scored_rewards(scored)
+    return len(rewards) > 1 and has_signal(rewards)
+
+
+def train_samples(scored: ScoredGroup, std: bool) -> list[TrainSample]:
+    """Responses with their advantages. Empty for a group without signal: it contributes nothing to the loss."""
+    if not group_has_signal(scored):
+        return []
+    advantages = iter(group_advantages(_scored_rewards(scored), std).tolist())
+    prompt = scored.group.prompt
+    return [
+        TrainSample(
+            prompt_id=prompt.id,
+            prompt_ids=np.asarray(prompt.token_ids, dtype=np.int32),
+            response_ids=response.token_ids,
+            advantage=next(advantages),
+            sampler_logprobs=response.logprobs,
+            weight_versions=response.weight_versions,
+        )
+        for response, score in zip(scored.group.responses, scored.scores, strict=True)
+        if not score.error
+    ]
+
+
+def build_batch(
+    groups: Sequence[ScoredGroup], algorithm: GrpoConfig, minibatches: int, version: int, probe: int
+) -> TrainBatch:
+    """Split a batch's responses at random into minibatches of equal size (R1: 8,192 outputs into 16 minibatches).
+
+    The order depends only on the version, so a resumed run splits alike.
+    """
+    n_responses = sum(len(scored.group.responses) for scored in groups)
+    samples = [sample for scored in groups for sample in train_samples(scored, algorithm.advantage_std)]
+    order = np.random.default_rng(version).permutation(len(samples))
+    parts = [tuple(samples[i] for i in part) for part in np.array_split(order, minibatches)]
+    one_version = [s for s in samples if (s.weight_versions == s.weight_versions[0]).all()]
+    picked = np.random.default_rng(version).permutation(len(one_version))[:probe]
+    return TrainBatch(
+        tuple(Minibatch(part, n_responses // minibatches) for part in parts),
+        tuple(one_version[i] for i in picked),
+        version,
+    )
+
+
+def batch_metrics(groups: Sequence[ScoredGroup], discarded: Sequence[ScoredGroup], version: int) -> dict[str, float]:
+    """Means over one batch's responses; `version` is the policy that trains on it."""
+    scores = [score for scored in groups for score in scored.scores]
+    responses = [response for scored in groups for response in scored.group.responses]
+    valid = [score for score in scores if not score.error]
+    lengths = np.array([len(response.token_ids) for response in responses])
+    staleness = version - np.concatenate([response.weight_versions for response in responses])
+    no_signal = len(discarded) + sum(not group_has_signal(scored) for scored in groups)
+    metrics = {
+        "reward/mean": float(np.mean([score.total for score in valid])) if valid else 0.0,
+        "reward/failed_share": 1 - len(valid) / len(scores),
+        "response/length_mean": float(lengths.mean()),
+        "response/length_max": float(lengths.max()),
+        "response/truncated_share": float(np.mean([r.finish_reason == "length" for r in responses])),
+        "staleness/mean": float(staleness.mean()),
+        "staleness/max": float(staleness.max()),
+        "groups/zero_std_share": no_signal / (len(groups) + len(discarded)),
+    }
+    for name in sorted({name for score in valid for name in score.components}):
+        metrics[f"reward/{name}"] = float(np.mean([s.components[name] for s in valid if name in s.components]))
+    return metrics
+
+
+def sample_rows(groups: Sequence[ScoredGroup], std: bool, prompts: int = 4) -> list[SampleRow]:
+    """A few responses for people to read: the best and the worst of the first groups."""
+    rows = []
+    for scored in groups[:prompts]:
+        rewards = torch.tensor([score.total for score in scored.scores], dtype=torch.float64)
+        advantages = group_advantages(rewards, std)
+        for index in dict.fromkeys((int(rewards.argmax()), int(rewards.argmin()))):
+            response, score = scored.group.responses[index], scored.scores[index]
+            rows.append(
+                SampleRow(
+                    prompt=scored.group.prompt.text,
+                    response=response.text,
+                    reward=score.total,
+                    components=dict(score.components),
+                    advantage=float(advantages[index]),
+                    length=len(response.token_ids),
+                    finish_reason=response.finish_reason,
+                    version=int(response.weight_versions[-1]),
+                )
+            )
+    return rows

@@ -1,0 +1,356 @@
+"""Group relative policy optimisation as a loop over roles.
+
+    while batches are left:
+        issue prompts            to rollout workers that serve the newest weights
+        collect groups           G responses each, and hand them to the reward workers
+        collect rewards
+        train                    on the first whole batch: advantages, minibatches, one optimizer step each
+        publish                  the next policy version; checkpoint ledger and learner together
+
+With `max_staleness: 0` sampling waits for training (synchronous GRPO); with k, rollouts run up to k versions ahead.
+Source: DeepSeek-R1 (2501.12948v2) section 2.1 and B.1.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from framework.algorithms.mismatch import Mismatch, MismatchConfig, check_mismatch
+from framework.algorithms.policy_loss import GrpoConfig
+from framework.errors import RunFailed, Stopped, UserError
+from framework.protocols import Tracker
+from framework.roles.ledger import FinishedTicket, Ledger
+from framework.roles.rl_batch import TrainBatch, batch_metrics, build_batch, group_has_signal, sample_rows
+from framework.types import Prompt, ResponseGroup, RewardScore, SamplingParams, ScoredGroup, StepResult
+
+LEDGER, LATEST = "ledger.jsonl", "LATEST"
+
+
+@dataclass(frozen=True)
+class RlConfig:
+    """Batch arithmetic and schedule of a GRPO run. Defaults: R1-Zero (Nature, Methods), where a step is one update."""
+
+    steps: int = 10_400  # optimizer steps in all
+    prompts_per_step: int = 32
+    group_size: int = 16  # G
+    minibatches_per_rollout: int = 16  # optimizer steps on one batch of rollouts; one inner epoch
+    max_staleness: int = 0  # policy versions that a rollout may lag behind
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 32_768  # of a response
+    checkpoint_every: int = 10  # batches
+    samples_every: int = 10  # batches between tables of sample responses
+    probe_responses: int = 16  # responses a batch whose logprobs are recomputed to measure the mismatch; 0: none
+    mismatch: MismatchConfig = MismatchConfig()
+    max_learner_restarts: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "prompts_per_step", "minibatches_per_rollout", "max_tokens", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"stage.grpo.{name}", getattr(self, name), "must be at least 1")
+        if self.group_size < 2:
+            raise UserError("stage.grpo.group_size", self.group_size, "must be at least 2: the group is the baseline")
+        if self.max_staleness < 0:
+            raise UserError("stage.grpo.max_staleness", self.max_staleness, "must be 0 (synchronous) or more")
+        if self.steps % self.minibatches_per_rollout:
+            fits = [m for m in range(1, self.steps + 1) if self.steps % m == 0]
+            near = sorted(fits, key=lambda m: abs(m - self.minibatches_per_rollout))[:5]
+            allowed = f"must divide stage.grpo.steps={self.steps}: {', '.join(map(str, sorted(near)))}"
+            raise UserError("stage.grpo.minibatches_per_rollout", self.minibatches_per_rollout, allowed)
+        if self.temperature <= 0:
+            raise UserError("stage.grpo.temperature", self.temperature, "must be above 0: logprobs are at temperature")
+
+    @property
+    def batches(self) -> int:
+        """Rollout batches, and so published versions, of the whole run."""
+        return self.steps // self.minibatches_per_rollout
+
+    @property
+    def prompts_per_batch(self) -> int:
+        """P."""
+        return self.prompts_per_step * self.minibatches_per_rollout
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How responses are sampled."""
+        return SamplingParams(self.temperature, self.top_p, self.max_tokens, self.group_size)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What the learner did with one batch."""
+
+    steps: tuple[StepResult, ...]
+    mismatch: Mismatch | None
+    seconds: float
+    tokens: int
+
+
+class LearnerLost(Exception):
+    """A learner rank died; the group must be restarted from a checkpoint."""
+
+
+class Rollouts(Protocol):
+    """The rollout workers as the loop sees them. A result of None: the worker died, the prompt is ours again."""
+
+    def free_slots(self) -> int:
+        """Groups that workers serving the newest version can take now."""
+        ...
+
+    def submit(self, ticket: int, prompt: Prompt, params: SamplingParams) -> None: ...
+
+    def poll(self, timeout_s: float) -> list[tuple[int, ResponseGroup | None]]: ...
+
+    def publish(self, version: int, weights: Sequence[object]) -> None:
+        """Start sending new weights; a worker gets no new prompts until it has acknowledged them."""
+        ...
+
+    def synced(self) -> bool:
+        """Whether every healthy worker has acknowledged the newest version."""
+        ...
+
+    def forget(self) -> None:
+        """Ignore whatever is being sampled."""
+        ...
+
+
+class Rewards(Protocol):
+    """The reward workers as the loop sees them."""
+
+    def submit(self, ticket: int, group: ResponseGroup) -> None: ...
+
+    def poll(self) -> list[tuple[int, tuple[RewardScore, ...] | None]]: ...
+
+    def forget(self) -> None: ...
+
+
+class LearnerClient(Protocol):
+    """The learner group as the loop sees it; every verb but `train` waits. Any may raise LearnerLost."""
+
+    def train(self, batch: TrainBatch) -> None:
+        """Start training on a batch."""
+        ...
+
+    def poll(self) -> TrainResult | None: ...
+
+    def publish(self, version: int) -> Sequence[object]:
+        """Return handles of the weights, one a rank that has some, to be given to the rollout workers."""
+        ...
+
+    def reset_reference(self) -> None: ...
+
+    def save(self, directory: Path) -> None: ...
+
+    def load(self, directory: Path) -> None:
+        """Restore a checkpoint, restarting dead ranks first."""
+        ...
+
+
+@dataclass
+class RlLoop:
+    """The GRPO loop. `run` returns when every batch is trained, and resumes from `directory` when called again."""
+
+    config: RlConfig
+    algorithm: GrpoConfig
+    ledger: Ledger
+    rollouts: Rollouts
+    rewards: Rewards
+    learner: LearnerClient
+    tracker: Tracker
+    directory: Path  # checkpoints
+    should_stop: Callable[[], bool] = lambda: False
+    max_failed_share: float = 0.05
+    version: int = field(default=0, init=False)  # newest published policy version = batches trained
+    _training: list[FinishedTicket] | None = field(default=None, init=False)
+    _groups: dict[int, ResponseGroup] = field(default_factory=dict, init=False)  # being scored
+    _sync_started: float | None = field(default=None, init=False)
+    _clock: dict[str, float] = field(default_factory=dict, init=False)  # seconds of the current batch, by phase
+    _learner_restarts: int = field(default=0, init=False)
+
+    def run(self) -> None:
+        """Train every batch. Raises MismatchTooLarge, RunFailed, Stopped or UserError."""
+        self._resume()
+        self._clock = {"started": time.monotonic()}
+        while self.ledger.batches_trained < self.config.batches:
+            try:
+                busy = self._issue() + self._collect_groups() + self._collect_scores() + self._train() + self._learn()
+            except LearnerLost as error:
+                self._recover(error)
+                continue
+            if not busy:
+                time.sleep(0.002)
+
+    def _issue(self) -> int:
+        """Give prompts to workers that serve the newest weights, as far as staleness allows."""
+        left = self.config.batches * self.config.prompts_per_batch  # never issue what will not be trained
+        left -= self.ledger.batches_trained * self.config.prompts_per_batch + self.ledger.live
+        count = min(self.ledger.to_issue(self.version), self.rollouts.free_slots(), left)
+        for _ in range(count):
+            ticket = self.ledger.issue(self.version)
+            self.rollouts.submit(ticket, self.ledger.prompt(ticket), self.config.sampling)
+        return max(count, 0)
+
+    def _collect_groups(self) -> int:
+        """Pass sampled groups on to the reward workers; prompts of a dead worker are issued again."""
+        if self._sync_started is not None and self.rollouts.synced():
+            self._clock["sync"] = time.monotonic() - self._sync_started
+            self._sync_started = None
+        results = self.rollouts.poll(timeout_s=0.02)
+        for ticket, group in results:
+            if group is None:
+                self.ledger.give_back([ticket])
+            else:
+                self._groups[ticket] = group
+                self.rewards.submit(ticket, group)
+        return len(results)
+
+    def _collect_scores(self) -> int:
+        """Enter scored groups in the ledger; groups of a dead reward worker are scored again."""
+        results = self.rewards.poll()
+        for ticket, scores in results:
+            if scores is None:
+                self.rewards.submit(ticket, self._groups[ticket])
+                continue
+            scored = ScoredGroup(self._groups.pop(ticket), scores)
+            refill = self.algorithm.zero_std == "refill" and not group_has_signal(scored)
+            self.ledger.finish(ticket, scored, refill)
+        return len(results)
+
+    def _train(self) -> int:
+        """Hand the next whole batch to an idle learner."""
+        if self._training is not None or not self.ledger.batch_ready():
+            return 0
+        self._training = self.ledger.batch()
+        self._clock["waited"] = time.monotonic() - self._clock["started"]
+        self._check_failures(self._training)
+        scored = [item.scored for item in self._training]
+        probe = self.config.probe_responses
+        batch = build_batch(scored, self.algorithm, self.config.minibatches_per_rollout, self.version, probe)
+        self.learner.train(batch)
+        return 1
+
+    def _learn(self) -> int:
+        """Take the learner's result: gate, ledger, checkpoint, next version."""
+        result = self.learner.poll()
+        if result is None:
+            return 0
+        assert self._training is not None
+        batch, self._training = self._training, None
+        if result.mismatch is not None:
+            check_mismatch(result.mismatch, self.config.mismatch)
+        discarded = self.ledger.discarded()
+        self.ledger.train(batch)
+        steps_before = (self.ledger.batches_trained - 1) * self.config.minibatches_per_rollout
+        steps_after = steps_before + self.config.minibatches_per_rollout
+        if self.algorithm.kl_coef and steps_before // self.algorithm.reference_reset_steps != (
+            steps_after // self.algorithm.reference_reset_steps
+        ):
+            self.learner.reset_reference()
+        trained_on = self.version
+        self._publish(self.ledger.batches_trained)
+        self._record(batch, discarded, result, trained_on)
+        last = self.ledger.batches_trained == self.config.batches
+        if last or self.should_stop() or self.ledger.batches_trained % self.config.checkpoint_every == 0:
+            self._save()
+        if self.should_stop() and not last:
+            raise Stopped(f"stopped after {steps_after} of {self.config.steps} steps; the same command resumes")
+        return 1
+
+    def _publish(self, version: int) -> None:
+        self._sync_started = time.monotonic()
+        self.rollouts.publish(version, self.learner.publish(version))
+        self.version = version
+
+    def _check_failures(self, batch: Sequence[FinishedTicket]) -> None:
+        """Raise RunFailed if too many responses of the batch could not be scored."""
+        from framework.roles.reward import check_failed_share
+
+        errors = [score.error for item in batch for score in item.scored.scores if score.error]
+        total = sum(len(item.scored.scores) for item in batch)
+        check_failed_share(len(errors), total, self.max_failed_share, errors[0] if errors else "")
+
+    def _record(
+        self, batch: Sequence[FinishedTicket], discarded: Sequence[FinishedTicket], result: TrainResult, trained_on: int
+    ) -> None:
+        """Log one batch; its x axis is the optimizer steps taken."""
+        now = time.monotonic()
+        seconds = now - self._clock["started"]
+        step = self.ledger.batches_trained * self.config.minibatches_per_rollout
+        scored = [item.scored for item in batch]
+        metrics = batch_metrics(scored, [item.scored for item in discarded], trained_on)
+        for name in result.steps[0].metrics:
+            metrics[name] = float(np.mean([one.metrics[name] for one in result.steps]))
+        if result.mismatch is not None:
+            gap = result.mismatch
+            metrics |= {"mismatch/mean_abs": gap.mean_abs, "mismatch/max_abs": gap.max_abs, "mismatch/k3": gap.k3_kl}
+        metrics |= {
+            "time/step_s": seconds,
+            "time/wait_s": self._clock["waited"],
+            "time/train_s": result.seconds,
+            "tokens_per_s": result.tokens / seconds,
+        }
+        if "sync" in self._clock:  # of the version before: this one is on its way
+            metrics["time/sync_s"] = self._clock["sync"]
+        self.tracker.log(step, metrics)
+        loads = [one.expert_load_LE for one in result.steps if one.expert_load_LE is not None]
+        if loads:
+            self.tracker.expert_load(step, np.sum(loads, axis=0))
+        if self.ledger.batches_trained % self.config.samples_every == 1 or self.config.samples_every == 1:
+            self.tracker.samples(step, sample_rows(scored, self.algorithm.advantage_std))
+        reward, length = metrics["reward/mean"], metrics["response/length_mean"]
+        self.tracker.progress(step, self.config.steps, f"reward {reward:.3f}  length {length:.1f}  {seconds:.2f} s")
+        self._clock = {"started": now}
+
+    def _save(self) -> None:
+        """Write learner and ledger as one checkpoint: it counts once LATEST names it."""
+        name = f"batch_{self.ledger.batches_trained:06d}"
+        target, temporary = self.directory / name, self.directory / f"{name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        self.learner.save(temporary)
+        self.ledger.save(temporary / LEDGER)
+        temporary.replace(target)
+        pointer = self.directory / f"{LATEST}.tmp"
+        pointer.write_text(name)
+        pointer.replace(self.directory / LATEST)
+        for old in self.directory.glob("batch_*"):
+            if old.name != name:
+                shutil.rmtree(old)
+
+    def _resume(self) -> None:
+        """Continue from the newest checkpoint, or make the first one."""
+        if (self.directory / LATEST).is_file():
+            checkpoint = self.directory / (self.directory / LATEST).read_text().strip()
+            self.ledger.load(checkpoint / LEDGER)
+            self.learner.load(checkpoint)
+        else:
+            if self.algorithm.kl_coef:
+                self.learner.reset_reference()
+            self._save()
+        self._publish(self.ledger.batches_trained)
+
+    def _recover(self, error: LearnerLost) -> None:
+        """Go back to the newest checkpoint after the death of a learner; what was live is sampled again."""
+        while True:
+            self._learner_restarts += 1
+            if self._learner_restarts > self.config.max_learner_restarts:
+                raise RunFailed(f"the learner died {self._learner_restarts} times; the last time: {error}") from error
+            print(f"learner lost ({error}); restarting it from the newest checkpoint", flush=True)
+            self._training = None
+            self._groups.clear()
+            self.rollouts.forget()
+            self.rewards.forget()
+            try:
+                self._resume()
+            except LearnerLost as again:
+                error = again
+            else:
+                return
