@@ -88,6 +88,7 @@ def _parse_math(text: str) -> list[Any]:
     """Read the whole of `text` as mathematics if possible, else the expression found in it."""
     import math_verify
 
-    bare = re.sub(r"(?<!\\)%", r"\%", text.replace("\\boxed", "").strip().strip("$"))  # a bare % starts a comment
+    bare = text.replace("\\boxed", "").strip().strip("$")
     whole: list[Any] = math_verify.parse(f"${bare}$", [math_verify.LatexExtractionConfig()], parsing_timeout=None)
-    return whole or math_verify.parse(text, parsing_timeout=None)
+    read = whole and not isinstance(whole[0], str)  # what it cannot read as an expression comes back as text
+    return whole if read else math_verify.parse(text, parsing_timeout=None) or whole
