@@ -48,10 +48,9 @@ class RewardConfig:
         if not self.components:
             raise UserError("reward.components", dict(self.components), "needs at least one reward")
         for name, reward in self.components.items():
-            if not isinstance(reward, Reward):
-                raise UserError(
-                    f"reward.components.{name}", reward, "must be a subclass of framework.rewards.base.Reward"
-                )
+            if not isinstance(reward, Reward) or type(reward) is Reward:
+                allowed = "needs a _target_ that names a subclass of framework.rewards.base.Reward"
+                raise UserError(f"reward.components.{name}", reward, allowed)
             if not math.isfinite(reward.weight):
                 raise UserError(f"reward.components.{name}.weight", reward.weight, "must be finite")
         for key in ("time_limit_s", "startup_limit_s"):

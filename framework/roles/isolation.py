@@ -28,6 +28,8 @@ class InProcessScorer:
 
     def __init__(self, config: RewardConfig) -> None:
         self._components = dict(config.components)
+        for reward in self._components.values():
+            reward.prepare()
 
     def score(self, group: ResponseGroup) -> tuple[RewardScore, ...]:
         """Return G scores; a reward that hangs or crashes takes the caller along."""
