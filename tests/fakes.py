@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from framework.types import Prompt, Response, ResponseGroup, RewardScore
+import numpy as np
+
+from framework.errors import UserError
+from framework.types import (
+    Float32,
+    Minibatch,
+    Prompt,
+    PublishedWeights,
+    Response,
+    ResponseGroup,
+    RewardScore,
+    StepResult,
+    TrainSample,
+    WeightTensor,
+)
 
 
 class FakeScorer:
@@ -25,3 +41,53 @@ class FakeScorer:
         except Exception as error:
             return RewardScore(0.0, error=f"reward raised {type(error).__name__}: {error}")
         return RewardScore(value, {"reward": value}) if math.isfinite(value) else RewardScore(0.0, error=f"got {value}")
+
+
+class FakeLearner:
+    """One rank that learns a single logit: logprobs are those of a coin, a step moves it by the mean advantage."""
+
+    def __init__(self, keep_versions: int = 1) -> None:
+        self.logit, self.steps, self.version = 0.0, 0, 0
+        self._keep = keep_versions
+        self._kept = {0: 0.0}
+
+    def train_minibatch(self, minibatch: Minibatch) -> StepResult:
+        tokens = float(sum(len(sample.response_ids) for sample in minibatch.samples))
+        gradient = sum(sample.advantage for sample in minibatch.samples) / minibatch.n_responses
+        self.logit += 0.1 * gradient
+        self.steps += 1
+        metrics = {"loss": -gradient, "grad_norm": abs(gradient), "lr": 0.1, "tokens": tokens}
+        return StepResult(self.steps, metrics, np.full((1, 2), tokens / 2))
+
+    def logprobs(self, samples: Sequence[TrainSample], version: int | None = None) -> list[Float32]:
+        if version is not None and version not in self._kept:
+            raise UserError("policy version", version, f"kept are {sorted(self._kept)}")
+        logit = self.logit if version is None else self._kept[version]
+        logprobs = np.log([1 / (1 + math.exp(logit)), 1 / (1 + math.exp(-logit))])
+        return [logprobs[sample.response_ids % 2].astype(np.float32) for sample in samples]
+
+    def publish(self, version: int | None = None) -> PublishedWeights:
+        self.version = self.version + 1 if version is None else version
+        self._kept = {v: logit for v, logit in self._kept.items() if v >= self.version - self._keep}
+        self._kept[self.version] = self.logit
+        buffer = np.frombuffer(np.float32(self.logit).tobytes(), np.uint8)
+        return PublishedWeights(self.version, (WeightTensor("logit", "float32", (), 0),), buffer)
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        kept = {str(version): logit for version, logit in self._kept.items()}
+        state = {"logit": self.logit, "steps": self.steps, "version": self.version, "kept": kept}
+        (directory / "engine.json").write_text(json.dumps(state))
+
+    def load(self, directory: Path) -> None:
+        file = directory / "engine.json"
+        try:
+            state = json.loads(file.read_text())
+        except (FileNotFoundError, json.JSONDecodeError) as error:
+            raise UserError(str(file), str(error), "must be what save wrote") from None
+        self.logit, self.steps, self.version = state["logit"], state["steps"], state["version"]
+        self._kept = {int(version): logit for version, logit in state["kept"].items()}
+
+    def export(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "config.json").write_text("{}")

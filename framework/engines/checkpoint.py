@@ -21,9 +21,11 @@ import torch.distributed as dist
 
 from framework.engines import expert_parallel
 from framework.engines.deepspeed_engine import Snapshot, TrainingEngine
+from framework.engines.weights import check_safetensors
 from framework.errors import UserError
 
 TAG = "native"
+STATE = "learner"  # the folder of engine state inside a checkpoint that others write to as well
 CONTENTS = "engine.json"  # written last, by rank 0
 
 
@@ -45,10 +47,11 @@ def topology(engine: TrainingEngine) -> Topology:
 def save_state(
     engine: TrainingEngine, directory: Path, counters: Mapping[str, int], snapshots: Mapping[str, Snapshot]
 ) -> None:
-    """Write engine state, `counters` and `snapshots` to `directory` (all ranks; a shared file system).
+    """Write engine state, `counters` and `snapshots` to `directory`/learner (all ranks; a shared file system).
 
     `engine.json` goes last and lists every file with its size, so a torn checkpoint is seen on load.
     """
+    directory = directory / STATE
     if engine.rank == 0:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
@@ -76,6 +79,7 @@ def load_state(engine: TrainingEngine, directory: Path) -> tuple[dict[str, int],
     Raises UserError that names the file if one is missing or damaged, or the field if the topology differs.
     """
     contents = check_state(directory)
+    directory = directory / STATE
     found, ours = contents["topology"], asdict(topology(engine))
     if different := [key for key in ours if found.get(key) != ours[key]]:
         key = different[0]
@@ -94,6 +98,7 @@ def load_state(engine: TrainingEngine, directory: Path) -> tuple[dict[str, int],
 
 def check_state(directory: Path) -> dict[str, Any]:
     """Return the contents of an engine state; raises UserError naming a missing or truncated file."""
+    directory = directory / STATE
     file = directory / CONTENTS
     try:
         contents: dict[str, Any] = json.loads(file.read_text())
@@ -108,6 +113,21 @@ def check_state(directory: Path) -> dict[str, Any]:
         if present != size:
             raise UserError(str(path), f"{present} bytes" if present is not None else "no such file", f"{size} bytes")
     return contents
+
+
+def load_hf(directory: Path, dtype: str) -> Any:
+    """Build the model of a Hugging Face checkpoint; raises UserError that names the missing or damaged file."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    if not (directory / "config.json").is_file():
+        raise UserError(str(directory / "config.json"), "no such file", "a checkpoint directory has one")
+    check_safetensors(directory)
+    logging.disable_progress_bar()
+    try:
+        return AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype), local_files_only=True)
+    except Exception as error:  # safetensors, transformers and json each raise their own
+        raise UserError(str(directory), str(error).splitlines()[0], "must be a whole checkpoint") from error
 
 
 def export_hf(engine: TrainingEngine, directory: Path) -> None:

@@ -164,6 +164,11 @@ class TrainingEngine:
                 bias_E += delta_E.to(bias_E.device)
         return StepStats(float(self._engine.get_global_grad_norm()), lr, load_LE)
 
+    def skip_step(self) -> StepStats:
+        """Count a step that had nothing to train on: the schedule moves, the weights don't."""
+        self.steps += 1
+        return StepStats(0.0, self.config.schedule.at(self.steps - 1), self.routing.take_counts())
+
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         """All-reduce a small tensor."""
         if self.world > 1:

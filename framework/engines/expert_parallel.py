@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 BIAS = "e_score_correction_bias"
 PLAIN_SWIGLU = "swiglu_eager"  # AutoEP's own "swiglu" takes a Triton kernel, which has no CPU version
@@ -35,7 +35,9 @@ def autoep_section(ep_size: int, on_gpu: bool) -> dict[str, Any]:
         from deepspeed.moe.ep_experts import EXPERT_ACTIVATIONS, register_expert_activation
 
         if PLAIN_SWIGLU not in EXPERT_ACTIVATIONS:
-            register_expert_activation(PLAIN_SWIGLU, lambda gate, up, alpha, limit: F.silu(gate) * up, gate_fn=F.silu)
+            register_expert_activation(
+                PLAIN_SWIGLU, lambda gate, up, alpha, limit: functional.silu(gate) * up, gate_fn=functional.silu
+            )
         section["expert_activation"] = PLAIN_SWIGLU
     return section
 
@@ -145,7 +147,7 @@ class ExpertRouting:
 def _fp32_gate(gate: nn.Module, args: tuple[torch.Tensor, ...], _output: torch.Tensor) -> torch.Tensor:
     weight, bias = gate.weight, gate.bias
     assert isinstance(weight, torch.Tensor)
-    return F.linear(args[0].float(), weight.float(), bias.float() if isinstance(bias, torch.Tensor) else None)
+    return functional.linear(args[0].float(), weight.float(), bias.float() if isinstance(bias, torch.Tensor) else None)
 
 
 def own_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

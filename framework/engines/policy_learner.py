@@ -62,28 +62,28 @@ class DeepSpeedLearner:
         without samples changes nothing but the step count. Raises UserError if a sample exceeds the token budget.
         """
         engine = self.engine
-        if not minibatch.samples:
-            engine.steps += 1
-            return StepResult(engine.steps, {"loss": 0.0, "tokens": 0.0, "lr": engine.config.schedule.at(engine.steps)})
         micros = self._pack(minibatch.samples)
         n_tokens = float(sum(len(sample.response_ids) for sample in minibatch.samples))
-        divisor = denominator(self.grpo, minibatch.n_responses, n_tokens)
-        if self.grpo.kl_coef:
+        divisor = denominator(self.grpo, minibatch.n_responses, n_tokens) or 1.0
+        trains = bool(minibatch.samples)
+        if self.grpo.kl_coef and trains:
             micros = self._with_reference(micros)
-        names: list[str] = []
-        sums = torch.zeros(0, dtype=torch.float64)
-        for index, micro in enumerate(micros):
-            model = partial(engine.forward, counted=bool(micro.sample_index_S))
-            result = packed_logprobs(model, micro, self._temperature, entropy=self._entropy)
-            output = policy_loss(result.logprobs_T, micro, self.grpo, result.entropy_T)
-            loss = output.loss / divisor
-            engine.backward(loss, last=index == len(micros) - 1)
-            row = torch.tensor([float(loss.detach()), *output.metrics.values()], dtype=torch.float64)
-            names, sums = list(output.metrics), row if index == 0 else sums + row
-        stats = engine.step()
-        self._fresh = False
+        rows, names = [], []
+        with torch.set_grad_enabled(trains):
+            for index, micro in enumerate(micros):
+                model = partial(engine.forward, counted=bool(micro.sample_index_S))
+                result = packed_logprobs(model, micro, self._temperature, entropy=self._entropy)
+                output = policy_loss(result.logprobs_T, micro, self.grpo, result.entropy_T)
+                loss = output.loss / divisor
+                if trains:
+                    engine.backward(loss, last=index == len(micros) - 1)
+                names = list(output.metrics)
+                rows.append([float(loss.detach()), *output.metrics.values()])
+        stats = engine.step() if trains else engine.skip_step()
+        self._fresh = self._fresh and not trains
+        sums = torch.tensor(rows, dtype=torch.float64, device=engine.device).sum(0)
         loss_sum, *totals = engine.sum_over_ranks(sums).tolist()
-        metrics = {name: total / n_tokens for name, total in zip(names, totals, strict=True)}
+        metrics = {name: total / max(n_tokens, 1.0) for name, total in zip(names, totals, strict=True)}
         metrics |= {"loss": loss_sum, "grad_norm": stats.grad_norm, "lr": stats.lr, "tokens": n_tokens}
         load = stats.expert_load_LE
         return StepResult(engine.steps, metrics, None if load is None else load.double().cpu().numpy())
@@ -107,11 +107,11 @@ class DeepSpeedLearner:
         """Make the current policy the KL term's reference (R1-Zero: every 400 steps)."""
         self._reference = self.engine.snapshot()
 
-    def publish(self) -> PublishedWeights:
-        """This rank's share of the weights as the next version: its own experts, and on rank 0 everything else."""
+    def publish(self, version: int | None = None) -> PublishedWeights:
+        """This rank's share of the weights as `version` (default: the next): its experts, on rank 0 the rest too."""
         from framework.engines.weights import flatten
 
-        self.version += 1
+        self.version = self.version + 1 if version is None else version
         self._fresh = True
         self._keep_version()
         return flatten(own_tensors(self.engine.model), self.version)
@@ -162,8 +162,13 @@ class DeepSpeedLearner:
     def _keep_version(self) -> None:
         keep = self.engine.config.keep_versions
         if keep:
+            self._kept = {v: snapshot for v, snapshot in self._kept.items() if v < self.version}
             self._kept[self.version] = self.engine.snapshot()
             self._kept = {v: snapshot for v, snapshot in self._kept.items() if v >= self.version - keep}
+
+    def has_version(self, version: int) -> bool:
+        """Whether `logprobs` can still be computed under that version (not collective)."""
+        return version in self._kept or (version == self.version and self._fresh)
 
     def _snapshot_of(self, version: int | None) -> Snapshot | None:
         if version is None or (version == self.version and self._fresh):
