@@ -1,0 +1,272 @@
+"""The sampler: vLLM as the rollout workers drive it, token in, token out, with new weights while it samples."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from framework.artifacts import Checkpoint
+from framework.engines.engine_loop import EngineLoop
+from framework.engines.weights import TRANSPORT, check_safetensors, common_version, register_transport
+from framework.errors import RunFailed, UserError
+from framework.types import FinishReason, Int32, Prompt, PublishedWeights, Response, ResponseGroup, SamplingParams
+
+if TYPE_CHECKING:
+    import vllm
+    from vllm import LLMEngine
+    from vllm.outputs import CompletionOutput
+
+
+@dataclass(frozen=True)
+class VllmConfig:
+    """How a rollout worker runs vLLM."""
+
+    dtype: str = "bfloat16"
+    max_model_len: int = 1024  # prompt and response, tokens
+    max_num_seqs: int = 256  # sampled at once; on a CPU 256 is nearly three times as fast as 64 with a tiny model
+    kv_cache_gib: float | None = 1.0  # None: what gpu_memory_utilization leaves
+    gpu_memory_utilization: float = 0.9  # of the GPU's (or machine's) memory; only where kv_cache_gib is None
+    tensor_parallel_size: int = 1
+    cores: tuple[int, ...] | None = None  # CPU cores of the engine's threads; None: wherever the system puts them
+    mla: bool = True  # False: plain attention for MLA models; on a CPU it takes any latent size
+    enforce_eager: bool = True  # False: compile (and CUDA graphs): slower to start, faster on GPUs
+    warm_up: bool = True  # sample once at start: the first batch costs seconds
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_model_len", "max_num_seqs", "tensor_parallel_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"engine.rollout.{name}", getattr(self, name), "must be at least 1")
+        if self.dtype not in ("bfloat16", "float16", "float32"):
+            raise UserError("engine.rollout.dtype", self.dtype, "must be bfloat16, float16 or float32")
+
+
+@dataclass(frozen=True)
+class SamplerStats:
+    """Totals since start."""
+
+    version: int
+    groups: int
+    tokens: int  # of responses
+    in_flight: int  # groups being sampled
+    updates: int
+    update_seconds: float
+
+
+class VllmSampler:
+    """Implements protocols.Sampler on vLLM's engine, in this process.
+
+    A request that is under way when weights change goes on under the new ones: its keys and values are computed again,
+    so each token's logprob is exactly that of the policy version which `weight_versions` names.
+    """
+
+    def __init__(self, config: VllmConfig) -> None:
+        self.config = config
+        self.version = -1  # of the weights being served; -1: not started
+        self._loop: EngineLoop | None = None
+        self._groups = self._tokens = self._updates = 0
+        self._update_seconds = 0.0
+
+    async def start(self, checkpoint: Path, version: int = 0) -> None:
+        """Load `checkpoint`, a Hugging Face directory, as policy `version`; raises UserError if it is damaged."""
+        Checkpoint(checkpoint).check()
+        check_safetensors(checkpoint)
+        _set_environment(self.config)
+        self._loop = EngineLoop(lambda: _build_engine(self.config, checkpoint, version))
+        await asyncio.wrap_future(self._loop.start())
+        self._tokenizer = await asyncio.wrap_future(self._loop.call(lambda engine: engine.get_tokenizer()))
+        self.version = version
+        if self.config.warm_up:
+            await self._warm_up()
+
+    async def generate(self, prompt: Prompt, params: SamplingParams) -> ResponseGroup:
+        """Sample G responses to `prompt.token_ids`; raises UserError if prompt and response may exceed the context.
+
+        Raises RunFailed if the engine has failed; it then fails every later call too.
+        """
+        self._check_length(prompt, params)
+        submission = self._running().submit(list(prompt.token_ids), _vllm_params(params))
+        try:
+            output = await asyncio.wrap_future(submission.result)
+        except asyncio.CancelledError:
+            self._running().abort(submission.id)
+            raise
+        texts = self._tokenizer.batch_decode([c.token_ids for c in output.outputs], skip_special_tokens=True)
+        responses = tuple(_response(c, text) for c, text in zip(output.outputs, texts, strict=True))
+        self._groups += 1
+        self._tokens += sum(len(response.token_ids) for response in responses)
+        return ResponseGroup(prompt, responses)
+
+    async def stream(self, token_ids: Sequence[int], params: SamplingParams) -> AsyncIterator[str]:
+        """Yield one response's text piece by piece, as it is sampled."""
+        from vllm.sampling_params import RequestOutputKind
+
+        prompt, pieces = Prompt("", "", "", "", token_ids=tuple(token_ids)), asyncio.Queue[str]()
+        self._check_length(prompt, params)
+        loop, streamed = asyncio.get_running_loop(), _vllm_params(params)
+        streamed.n, streamed.logprobs, streamed.detokenize = 1, None, True
+        streamed.output_kind = RequestOutputKind.DELTA
+
+        def pass_on(output: vllm.RequestOutput) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, output.outputs[0].text)
+
+        submission = self._running().submit(list(token_ids), streamed, pass_on)
+        finished = asyncio.wrap_future(submission.result)
+        while not finished.done() or not pieces.empty():
+            piece = asyncio.ensure_future(pieces.get())
+            await asyncio.wait({piece, finished}, return_when=asyncio.FIRST_COMPLETED)
+            if piece.done():
+                yield piece.result()
+            else:
+                piece.cancel()
+        await finished
+
+    async def update_weights(self, published: Sequence[PublishedWeights]) -> int:
+        """Load every learner rank's share between two steps, drop all keys and values, return the version now served.
+
+        Raises RunFailed if any part of it fails, and the sampler never answers again: its weights are in doubt.
+        """
+        version, began = common_version(published), time.perf_counter()
+        loaded = self._running().call(lambda engine: _load_weights(engine, published, version), fatal=True)
+        try:
+            await asyncio.wrap_future(loaded)
+        except Exception as error:
+            raise RunFailed(f"loading weights of version {version}: {type(error).__name__}: {error}") from error
+        self.version = version
+        self._updates += 1
+        self._update_seconds += time.perf_counter() - began
+        return version
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the engine runs and its weights are known."""
+        return self._loop is not None and self._loop.error is None
+
+    def stats(self) -> SamplerStats:
+        """Return totals since start."""
+        in_flight = self._loop.in_flight if self._loop else 0
+        return SamplerStats(self.version, self._groups, self._tokens, in_flight, self._updates, self._update_seconds)
+
+    async def stop(self) -> None:
+        """Shut the engine down; groups under way fail."""
+        if self._loop is not None:
+            await asyncio.to_thread(self._loop.stop)
+
+    def _running(self) -> EngineLoop:
+        if self._loop is None:
+            raise RuntimeError("start() first")
+        return self._loop
+
+    def _check_length(self, prompt: Prompt, params: SamplingParams) -> None:
+        room = self.config.max_model_len - params.max_tokens
+        if not 0 < len(prompt.token_ids) <= room:
+            allowed = (
+                f"must be 1 to {room} tokens: engine.rollout.max_model_len={self.config.max_model_len} "
+                f"less max_tokens={params.max_tokens}"
+            )
+            raise UserError(f"prompt {prompt.id}", f"{len(prompt.token_ids)} tokens", allowed)
+
+    async def _warm_up(self) -> None:
+        """Sample batches of every width that a draining batch passes through; kernels are set up per width."""
+        tokens = min(8, self.config.max_model_len - 1)
+        prompt = Prompt("warm-up", "", "", "", token_ids=(0,))
+        for width in (1, self.config.max_num_seqs):
+            await self.generate(prompt, SamplingParams(max_tokens=tokens, n=width))
+        self._groups = self._tokens = 0
+
+
+def _set_environment(config: VllmConfig) -> None:
+    """Set what vLLM reads from the environment; some of it at import."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_MLA_DISABLE"] = "0" if config.mla else "1"
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if config.cores is not None:
+        os.environ["OMP_NUM_THREADS"] = str(len(config.cores))
+
+
+def _build_engine(config: VllmConfig, checkpoint: Path, version: int) -> LLMEngine:
+    """Build the engine on the calling thread, which it will run on."""
+    import torch
+
+    if config.cores is not None:
+        os.sched_setaffinity(0, config.cores)  # of this thread, and of the OpenMP threads that it starts
+        torch.set_num_threads(len(config.cores))
+    from vllm import EngineArgs, LLMEngine
+    from vllm.config import WeightTransferConfig
+
+    register_transport()
+    args = EngineArgs(
+        model=str(checkpoint),
+        dtype=cast(Any, config.dtype),
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        kv_cache_memory_bytes=None if config.kv_cache_gib is None else int(config.kv_cache_gib * 2**30),
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        tensor_parallel_size=config.tensor_parallel_size,
+        enforce_eager=config.enforce_eager,
+        seed=config.seed,
+        async_scheduling=False,  # no step may be under way when weights change
+        logprobs_mode="processed_logprobs",  # of the distribution sampled from, temperature applied
+        generation_config="vllm",  # the checkpoint's own temperature and top-k must not leak into the sampling
+        weight_transfer_config=WeightTransferConfig(backend=TRANSPORT),
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+    )
+    engine = LLMEngine.from_engine_args(args)
+    engine.set_weight_version(str(version))
+    return engine
+
+
+def _load_weights(engine: LLMEngine, shares: Sequence[PublishedWeights], version: int) -> None:
+    """Replace the weights. Requests under way lose keys and values, not tokens: they are computed again."""
+    if not engine.reset_prefix_cache(reset_running_requests=True):
+        raise RuntimeError("the prefix cache could not be reset")
+    engine.collective_rpc("start_weight_update")
+    engine.collective_rpc("update_weights", kwargs={"update_info": {"shares": tuple(shares)}})
+    engine.collective_rpc("finish_weight_update")
+    engine.set_weight_version(str(version))
+
+
+def _vllm_params(params: SamplingParams) -> vllm.SamplingParams:
+    from vllm import SamplingParams as VllmSamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return VllmSamplingParams(
+        n=params.n,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        max_tokens=params.max_tokens,
+        seed=params.seed,
+        logprobs=0,  # the sampled token's alone
+        flat_logprobs=True,
+        detokenize=False,  # text is decoded once, at the end
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _response(completion: CompletionOutput, text: str) -> Response:
+    reason = completion.finish_reason
+    if reason not in ("stop", "length", "abort"):
+        raise RunFailed(f"vLLM ended a response with {reason!r}")
+    return Response(
+        token_ids=np.asarray(completion.token_ids, np.int32),
+        logprobs=np.asarray(completion.logprobs.logprobs, np.float32),
+        weight_versions=_versions(completion),
+        finish_reason=cast(FinishReason, reason),
+        text=text,
+    )
+
+
+def _versions(completion: CompletionOutput) -> Int32:
+    """Spread vLLM's spans (version, first token, end) over the tokens; [R]."""
+    spans = completion.weight_versions
+    return np.repeat([int(s.version) for s in spans], [s.end - s.start for s in spans]).astype(np.int32)

@@ -1,0 +1,69 @@
+"""Our weight transport inside vLLM: loads published weights into the running model. Imported by vLLM alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_reload, initialize_layerwise_reload
+
+from framework.engines.weights import unflatten
+from framework.types import PublishedWeights
+
+
+@dataclass
+class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM is not type-checked
+    """Nothing to set up: the shares come with each update."""
+
+
+@dataclass
+class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
+    """Every learner rank's share of one version."""
+
+    shares: tuple[PublishedWeights, ...] = field(default_factory=tuple)
+
+
+class PublishedWeightsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
+    """Reads the shares in place and loads them under Hugging Face names, as from a checkpoint.
+
+    Kernels want weights in layouts of their own (a CPU's are repacked, the originals freed), so the model is first put
+    back into the form that loads, and each layer is processed again once it is complete: vLLM's layerwise reload.
+    """
+
+    init_info_cls = InitInfo
+    update_info_cls = UpdateInfo
+
+    def init_transfer_engine(self, init_info: InitInfo) -> None:
+        """No connection to make."""
+
+    def start_weight_update(self) -> None:
+        """Put every layer back into the form that checkpoints load into."""
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Load the shares; the base class does the same, but synchronizes a device that a CPU machine lacks."""
+        self.receive_weights(self.parse_update_info(update_info))
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: UpdateInfo) -> None:
+        """Load the shares; raises RuntimeError if the model has a parameter that they lack: it would stay stale."""
+        expected = {name for name, _ in self.model.named_parameters()}
+        loaded = self.model.load_weights(chain.from_iterable(map(unflatten, update_info.shares)))
+        missing = sorted(expected - loaded)
+        if missing:
+            raise RuntimeError(f"published weights lack {len(missing)} of the model's parameters, e.g. {missing[0]}")
+
+    def finish_weight_update(self) -> None:
+        """Process what is left and put the model back into the form that runs."""
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        """No connection to close."""

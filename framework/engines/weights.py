@@ -1,0 +1,92 @@
+"""How the policy's weights travel from learners to rollout workers: flat byte buffers with a table of contents.
+
+A buffer crosses Ray's object store as a numpy array, which a receiver on the same node reads without a copy (torch
+tensors would be pickled: some thirty times slower). Each learner rank publishes the tensors that it alone holds, for
+example its experts, so a version is the union of the ranks' shares.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from framework.errors import UserError
+from framework.types import PublishedWeights, WeightTensor
+
+TRANSPORT = "published_weights"  # the name of our transport among vLLM's
+ALIGNMENT = 64  # bytes; any dtype may be viewed at such an offset, and copies start on a cache line
+
+
+def flatten(named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> PublishedWeights:
+    """Copy tensors, of any device and dtype, into one new buffer as this rank's share of `version`."""
+    tensors = [(name, tensor.detach()) for name, tensor in named_tensors]
+    table, size = [], 0
+    for name, tensor in tensors:
+        table.append(WeightTensor(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), size))
+        size += _padded(tensor.numel() * tensor.element_size())
+    published = PublishedWeights(version, tuple(table), np.empty(size, np.uint8))
+    for (_, target), (_, source) in zip(unflatten(published), tensors, strict=True):
+        target.copy_(source)
+    return published
+
+
+def unflatten(published: PublishedWeights) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (name, tensor) as views of the buffer; a buffer out of the object store must not be written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        buffer = torch.from_numpy(published.buffer)
+    for entry in published.tensors:
+        dtype: torch.dtype = getattr(torch, entry.dtype)
+        end = entry.offset + math.prod(entry.shape) * dtype.itemsize
+        yield entry.name, buffer[entry.offset : end].view(dtype).view(entry.shape)
+
+
+def common_version(shares: Sequence[PublishedWeights]) -> int:
+    """Return the version of all shares; raises ValueError if there are none, or they differ, or two hold one tensor."""
+    versions = {share.version for share in shares}
+    if len(versions) != 1:
+        raise ValueError(f"weights of one version expected, got versions {sorted(versions)}")
+    names = [entry.name for share in shares for entry in share.tensors]
+    if len(names) != len(set(names)):
+        twice = next(name for name in sorted(names) if names.count(name) > 1)
+        raise ValueError(f"{twice} is in more than one rank's share")
+    return versions.pop()
+
+
+@functools.cache
+def register_transport() -> None:
+    """Tell vLLM of our transport, once a process; also vLLM's plug-in entry point, for worker processes of its own."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    WeightTransferEngineFactory.register_engine(
+        TRANSPORT, "framework.engines.weight_transfer", "PublishedWeightsTransfer"
+    )
+
+
+def check_safetensors(checkpoint: Path) -> None:
+    """Raise UserError unless `checkpoint` holds safetensors files, each as long as its own header says."""
+    files = sorted(checkpoint.glob("*.safetensors"))
+    if not files:
+        raise UserError(str(checkpoint), "no *.safetensors file", "a checkpoint holds its weights in safetensors files")
+    for file in files:
+        size = file.stat().st_size
+        with file.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            try:
+                header = json.loads(handle.read(min(length, size)))
+                expected = 8 + length + max(t["data_offsets"][1] for n, t in header.items() if n != "__metadata__")
+            except (ValueError, AttributeError, KeyError, TypeError):
+                raise UserError(str(file), "an unreadable header", "must be a whole safetensors file") from None
+        if size != expected:
+            raise UserError(str(file), f"{size} bytes", f"its header says {expected} bytes: damaged or cut off")
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
