@@ -17,9 +17,10 @@ from framework.types import LossOutput, MicroBatch
 
 @dataclass(frozen=True)
 class GrpoConfig:
-    """What of GRPO differs between papers. The defaults are GRPO as R1-Zero used it, token-level ratio.
+    """What of GRPO differs between papers. The defaults are R1-Zero's, with a token-level ratio.
 
-    R1's first RL stage sets clip_low = clip_high = 10; as the ratio is positive, only 1 + clip_high can then bind.
+    R1-Zero's clip range is not published: 0.2 is PPO's usual one. R1's first RL stage uses 10 on both sides; as the
+    ratio is positive, only the upper bound 11 can then bind, and only for positive advantages.
     """
 
     clip_low: float = 0.2  # ratio clipped below at 1 - clip_low

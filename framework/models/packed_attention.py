@@ -86,7 +86,7 @@ def packed_attention(
     outputs = []
     for run, *states in zip(segments.runs, *split_states, strict=True):
         # Heads as the batch and segments as the "heads": both are independent, and so nothing is transposed.
-        q, k, v = (x.unflatten(1, run) for x in states)  # type: ignore[no-untyped-call]
+        q, k, v = (x.unflatten(1, run) for x in states)
         output = scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling, is_causal=True)
         outputs.append(output.flatten(1, 2))
     merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)  # [H, T, D]

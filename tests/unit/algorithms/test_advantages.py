@@ -1,0 +1,49 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from framework.algorithms.advantages import group_advantages, has_signal
+
+
+def test_hand_worked() -> None:
+    # rewards 2 0 0 0: mean 1/2, population variance (9/4 + 3/4) / 4 = 3/4
+    rewards_G = torch.tensor([2.0, 0.0, 0.0, 0.0])
+    std = math.sqrt(0.75)
+    expected = torch.tensor([1.5 / std, -0.5 / std, -0.5 / std, -0.5 / std])
+    torch.testing.assert_close(group_advantages(rewards_G), expected)
+    torch.testing.assert_close(group_advantages(rewards_G, std=False), torch.tensor([1.5, -0.5, -0.5, -0.5]))
+
+
+def test_half_right_gives_plus_and_minus_one() -> None:
+    torch.testing.assert_close(group_advantages(torch.tensor([1.0, 0.0])), torch.tensor([1.0, -1.0]))
+
+
+@pytest.mark.parametrize("rewards", [[0.1, 0.1, 0.1], [0.7] * 7, [3.0]])
+@pytest.mark.parametrize("std", [True, False])
+def test_equal_rewards_give_exact_zeros(rewards: list[float], std: bool) -> None:
+    rewards_G = torch.tensor(rewards)
+    assert not has_signal(rewards_G)
+    assert group_advantages(rewards_G, std).tolist() == [0.0] * len(rewards)
+
+
+@given(st.lists(st.integers(-5, 5).map(float), min_size=2, max_size=16))
+@settings(max_examples=50, deadline=None)
+def test_invariants(rewards: list[float]) -> None:
+    rewards_G = torch.tensor(rewards)
+    advantages_G = group_advantages(rewards_G)
+    assert abs(float(advantages_G.sum())) < 1e-4
+    torch.testing.assert_close(group_advantages(3.0 * rewards_G + 7.0), advantages_G, rtol=1e-4, atol=1e-4)
+    order = torch.randperm(len(rewards), generator=torch.Generator().manual_seed(len(rewards)))
+    torch.testing.assert_close(group_advantages(rewards_G[order]), advantages_G[order])
+    assert has_signal(rewards_G) == (len(set(rewards)) > 1)
+    if has_signal(rewards_G):
+        torch.testing.assert_close(float(advantages_G.square().mean()), 1.0, rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize("rewards", [[], [1.0, math.nan], [math.inf, 0.0]])
+def test_refuses_what_has_no_mean(rewards: list[float]) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        group_advantages(torch.tensor(rewards))
