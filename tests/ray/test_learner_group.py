@@ -1,0 +1,117 @@
+"""The learner group over real Ray actors: two ranks train as one, and a killed rank is named and replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from framework.algorithms.policy_loss import GrpoConfig
+from framework.engines.deepspeed_engine import DeepSpeedConfig
+from framework.engines.lr_schedule import LrSchedule
+from framework.errors import UserError
+from framework.roles.learner import LearnerConfig, LearnerGroup
+from framework.roles.rl_batch import TrainBatch
+from framework.roles.rl_loop import LearnerLost, TrainResult
+from tests.learners import minibatch, samples, tiny_model
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as directory:  # socket paths must be short
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=directory,
+            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("policy")
+    tiny_model().save_pretrained(path)
+    return path
+
+
+def config(checkpoint: Path, ep_size: int) -> LearnerConfig:
+    engine = DeepSpeedConfig(
+        ep_size=ep_size, token_budget=128, threads=1, schedule=LrSchedule(lr=1e-3), collective_timeout_s=60
+    )
+    return LearnerConfig(checkpoint, engine, GrpoConfig(kl_coef=0.01, old_logprobs="learner"))
+
+
+def batch() -> TrainBatch:
+    return TrainBatch((minibatch(seed=0), minibatch(seed=1)), probe=samples(4), version=0)
+
+
+def trained(group: LearnerGroup, timeout_s: float = 120.0) -> TrainResult:
+    deadline = time.monotonic() + timeout_s
+    while (result := group.poll()) is None:
+        assert time.monotonic() < deadline, "training did not end"
+        time.sleep(0.01)
+    return result
+
+
+def test_two_ranks_train_publish_die_and_resume(cluster: None, checkpoint: Path, tmp_path: Path) -> None:
+    import ray
+
+    group = LearnerGroup(config(checkpoint, ep_size=2), ranks=2)
+    group.train(batch())
+    first = trained(group)
+    assert [step.step for step in first.steps] == [1, 2]
+    assert first.mismatch is not None
+    assert first.mismatch.tokens == sum(len(sample.response_ids) for sample in samples(4))
+    assert first.steps[0].metrics["ratio"] == pytest.approx(1.0)  # old logprobs are the learner's own
+    shares = ray.get(list(group.publish(1)))
+    assert [share.version for share in shares] == [1, 1]
+    names = [tensor.name for share in shares for tensor in share.tensors]
+    assert len(names) == len(set(names))
+    group.save(tmp_path)
+    expected = group.logprobs(samples())
+
+    victim = pid_of(group, 1)
+    group.train(replace(batch(), minibatches=(minibatch(),) * 500))
+    time.sleep(0.5)
+    assert group.poll() is None
+    os.kill(victim, signal.SIGKILL)
+    with pytest.raises(LearnerLost, match="rank 1 of 2 died"):
+        trained(group)
+    with pytest.raises(LearnerLost):
+        group.publish(2)
+    group.load(tmp_path)
+    for ours, theirs in zip(group.logprobs(samples()), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    group.shutdown()
+
+
+def test_a_bad_checkpoint_reaches_the_driver_as_the_users_error(cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.json"):
+        LearnerGroup(config(tmp_path, ep_size=1))
+
+
+def pid_of(group: LearnerGroup, rank: int) -> int:
+    import ray
+
+    def pid(_worker: Any) -> int:
+        return os.getpid()
+
+    found: int = ray.get(group._workers[rank].__ray_call__.remote(pid))
+    return found
