@@ -28,6 +28,7 @@ class TokenizerConfig:
     vocab_size: int = 128_815
     digits_per_token: int = 3
     min_frequency: int = 2
+    train_documents: int = 10_000  # documents that it is trained on
 
     def __post_init__(self) -> None:
         if self.vocab_size < 256 + len(SPECIAL_TOKENS):
@@ -38,7 +39,7 @@ class TokenizerConfig:
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, directory: Path, model_max_length: int) -> int:
     """Train on `texts`, write a fast tokenizer that transformers loads, return the number of tokens it has."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
@@ -58,6 +59,8 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, directory: Pa
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    bos = tokenizer.token_to_id(BOS)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, bos)])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, model_max_length=model_max_length,
         clean_up_tokenization_spaces=False,

@@ -1,0 +1,79 @@
+"""Token shards: documents as one memory-mapped stream of ids, read in rows whose order is fixed by the seed alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from framework.errors import UserError
+
+META = "meta.json"
+
+
+@dataclass(frozen=True)
+class ShardsMeta:
+    """What the shards hold; `tokens` by split."""
+
+    tokens: dict[str, int]
+    vocab_size: int
+    dtype: str
+
+
+def write_shards(
+    directory: Path, splits: dict[str, Iterable[Sequence[int]]], vocab_size: int
+) -> ShardsMeta:
+    """Write each split's documents, which bring their own begin and end tokens, one after another."""
+    dtype = "uint16" if vocab_size <= 2**16 else "uint32"
+    tokens = {}
+    for split, documents in splits.items():
+        with (directory / f"{split}.bin").open("wb") as file:
+            tokens[split] = sum(file.write(np.asarray(ids, dtype).tobytes()) for ids in documents) // np.dtype(dtype).itemsize
+    meta = ShardsMeta(tokens, vocab_size, dtype)
+    (directory / META).write_text(json.dumps(asdict(meta)))
+    return meta
+
+
+class TokenRows:
+    """Rows of `row_tokens` + 1 ids: inputs and their next tokens. No mask between documents (DeepSeek-V3 section 4.1).
+
+    Raises UserError if a file is missing or damaged, or there is not one whole row.
+    """
+
+    def __init__(self, directory: Path, split: str, row_tokens: int, seed: int) -> None:
+        file = directory / f"{split}.bin"
+        try:
+            meta = ShardsMeta(**json.loads((directory / META).read_text()))
+            self._ids = np.memmap(file, meta.dtype, "r")
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(str(file), str(error), "must be token shards as the framework writes them") from None
+        if len(self._ids) != meta.tokens[split]:
+            raise UserError(str(file), f"{len(self._ids)} tokens", f"meta.json says {meta.tokens[split]}: damaged")
+        self.vocab_size, self.row_tokens, self.seed = meta.vocab_size, row_tokens, seed
+        self.n_rows = (len(self._ids) - 1) // row_tokens
+        if self.n_rows < 1:
+            raise UserError(str(file), f"{len(self._ids)} tokens", f"at least one row of {row_tokens + 1} is needed")
+
+    def batch(self, step: int, rows: int) -> npt.NDArray[np.int64]:
+        """Rows of optimizer step `step` [B, T + 1]: the next `rows` of a new random order each epoch."""
+        return np.stack([self._row(place) for place in range(step * rows, (step + 1) * rows)])
+
+    def first(self, rows: int) -> Iterator[npt.NDArray[np.int64]]:
+        """The first rows in file order, for validation, one [1, T + 1] at a time."""
+        for row in range(min(rows, self.n_rows)):
+            yield self._ids[row * self.row_tokens : (row + 1) * self.row_tokens + 1].astype(np.int64)[None]
+
+    def _row(self, place: int) -> npt.NDArray[np.int64]:
+        epoch, offset = divmod(place, self.n_rows)
+        row = int(self._order(epoch)[offset])
+        return self._ids[row * self.row_tokens : (row + 1) * self.row_tokens + 1].astype(np.int64)
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        if getattr(self, "_cached_epoch", None) != epoch:
+            self._cached_epoch: int | None = epoch
+            self._cached_order = np.random.default_rng((self.seed, epoch)).permutation(self.n_rows)
+        return self._cached_order

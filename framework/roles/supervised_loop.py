@@ -1,0 +1,239 @@
+"""Next-token training as a Ray Train run with DeepSpeed inside.
+
+Ray Train restarts the workers from the newest checkpoint when one dies. The workers write metrics to a file in the
+stage's work directory (which Ray Train needs on shared storage anyway); the driver relays them to the tracker.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from framework.engines.deepspeed_engine import DeepSpeedConfig
+from framework.errors import RunFailed, Stopped, UserError
+from framework.models.spec import ModelConfig
+from framework.protocols import Tracker
+
+METRICS, STOP = "worker_metrics.jsonl", "STOP"
+STOP_CHECK_STEPS = 10  # steps between looks at the stop file: the ranks must agree
+
+
+@dataclass(frozen=True)
+class LmRun:
+    """Everything a worker needs; paths are on storage that all workers share."""
+
+    model: ModelConfig
+    engine: DeepSpeedConfig
+    shards: Path
+    tokenizer: Path
+    out: Path  # the Hugging Face checkpoint
+    work_dir: Path
+    steps: int
+    rows_per_step: int
+    row_tokens: int
+    validate_every: int
+    validation_rows: int
+    checkpoint_every: int
+    seed: int
+    workers: int = 1
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    max_failures: int = 3
+
+
+def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> None:
+    """Train to the end and export; continues from the newest checkpoint in work_dir. Raises RunFailed or Stopped."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    (run.work_dir / STOP).unlink(missing_ok=True)
+    metrics = run.work_dir / METRICS
+    metrics.touch()
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"run": run},
+        torch_config=TorchConfig(backend="nccl" if run.gpus_per_worker else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=run.workers,
+            use_gpu=run.gpus_per_worker > 0,
+            resources_per_worker={"CPU": run.cpus_per_worker, **({"GPU": run.gpus_per_worker} if run.gpus_per_worker else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=str(run.work_dir.resolve()),
+            failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            worker_runtime_env={"env_vars": _worker_environment(run)},
+        ),
+    )
+    outcome: list[BaseException | None] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+            outcome.append(None)
+        except BaseException as error:  # handed to the main thread below
+            outcome.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    relay = _Relay(metrics, tracker, run.steps)
+    thread.start()
+    while thread.is_alive():
+        if should_stop():
+            (run.work_dir / STOP).touch()
+        thread.join(timeout=0.3)
+        relay.pump()
+    relay.pump()
+    if outcome[0] is not None:
+        raise _as_framework_error(outcome[0])
+    if relay.step < run.steps:
+        raise Stopped(f"stopped after {relay.step} of {run.steps} steps; the same command resumes")
+
+
+def _worker_environment(run: LmRun) -> dict[str, str]:
+    threads = str(run.engine.threads or max(1, int(run.cpus_per_worker)))
+    environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    return environment if run.gpus_per_worker else {**environment, "DS_ACCELERATOR": "cpu", "KMP_BLOCKTIME": "0"}
+
+
+def _as_framework_error(error: BaseException) -> BaseException:
+    """The framework's own error behind Ray Train's, or RunFailed with the last line of the worker's traceback."""
+    seen: BaseException | None = error
+    failures = list(getattr(error, "worker_failures", {}).values())
+    for candidate in [*failures, seen]:
+        while candidate is not None:
+            if isinstance(candidate, UserError | RunFailed):
+                return candidate
+            candidate = getattr(candidate, "cause", None) or candidate.__cause__
+    lines = [line.strip() for line in str(failures[0] if failures else error).splitlines() if line.strip()]
+    return RunFailed(f"training worker failed: {lines[-1] if lines else type(error).__name__}")
+
+
+class _Relay:
+    """Moves finished lines of the workers' metrics file to the tracker."""
+
+    def __init__(self, file: Path, tracker: Tracker, steps: int) -> None:
+        self._file, self._tracker, self._steps = file, tracker, steps
+        self._offset = 0
+        self.step = 0
+
+    def pump(self) -> None:
+        """Log what has been written since the last call."""
+        with self._file.open("rb") as handle:
+            handle.seek(self._offset)
+            text = handle.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            self._log(json.loads(line))
+
+    def _log(self, record: dict[str, Any]) -> None:
+        import numpy as np
+
+        step = record["step"]
+        if step <= self.step:
+            self._tracker.rewind(step)
+        self.step = step
+        metrics = record["metrics"]
+        if metrics:
+            self._tracker.log(step, metrics)
+        if record.get("load"):
+            self._tracker.expert_load(step, np.asarray(record["load"], dtype=np.float64))
+        if "train/loss" in metrics:
+            text = f"loss {metrics['train/loss']:.3f}  {metrics['train/tokens_per_s']:,.0f} tokens/s"
+            self._tracker.progress(step, self._steps, text)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """One data-parallel rank. Runs inside Ray Train."""
+    import ray.train
+    import torch
+    import torch.distributed as dist
+
+    from framework.data.shards import TokenRows
+    from framework.engines.lm_trainer import DeepSpeedTrainer
+    from framework.models.spec import build_model
+
+    run: LmRun = config["run"]
+    torch.set_num_threads(run.engine.threads or max(1, int(run.cpus_per_worker)))
+    rank = ray.train.get_context().get_world_rank()
+    rows = TokenRows(run.shards, "train", run.row_tokens, run.seed)
+    if rows.vocab_size > run.model.vocab_size:
+        allowed = f"the tokenizer has {rows.vocab_size} tokens: it does not match this model"
+        raise UserError("model.vocab_size", run.model.vocab_size, allowed)
+    trainer = DeepSpeedTrainer(build_model(run.model, run.seed), run.engine)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as directory:
+            trainer.load(Path(directory))
+    step = trainer.engine.steps
+    window = _Window(time.monotonic(), step)
+    while step < run.steps:
+        result = trainer.train_minibatch(torch.from_numpy(rows.batch(step, run.rows_per_step)))
+        step = result.step
+        validate = step % run.validate_every == 0 or step == run.steps
+        if rank == 0 and (step % 10 == 0 or step == run.steps):
+            _write(run, step, _metrics(result.metrics, window, step, run), result.expert_load_LE)
+            window = _Window(time.monotonic(), step)
+        if validate:
+            loss = _validation_loss(trainer, run)
+            if rank == 0:
+                _write(run, step, {"validation/loss": loss}, None)
+            window = _Window(time.monotonic(), step)
+        stopping = False
+        if step % STOP_CHECK_STEPS == 0:
+            flag = torch.tensor([float(rank == 0 and (run.work_dir / STOP).exists())], device=trainer.engine.device)
+            dist.broadcast(flag, src=0)
+            stopping = bool(flag.item())
+        if step % run.checkpoint_every == 0 or stopping:
+            with tempfile.TemporaryDirectory(dir=run.work_dir) as directory:
+                trainer.save(Path(directory))
+                ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(directory))
+        if stopping:
+            return
+    trainer.export(run.out)
+    if rank == 0:
+        _write(run, step, {}, None)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Since when and from which step tokens are counted."""
+
+    started: float
+    step: int
+
+
+def _metrics(found: Any, window: _Window, step: int, run: LmRun) -> dict[str, float]:
+    seconds = time.monotonic() - window.started
+    tokens = (step - window.step) * run.rows_per_step * run.row_tokens
+    return {**{f"train/{name}": float(value) for name, value in found.items()}, "train/tokens_per_s": tokens / seconds}
+
+
+def _write(run: LmRun, step: int, metrics: dict[str, float], load_LE: Any) -> None:
+    record = {"step": step, "metrics": metrics, "load": None if load_LE is None else load_LE.tolist()}
+    with (run.work_dir / METRICS).open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _validation_loss(trainer: Any, run: LmRun) -> float:
+    """Mean next-token loss in nats on the first validation rows; every rank computes all of them."""
+    import torch
+
+    from framework.data.shards import TokenRows
+
+    total, tokens = 0.0, 0
+    rows = TokenRows(run.shards, "validation", run.row_tokens, seed=0)
+    with torch.no_grad():
+        for row in rows.first(run.validation_rows):
+            row_BT = torch.from_numpy(row).to(trainer.engine.device)
+            logits_BTV = trainer.engine.model(input_ids=row_BT[:, :-1], use_cache=False).logits.float()
+            total += float(torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), row_BT[:, 1:].flatten(), reduction="sum"))
+            tokens += row_BT[:, 1:].numel()
+    return total / tokens

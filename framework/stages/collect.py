@@ -1,0 +1,124 @@
+"""Collect: generated (or given) prompts, split for good, and pretraining text with worked solutions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from framework.artifacts import PromptSet, TextSet
+from framework.data.readers import Document, read_prompts, write_documents, write_prompts
+from framework.data.solutions import StyleConfig, document
+from framework.data.tasks import TaskConfig, generate, split_of, unique_prompts
+from framework.errors import UserError
+from framework.graph.nodes import Runtime
+from framework.types import Prompt
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Tasks and sizes. `train_prompts_file` and `heldout_prompts_file` replace the generated prompts."""
+
+    tasks: Mapping[str, TaskConfig] = field(default_factory=dict)
+    styles: StyleConfig = StyleConfig()
+    documents: int = 40_000
+    validation_documents: int = 500
+    train_prompts: int = 4096
+    heldout_prompts: int = 128
+    heldout_share: float = 0.1  # of all different questions
+    train_prompts_file: Path | None = None
+    heldout_prompts_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise UserError("data.tasks", {}, "name at least one reasoning-gym data set")
+        for name in ("documents", "validation_documents", "train_prompts", "heldout_prompts"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name}", getattr(self, name), "must be at least 1")
+        if not 0 < self.heldout_share < 1:
+            raise UserError("data.heldout_share", self.heldout_share, "must lie between 0 and 1")
+        if (self.train_prompts_file is None) != (self.heldout_prompts_file is None):
+            raise UserError("data.train_prompts_file", self.train_prompts_file, "goes with data.heldout_prompts_file")
+        for name in ("train_prompts_file", "heldout_prompts_file"):
+            file = getattr(self, name)
+            if file is not None:
+                read_prompts(file)  # before anything is created
+
+
+@dataclass(frozen=True)
+class NoInputs:
+    """The graph starts here."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Pretraining text and prompts; no held-out question is in the text or among the train prompts."""
+
+    text: TextSet
+    prompts: PromptSet
+
+
+@dataclass(frozen=True)
+class Collect:
+    """The stage."""
+
+    config: CollectConfig
+
+    def run(self, inputs: NoInputs, runtime: Runtime) -> Collected:
+        """Write the two sets."""
+        config = self.config
+        train, heldout = self._prompts(runtime.seed)
+        check_disjoint(train, heldout)
+        text, prompts = runtime.artifact_dir("text"), runtime.artifact_dir("prompts")
+        write_prompts(prompts / "train.jsonl", train)
+        write_prompts(prompts / "heldout.jsonl", heldout)
+        banned = {prompt.text for prompt in heldout}
+        documents = self._documents(runtime.seed, banned, config.documents + config.validation_documents)
+        write_documents(text / "validation.jsonl", documents[: config.validation_documents])
+        write_documents(text / "train.jsonl", documents[config.validation_documents :])
+        runtime.tracker.progress(len(documents), len(documents), f"{len(train)} prompts")
+        return Collected(TextSet(text), PromptSet(prompts))
+
+    def _prompts(self, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+        config = self.config
+        if config.train_prompts_file is not None and config.heldout_prompts_file is not None:
+            return list(read_prompts(config.train_prompts_file)), list(read_prompts(config.heldout_prompts_file))
+        sizes = {"train": config.train_prompts, "heldout": config.heldout_prompts}
+        train, heldout = (
+            unique_prompts(config.tasks, split, size, config.heldout_share, 7919 * seed + place)
+            for place, (split, size) in enumerate(sizes.items())
+        )
+        return train, heldout
+
+    def _documents(self, seed: int, banned: set[str], size: int) -> list[Document]:
+        """Documents on questions of the train side, the tasks in proportion to their weights, in random order."""
+        rng = random.Random(seed)
+        total = sum(task.weight for task in self.config.tasks.values())
+        texts: list[str] = []
+        for place, (name, task) in enumerate(sorted(self.config.tasks.items())):
+            wanted = round(size * task.weight / total) + 1
+            prompts = self._train_side(name, task, 104_729 * (seed + 1) + place, wanted, banned)
+            texts += [document(prompt, self.config.styles, rng) for prompt in prompts]
+        rng.shuffle(texts)
+        return [Document(f"doc-{index:07d}", text) for index, text in enumerate(texts[:size])]
+
+    def _train_side(
+        self, name: str, task: TaskConfig, seed: int, wanted: int, banned: set[str]
+    ) -> Iterator[Prompt]:
+        found = 0
+        for prompt in generate(name, task, seed, 4 * wanted + 64):
+            if found == wanted:
+                return
+            if split_of(prompt.text, self.config.heldout_share) == "train" and prompt.text not in banned:
+                found += 1
+                yield prompt
+
+
+def check_disjoint(train: list[Prompt], heldout: list[Prompt]) -> None:
+    """Raise UserError if a prompt is on both sides, by id or by text."""
+    for what in ("id", "text"):
+        seen = {getattr(prompt, what) for prompt in train}
+        for prompt in heldout:
+            if getattr(prompt, what) in seen:
+                raise UserError(f"held-out prompt {prompt.id}", getattr(prompt, what), f"its {what} is also in the train prompts")

@@ -1,0 +1,143 @@
+"""GRPO from a checkpoint on verifiable prompts: R1-Zero's stage, and the shape of every later RL stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from framework.algorithms.policy_loss import GrpoConfig
+from framework.artifacts import Checkpoint, PromptSet
+from framework.data.readers import read_prompts
+from framework.data.templates import tokenize_prompts
+from framework.engines.deepspeed_engine import DeepSpeedConfig
+from framework.engines.vllm_engine import VllmConfig
+from framework.errors import UserError
+from framework.graph.cluster import ClusterConfig
+from framework.graph.nodes import Runtime
+from framework.graph.plan import RoleEstimate, StageEstimate
+from framework.models.spec import ModelConfig
+from framework.rewards.base import RewardConfig
+from framework.roles.rl_loop import RlConfig
+
+
+@dataclass(frozen=True)
+class GrpoInputs:
+    """The policy to start from and its prompts."""
+
+    base: Checkpoint
+    prompts: PromptSet
+
+
+@dataclass(frozen=True)
+class GrpoOutputs:
+    """The trained policy."""
+
+    policy: Checkpoint
+
+
+@dataclass(frozen=True)
+class Grpo:
+    """The stage."""
+
+    config: RlConfig
+    algorithm: GrpoConfig
+    rewards: RewardConfig
+    rollout: VllmConfig
+    learner: DeepSpeedConfig
+    model: ModelConfig
+
+    def __post_init__(self) -> None:
+        if self.config.max_tokens >= self.rollout.max_model_len:
+            allowed = f"must leave room for the prompt in engine.rollout.max_model_len={self.rollout.max_model_len}"
+            raise UserError("stage.grpo.max_tokens", self.config.max_tokens, allowed)
+        if self.rollout.max_model_len > self.model.max_position_embeddings:
+            allowed = f"must be at most model.max_position_embeddings={self.model.max_position_embeddings}"
+            raise UserError("engine.rollout.max_model_len", self.rollout.max_model_len, allowed)
+        if self.learner.token_budget < self.rollout.max_model_len:
+            allowed = f"must hold a whole sequence: engine.rollout.max_model_len={self.rollout.max_model_len}"
+            raise UserError("engine.learner.token_budget", self.learner.token_budget, allowed)
+
+    def run(self, inputs: GrpoInputs, runtime: Runtime) -> GrpoOutputs:
+        """Train to the end; resumes from the newest checkpoint in the stage's work directory."""
+        from transformers import AutoTokenizer
+
+        from framework.roles.clients import RayRewards, RayRollouts
+        from framework.roles.learner import LearnerConfig, LearnerGroup
+        from framework.roles.ledger import Ledger
+        from framework.roles.rl_loop import RlLoop
+        from framework.stages.pretrain import copy_tokenizer
+        from framework.stages.workers import sampling_pools, worker_environment
+
+        config, cluster = self.config, runtime.cluster
+        tokenizer = AutoTokenizer.from_pretrained(inputs.base.path)
+        found = read_prompts(inputs.prompts.path / "train.jsonl")
+        self.rewards.check_prompts(found)
+        prompts = tokenize_prompts(tokenizer, found, self.rollout.max_model_len, config.max_tokens)
+        engine = replace(self.learner, keep_versions=max(self.learner.keep_versions, config.max_staleness))
+        learner_config = LearnerConfig(inputs.base.path, engine, self.algorithm, config.temperature, entropy=True)
+        options = {
+            "num_cpus": cluster.learner_cpus,
+            "num_gpus": 1 if cluster.gpus else 0,
+            "runtime_env": {"env_vars": worker_environment(cluster.learner_cpus, bool(cluster.gpus))},
+        }
+        directory = runtime.artifact_dir("policy")
+        with sampling_pools(cluster, self.rollout, self.rewards, inputs.base.path) as pools:
+            learner = LearnerGroup(
+                learner_config, cluster.learner_workers, actor_options=[options] * cluster.learner_workers
+            )
+            try:
+                RlLoop(
+                    config=config,
+                    algorithm=self.algorithm,
+                    ledger=Ledger(prompts, config.prompts_per_batch, config.max_staleness, runtime.seed),
+                    rollouts=RayRollouts(pools.rollout, self.rollout.max_num_seqs // config.group_size + 1),
+                    rewards=RayRewards(pools.reward),
+                    learner=learner,
+                    tracker=runtime.tracker,
+                    directory=runtime.work_dir,
+                    should_stop=runtime.should_stop,
+                    max_failed_share=self.rewards.max_failed_share,
+                ).run()
+                learner.export(directory)
+            finally:
+                learner.shutdown()
+        copy_tokenizer(inputs.base, directory)
+        return GrpoOutputs(Checkpoint(directory))
+
+    def estimate(self, cluster: ClusterConfig) -> StageEstimate:
+        """Batch arithmetic, memory per GPU of learner and sampler, hours from the response tokens at the limit."""
+        from framework.models.estimate import rl_hours, sampler_memory, training_memory
+
+        config = self.config
+        workers, samplers = cluster.learner_workers, cluster.rollout_workers
+        gpus = samplers * self.rollout.tensor_parallel_size if cluster.gpus else 0
+        memory = training_memory(
+            self.model,
+            zero_stage=self.learner.zero_stage,
+            ep_size=self.learner.ep_size,
+            world=workers,
+            micro_tokens=self.learner.token_budget,
+            checkpointing=self.learner.gradient_checkpointing,
+        )
+        responses = config.steps * config.prompts_per_step * config.group_size
+        cached = self.rollout.max_num_seqs * self.rollout.max_model_len
+        sampler = sampler_memory(self.model, self.rollout.tensor_parallel_size, cached)
+        return StageEstimate(
+            batch={
+                "optimizer steps": config.steps,
+                "policy versions": config.batches,
+                "prompts a step": config.prompts_per_step,
+                "responses a prompt (G)": config.group_size,
+                "responses a step": config.prompts_per_step * config.group_size,
+                "responses a rollout batch": config.prompts_per_batch * config.group_size,
+                "staleness at most": config.max_staleness,
+            },
+            roles=(
+                RoleEstimate("rollout", samplers, gpus, sampler),
+                RoleEstimate("learner", workers, workers if cluster.gpus else 0, memory.parts()),
+                RoleEstimate("reward", cluster.reward_workers),
+            ),
+            hours=rl_hours(
+                self.model, responses * config.max_tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus
+            ),
+            assumptions=("RL hours count every response at stage.grpo.max_tokens: an upper bound",),
+        )

@@ -1,0 +1,129 @@
+"""Pretrain a base model on token shards by next-token prediction."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+
+from framework.artifacts import Checkpoint, TokenizerDir, TokenShards
+from framework.engines.deepspeed_engine import DeepSpeedConfig
+from framework.errors import UserError
+from framework.graph.cluster import ClusterConfig
+from framework.graph.nodes import Runtime
+from framework.graph.plan import RoleEstimate, StageEstimate
+from framework.models.spec import ModelConfig
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Batches and schedule; the optimizer is in `engine`. Defaults: DeepSeek-V3 section 4.2, final batch size."""
+
+    steps: int = 235_000
+    rows_per_step: int = 15_360
+    row_tokens: int = 4096
+    engine: DeepSpeedConfig = DeepSpeedConfig()
+    workers: int = 0  # data-parallel ranks; 0: cluster.learner_workers
+    validate_every: int = 1000
+    validation_rows: int = 64
+    checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "rows_per_step", "row_tokens", "validate_every", "validation_rows", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"stage.pretrain.{name}", getattr(self, name), "must be at least 1")
+        if self.workers < 0:
+            raise UserError("stage.pretrain.workers", self.workers, "must be 0 (as cluster.learner_workers) or more")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step, over all ranks."""
+        return self.rows_per_step * self.row_tokens
+
+
+@dataclass(frozen=True)
+class PretrainInputs:
+    """Tokens, and the tokenizer that made them: it travels with the checkpoint."""
+
+    shards: TokenShards
+    tokenizer: TokenizerDir
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The base model."""
+
+    base: Checkpoint
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """The stage."""
+
+    config: PretrainConfig
+    model: ModelConfig
+
+    def __post_init__(self) -> None:
+        if self.config.row_tokens > self.model.max_position_embeddings:
+            allowed = f"must be at most model.max_position_embeddings={self.model.max_position_embeddings}"
+            raise UserError("stage.pretrain.row_tokens", self.config.row_tokens, allowed)
+
+    def run(self, inputs: PretrainInputs, runtime: Runtime) -> Pretrained:
+        """Train to the end; resumes from the newest checkpoint in the stage's work directory."""
+        from framework.roles.supervised_loop import LmRun, train_lm
+
+        directory = runtime.artifact_dir("base")
+        copy_tokenizer(inputs.tokenizer, directory)
+        config, cluster = self.config, runtime.cluster
+        run = LmRun(
+            model=self.model,
+            engine=config.engine,
+            shards=inputs.shards.path,
+            tokenizer=inputs.tokenizer.path,
+            out=directory,
+            work_dir=runtime.work_dir,
+            steps=config.steps,
+            rows_per_step=config.rows_per_step,
+            row_tokens=config.row_tokens,
+            validate_every=config.validate_every,
+            validation_rows=config.validation_rows,
+            checkpoint_every=config.checkpoint_every,
+            seed=runtime.seed,
+            workers=config.workers or cluster.learner_workers,
+            cpus_per_worker=cluster.learner_cpus,
+            gpus_per_worker=1.0 if cluster.gpus else 0.0,
+        )
+        train_lm(run, runtime.tracker, runtime.should_stop)
+        return Pretrained(Checkpoint(directory))
+
+    def estimate(self, cluster: ClusterConfig) -> StageEstimate:
+        """Memory by ZeRO and expert-parallel size, and hours from the tokens."""
+        from framework.models.estimate import pretraining_hours, training_memory
+
+        config = self.config
+        workers = config.workers or cluster.learner_workers
+        memory = training_memory(
+            self.model,
+            zero_stage=config.engine.zero_stage,
+            ep_size=config.engine.ep_size,
+            world=workers,
+            micro_tokens=config.engine.token_budget,
+            checkpointing=config.engine.gradient_checkpointing,
+        )
+        tokens = config.steps * config.tokens_per_step
+        return StageEstimate(
+            batch={
+                "steps": config.steps,
+                "tokens a step": config.tokens_per_step,
+                "tokens": f"{tokens / 1e9:,.3f} B",
+                "micro-batches a rank and step": -(-config.tokens_per_step // (workers * config.engine.token_budget)),
+            },
+            roles=(RoleEstimate("learner", workers, workers if cluster.gpus else 0, memory.parts()),),
+            hours=pretraining_hours(self.model, tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus),
+        )
+
+
+def copy_tokenizer(tokenizer: TokenizerDir | Checkpoint, directory: object) -> None:
+    """Copy the tokenizer's files beside a checkpoint's weights."""
+    for file in tokenizer.path.iterdir():
+        if file.name.startswith(("tokenizer", "special_tokens", "chat_template")):
+            shutil.copy2(file, f"{directory}/{file.name}")

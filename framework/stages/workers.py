@@ -1,0 +1,60 @@
+"""Starting the sampling side of a stage: pools of rollout and reward actors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from framework.engines.vllm_engine import VllmConfig
+from framework.graph.cluster import ClusterConfig
+from framework.rewards.base import RewardConfig
+from framework.roles.pool import WorkerPool
+from framework.roles.reward import RewardWorker
+from framework.roles.rollout import RolloutWorker
+
+
+@dataclass(frozen=True)
+class SamplingPools:
+    """Rollout workers that load `checkpoint` when they start, and reward workers."""
+
+    rollout: WorkerPool
+    reward: WorkerPool
+
+
+@contextmanager
+def sampling_pools(
+    cluster: ClusterConfig, engine: VllmConfig, rewards: RewardConfig, checkpoint: Path
+) -> Iterator[SamplingPools]:
+    """Start the actors (they get ready in the background) and kill them at the end."""
+    import ray
+
+    gpus = engine.tensor_parallel_size if cluster.gpus else 0
+    environment = {"env_vars": worker_environment(cluster.rollout_cpus, bool(gpus))}
+    rollout_class = ray.remote(RolloutWorker).options(
+        num_cpus=cluster.rollout_cpus, num_gpus=gpus, max_restarts=-1, max_concurrency=1000, runtime_env=environment
+    )
+    reward_class = ray.remote(RewardWorker).options(num_cpus=1, max_restarts=-1)
+    pools = SamplingPools(
+        WorkerPool(
+            "rollout",
+            [rollout_class.remote(engine) for _ in range(cluster.rollout_workers)],
+            set_up=lambda actor: actor.start.remote(checkpoint),
+        ),
+        WorkerPool("reward", [reward_class.remote(rewards) for _ in range(cluster.reward_workers)]),
+    )
+    try:
+        yield pools
+    finally:
+        pools.rollout.shutdown()
+        pools.reward.shutdown()
+
+
+def worker_environment(cpus: float, on_gpu: bool) -> dict[str, str]:
+    """Thread counts for an actor: without them every library takes all cores and they fight."""
+    if on_gpu:
+        return {"TOKENIZERS_PARALLELISM": "false"}
+    threads = str(max(1, int(cpus)))
+    # Idle OpenMP threads must sleep, not spin: another role needs the core.
+    return {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "DS_ACCELERATOR": "cpu"}
