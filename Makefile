@@ -1,0 +1,47 @@
+# `make r1-zero` or `make test` alone set a fresh machine up and do their job.
+PYTHON ?= python3
+REQUIREMENTS ?= requirements/cpu.txt
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Named by what is installed, so that only a changed lock installs again.
+STAMP := $(VENV)/installed-$(shell cat $(REQUIREMENTS) pyproject.toml | cksum | cut -d' ' -f1)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+
+.PHONY: help test r1-zero lint .venv
+.DEFAULT_GOAL := help
+
+help: ## show the targets
+	@grep -hE '^[.a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+.venv: $(STAMP) ## build the virtual environment from the pinned lock, unless it is there
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null || { \
+		echo "error: $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo missing); set PYTHON to a Python 3.11 or 3.12" >&2; \
+		exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing $(REQUIREMENTS) into $(VENV), once; this takes some minutes"
+	@torch=$$(grep '^torch==' $(REQUIREMENTS)); $(PIP) "$$torch" 2>$(VENV)/pip.log || { \
+		grep -q 'No matching distribution' $(VENV)/pip.log || cat $(VENV)/pip.log >&2; \
+		case $$torch in *+cpu) kind=CPU;; *) kind=CUDA;; esac; \
+		echo "error: pip has no $$torch; set PIP_EXTRA_INDEX_URL to PyTorch's $$kind wheel index and run make again" >&2; \
+		exit 2; }
+	@$(PIP) -r $(REQUIREMENTS)
+	@$(BIN)/python -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || { \
+		echo "error: vLLM needs libnuma.so.1, which this machine lacks (Debian and Ubuntu: apt-get install libnuma1)" >&2; \
+		exit 2; }
+	@$(PIP) --no-build-isolation --editable .
+	@rm -f $(VENV)/installed-* && touch $@
+
+test: .venv ## run the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=15 $(PYTEST_ARGS)
+
+lint: .venv ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+r1-zero: .venv ## train a base model and R1-Zero from it at laptop scale, then say where the report is
+	$(BIN)/framework run job=r1_zero $(ARGS)

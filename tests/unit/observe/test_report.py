@@ -1,0 +1,177 @@
+"""The report is whole, self-contained, and honest about what is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from framework.artifacts import EvalReport
+from framework.errors import UserError
+from framework.observe.collect import collect, read_evaluation
+from framework.observe.curves import stage_charts
+from framework.observe.metrics import METRICS, Tracker, read_history
+from framework.observe.report import write_report
+from framework.types import EvalResult, EvalTask
+from tests.unit.observe.synthetic import evaluate, write_artifact, write_run
+
+VOID = {"meta", "br", "link", "input", "img", "hr"}
+
+
+class Outline(HTMLParser):
+    """Checks that tags nest, and collects headings, texts and addresses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.headings: list[str] = []
+        self.addresses: list[str] = []
+        self.cells: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "h2" in self.open:
+            self.headings.append(data.strip())
+        if "td" in self.open:
+            self.cells[-1] += data
+
+
+def outline(page: str) -> Outline:
+    parser = Outline()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    return parser
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run."""
+    return write_run(tmp_path_factory.mktemp("runs") / "r1 & zero", steps=30)
+
+
+def test_a_finished_run_shows_everything(finished: Path) -> None:
+    path = write_report(finished)
+    page = path.read_text(encoding="utf-8")
+    shown = outline(page)
+    assert path == finished / "report.html"
+    assert "r1 &amp; zero" in page
+    for heading in ("Evaluation", "grpo", "pretrain", "Time and machine", "Artifacts", "Configuration"):
+        assert heading in shown.headings
+    row = shown.cells[: shown.cells.index("basic_arithmetic")]
+    assert row[:4] == ["all tasks", "192", "31.0% ±3.3", "74.0% ±3.2"]
+    assert row[-1] == "+43.0"
+    titles = re.findall(r"<figcaption>(.*?) <span", page)
+    for title in (
+        "Loss",
+        "Reward",
+        "Response length",
+        "KL divergence",
+        "Clipped tokens",
+        "Time by phase",
+        "MoE layer 2",
+    ):
+        assert title in titles
+    for artifact in collect(finished).artifacts:
+        assert artifact.manifest.content_hash in page
+
+
+def test_the_page_needs_no_network_and_runs_no_foreign_script(finished: Path) -> None:
+    page = write_report(finished).read_text(encoding="utf-8")
+    assert all(address.startswith("data:image/png;base64,") for address in outline(page).addresses)
+    assert not re.search(r"@import|url\(|fetch\(|https?://(?!www\.w3\.org/2000/svg)", page)
+    assert page.count("<script") == 1  # the samples' own <script> is escaped
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_every_recorded_metric_is_drawn(finished: Path) -> None:
+    for stage in read_history(finished).stages.values():
+        stage.series["something/new"] = {1: 1.0}
+        drawn = "".join(stage_charts(stage).curves)
+        for name in stage.series:
+            assert f"&quot;name&quot;:&quot;{name}&quot;" in drawn, name
+
+
+def test_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=5, finished=False)
+    (run / "artifacts" / ".building-grpo-0123456789ab" / "out").mkdir(parents=True)
+    page = write_report(run).read_text(encoding="utf-8")
+    shown = outline(page)
+    assert "Stage grpo is unfinished: it has reached step 5." in page
+    assert "r1_zero" not in "".join(shown.cells)
+    assert "31.0% ±3.3" in shown.cells
+
+
+def test_a_run_that_has_only_started(tmp_path: Path) -> None:
+    Tracker(tmp_path, "collect")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    outline(page)
+    for note in (
+        "No evaluation has finished yet.",
+        "Stage collect is unfinished: it has reached its start.",
+        "config.json",
+    ):
+        assert note in page
+
+
+def test_what_is_damaged_is_left_out_and_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=3)
+    (run / "artifacts" / "evaluate_base-0123456789ab" / "out" / "report.json").write_text('{"label": "base"}')
+    (run / "artifacts" / "grpo-0123456789ab" / "out" / "manifest.json").write_text("{")
+    (run / "config.json").write_text("{")
+    with (run / METRICS).open("a") as handle:
+        handle.write("{torn")
+    page = write_report(run).read_text(encoding="utf-8")
+    for note in (
+        "An evaluation is left out",
+        "An artifact is left out",
+        "config.json is not JSON",
+        "1 half-written line",
+    ):
+        assert note in page
+
+
+def test_the_newest_of_two_evaluations_is_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=3, finished=False)
+    (run / "artifacts" / "evaluate_base-0123456789ab").rename(run / "artifacts" / "evaluate_base-ffff")
+    evaluate(run, "base", 0.4, {})
+    found = collect(run)
+    assert [result.overall.pass_at_1 for result in found.evaluations] == [0.4]
+    assert any("more than one evaluation of base" in note for note in found.notes)
+
+
+def test_checkpoints_evaluated_on_different_tasks_share_a_table(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=3)
+    task = EvalTask("new_task", 8, 4, 0.5, 0.1, 0.5, 0.5, 1.0, 10.0, 0.0)
+    result = json.dumps(asdict(EvalResult("other", task, (task,))))
+    write_artifact(run, "evaluate_other", EvalReport, {"report.json": result, "samples.jsonl": ""}, {})
+    cells = outline(write_report(run).read_text(encoding="utf-8")).cells
+    assert cells[cells.index("new_task") + 2 :][:3] == ["–", "–", "50.0% ±10.0"]
+
+
+def test_an_evaluation_is_read_back(tmp_path: Path) -> None:
+    task = EvalTask("all", 8, 4, 0.5, 0.1, 0.5, 0.5, 1.0, 10.0, 0.0)
+    result = EvalResult("base", task, (task,), {"temperature": 1.0})
+    (tmp_path / "report.json").write_text(json.dumps(asdict(result)))
+    assert read_evaluation(tmp_path / "report.json") == result
+
+
+def test_what_is_not_a_run_is_the_users_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such directory"):
+        write_report(tmp_path / "missing")
+    with pytest.raises(UserError, match="is not a run"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,90 @@
+"""Build files: scripts parse, manifests hold what the framework needs, locks are pinned and name no index."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+LOCKS = ("cpu", "gpu")
+
+
+@pytest.mark.parametrize("script", [".ci/run", "jobs/cluster/slurm.sh"])
+def test_shell_scripts_parse_and_stop_at_errors(script: str) -> None:
+    path = REPOSITORY / script
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    assert "set -euo pipefail" in path.read_text()
+    assert path.stat().st_mode & 0o111
+
+
+def test_rayjob_runs_the_cli_with_the_pinned_ray() -> None:
+    job = yaml.safe_load((REPOSITORY / "jobs/cluster/rayjob.yaml").read_text())["spec"]
+    assert job["entrypoint"].startswith("framework run ")
+    assert f"ray=={job['rayClusterSpec']['rayVersion']}" in lock("gpu")
+    assert int(yaml.safe_load(job["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
+    groups = [job["rayClusterSpec"]["headGroupSpec"], *job["rayClusterSpec"]["workerGroupSpecs"]]
+    for group in groups:
+        pod = group["template"]["spec"]
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        for container in pod["containers"]:
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_locks_are_pinned_and_name_no_index(name: str) -> None:
+    assert lock(name)
+    for line in lock(name):
+        assert re.fullmatch(r"[a-z0-9-]+==[A-Za-z0-9.+!]+", line), line
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_locks_agree_with_the_package(name: str) -> None:
+    import tomllib
+
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    pinned = {line.split("==")[0]: line.split("==")[1].split("+")[0] for line in lock(name)}
+    for requirement in project["dependencies"] + extras[name] + extras["dev"]:
+        package, _, version = re.sub(r"\[.*?\]", "", requirement).partition("==")
+        assert package in pinned, package
+        assert not version or pinned[package] == version, package
+
+
+def test_the_cpu_lock_leaves_out_what_breaks_a_cpu_torch() -> None:
+    names = {line.split("==")[0] for line in lock("cpu")}
+    assert "torch==2.13.0+cpu" in lock("cpu")
+    assert not names & {"torchvision", "torchaudio", "torchcodec", "vllm"}
+    assert not [name for name in names if name.startswith("nvidia-")]
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_images_are_pinned_and_not_root(name: str) -> None:
+    lines = (REPOSITORY / f"docker/Dockerfile.{name}").read_text().splitlines()
+    (base,) = [line.split()[1] for line in lines if line.startswith("FROM ")]
+    assert re.fullmatch(r"[a-z./]+:\d+\.\d+\.\d+[a-z0-9-]*", base)
+    assert [line for line in lines if line.startswith("USER ")] == ["USER trainer"]
+    assert any(f"requirements/{name}.txt" in line for line in lines)
+
+
+def test_make_names_every_target_in_its_help() -> None:
+    shown = subprocess.run(["make", "-s", "help"], cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
+    assert [line.split()[0] for line in shown.splitlines()] == ["help", ".venv", "test", "lint", "r1-zero"]
+
+
+def test_make_refuses_a_wrong_python_in_one_line(tmp_path: Path) -> None:
+    old = tmp_path / "python3.9"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1\n')
+    old.chmod(0o755)
+    arguments = ["make", "-s", ".venv", f"PYTHON={old}", f"VENV={tmp_path}/venv"]
+    result = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[0] == f"error: {old} is Python 3.9.1; set PYTHON to a Python 3.11 or 3.12"
+    assert not (tmp_path / "venv").exists()
+
+
+def lock(name: str) -> list[str]:
+    return (REPOSITORY / f"requirements/{name}.txt").read_text().splitlines()
