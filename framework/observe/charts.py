@@ -51,11 +51,14 @@ class Axis:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def line_chart(title: str, series: Sequence[Series], unit: str = "", zero: bool = False) -> str:
-    """Draw lines over steps; `zero` keeps zero on the axis. Points that are not numbers become crosses at the top."""
+def line_chart(title: str, series: Sequence[Series], unit: str = "", zero: bool = False, smooth: bool = True) -> str:
+    """Draw lines over steps; `zero` keeps zero on the axis, `smooth` draws a moving mean where points are many.
+
+    Points that are not numbers become crosses at the top.
+    """
     finite = [value for s in series for value in s.values if math.isfinite(value)]
     x, y = _step_axis(series), _value_axis(finite, zero)
-    marks = [_line(s, i, x, y) for i, s in enumerate(series)]
+    marks = [_line(s, i, x, y, smooth and len(s.values) >= SMOOTH_FROM) for i, s in enumerate(series)]
     return _figure(title, unit, [*_grid(x, y), *marks], series, x)
 
 
@@ -76,7 +79,7 @@ def stacked_chart(title: str, parts: Sequence[Series], total: Series | None, uni
                 marks.append(_rect(x.at(centre) - width / 2, top, width, height, f"fill:var(--s{i % COLOURS})"))
             base += value
     if total is not None:
-        marks.append(_line(total, len(parts), x, y))
+        marks.append(_line(total, len(parts), x, y, smooth=False))
     return _figure(title, unit, [*_grid(x, y), *marks], shown, x)
 
 
@@ -178,10 +181,9 @@ def thin(series: Series, limit: int = MAX_POINTS) -> Series:
     return Series(series.name, [series.steps[i] for i in chosen], [series.values[i] for i in chosen])
 
 
-def _line(series: Series, index: int, x: Axis, y: Axis) -> str:
+def _line(series: Series, index: int, x: Axis, y: Axis, smooth: bool) -> str:
     colour = f"color:var(--s{index % COLOURS})"
     raw = thin(series)
-    smooth = len(series.values) >= SMOOTH_FROM
     marks = [_path(raw, x, y, "raw" if smooth else "line")]
     if smooth:
         marks.append(_path(thin(_smoothed(series)), x, y, "line"))
@@ -331,4 +333,4 @@ def _text(x: float, y: float, text: str, anchor: str, style: str = "") -> str:
 def _number(value: float) -> str:
     if value and abs(value) < 1e-3:
         return f"{value:.0e}"
-    return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k" if abs(value) >= 1e4 else f"{value:.6g}"
+    return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value:,.6g}"

@@ -48,6 +48,7 @@ def collect(run_dir: Path) -> RunFiles:
     history = read_history(run_dir)
     artifacts = _artifacts(run_dir, notes)
     evaluations = _evaluations(artifacts, notes)
+    _settle(history, artifacts)
     notes += _missing(history, evaluations)
     return RunFiles(run_dir, history, artifacts, evaluations, _config(run_dir, notes), notes)
 
@@ -95,6 +96,14 @@ def _evaluations(artifacts: Sequence[FoundArtifact], notes: list[str]) -> list[E
             notes.append(f"There is more than one evaluation of {result.label}: the newest is shown.")
         by_label[result.label] = result
     return list(by_label.values())
+
+
+def _settle(history: RunHistory, artifacts: Sequence[FoundArtifact]) -> None:
+    """Count a stage as finished if its outputs are, though its process died before it could say so."""
+    for artifact in artifacts:
+        stage = history.stages.get(artifact.path.parent.name.rpartition("-")[0])  # <stage>-<key>/<output>
+        if stage is not None and (artifact.path / MANIFEST).stat().st_mtime >= stage.last_start:
+            stage.state = "finished"
 
 
 def _missing(history: RunHistory, evaluations: Sequence[EvalResult]) -> list[str]:

@@ -23,6 +23,7 @@ class Curves:
     metrics: tuple[str, ...]
     unit: str = ""
     zero: bool = False  # keep zero on the axis
+    smooth: bool = True  # draw a moving mean over the noise
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ CURVES = (
     Curves("Policy loss", ("loss/policy", "loss/*")),
     Curves("Entropy", ("train/entropy",), "nats per token", zero=True),
     Curves("Gradient norm", ("train/grad_norm",), zero=True),
-    Curves("Learning rate", ("train/lr",), zero=True),
+    Curves("Learning rate", ("train/lr",), zero=True, smooth=False),
     Curves("Staleness", ("staleness/mean", "staleness/max"), "policy versions", zero=True),
     Curves(
         "Spoiled responses and groups",
@@ -67,7 +68,7 @@ def stage_charts(stage: StageHistory) -> DrawnCharts:
     for curves in CURVES:
         chosen = [left.pop(name) for pattern in curves.metrics for name in _matches(pattern, left, apart)]
         if chosen:
-            drawn.append(line_chart(curves.title, chosen, curves.unit, curves.zero))
+            drawn.append(line_chart(curves.title, chosen, curves.unit, curves.zero, curves.smooth))
     phases = [left.pop(name) for name in PHASES if name in left]
     if phases:
         drawn.append(stacked_chart("Time by phase", phases, left.pop(STEP_TIME, None), "seconds per step"))

@@ -151,6 +151,7 @@ class StageHistory:
     seconds: float = 0.0  # spent in the stage over all its processes, pauses between them left out
     starts: int = 0
     first_time: float = 0.0
+    last_start: float = 0.0
     last_time: float = 0.0
     state: Literal["finished", "stopped", "unfinished"] = "unfinished"
     machine: dict[str, str] = field(default_factory=dict)
@@ -220,7 +221,7 @@ def _take_time(stage: StageHistory, record: Mapping[str, Any]) -> None:
     now, event = float(record["time"]), record.get("event")
     if event == "start":
         stage.starts += 1
-        stage.first_time = stage.first_time or now
+        stage.first_time, stage.last_start = stage.first_time or now, now
         stage.state, stage.machine = "unfinished", dict(record["machine"])
     else:
         stage.seconds += max(0.0, now - stage.last_time)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import asdict
 from html.parser import HTMLParser
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.artifacts import EvalReport
+from framework.artifacts import Checkpoint, EvalReport
 from framework.errors import UserError
 from framework.observe.collect import collect, read_evaluation
 from framework.observe.curves import stage_charts
@@ -142,6 +143,16 @@ def test_what_is_damaged_is_left_out_and_named(tmp_path: Path) -> None:
         "1 half-written line",
     ):
         assert note in page
+
+
+def test_a_stage_with_finished_outputs_is_finished(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=3, finished=False)
+    assert collect(run).history.stages["grpo"].state == "unfinished"
+    write_artifact(run, "grpo", Checkpoint, {"config.json": "{}", "tokenizer.json": "{}"}, {})
+    assert collect(run).history.stages["grpo"].state == "finished"
+    Tracker(run, "grpo")  # run again, for changed code
+    os.utime(run / "artifacts" / "grpo-0123456789ab" / "out" / "manifest.json", (1, 1))
+    assert collect(run).history.stages["grpo"].state == "unfinished"
 
 
 def test_the_newest_of_two_evaluations_is_shown(tmp_path: Path) -> None:
