@@ -14,6 +14,8 @@ from framework.algorithms.kl import clamp_log_ratio, k3
 from framework.errors import UserError
 from framework.types import LossOutput, MicroBatch
 
+Denominator = Literal["response", "token", "constant"]  # GRPO, DAPO, Dr.GRPO
+
 
 @dataclass(frozen=True)
 class GrpoConfig:
@@ -27,7 +29,7 @@ class GrpoConfig:
     clip_high: float = 0.2  # and above at 1 + clip_high (DAPO: 0.28)
     kl_coef: float = 0.001  # beta
     kl_estimator: Literal["k3", "k3_unbiased"] = "k3"  # k3_unbiased: times pi/pi_old (DeepSeek-V3.2 eq. 7)
-    denominator: Literal["response", "token", "constant"] = "response"  # GRPO, DAPO, Dr.GRPO
+    denominator: Denominator = "response"
     constant_length: int | None = None  # tokens; what "constant" divides each response's sum by
     advantage_std: bool = True  # divide advantages by the group's std
     zero_std: Literal["keep", "refill"] = "keep"  # groups without signal: count as zeros, or sample others (DAPO)

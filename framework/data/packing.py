@@ -9,17 +9,16 @@ Dimensions: P prompt tokens, R response tokens, T tokens of a packed row, S segm
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
 
 import numpy as np
 import torch
 
+from framework.algorithms.policy_loss import Denominator
 from framework.errors import UserError
 from framework.types import Float32, Int32, MicroBatch, TrainSample
-
-Denominator = Literal["response", "token", "constant"]
 
 
 @dataclass(frozen=True)
@@ -183,18 +182,17 @@ def _best_fit(indices: Sequence[int], lengths: Sequence[int], token_budget: int)
     Ranks wait for each other at every micro-batch, so those of about equal size should meet.
     """
     bins: list[list[int]] = []
-    room: list[int] = []
+    rooms: list[tuple[int, int]] = []  # (tokens still free, bin), tightest first
     for index in indices:
-        fitting = [b for b in range(len(bins)) if room[b] >= lengths[index]]
-        if fitting:
-            chosen = min(fitting, key=lambda b: room[b])
+        at = bisect_left(rooms, (lengths[index], 0))
+        if at < len(rooms):
+            room, chosen = rooms.pop(at)
         else:
-            chosen = len(bins)
+            room, chosen = token_budget, len(bins)
             bins.append([])
-            room.append(token_budget)
         bins[chosen].append(index)
-        room[chosen] -= lengths[index]
-    return [tuple(bins[b]) for b in sorted(range(len(bins)), key=lambda b: (room[b], b))]
+        insort(rooms, (room - lengths[index], chosen))
+    return [tuple(bins[chosen]) for _, chosen in rooms]
 
 
 def _fill_rows(indices: Sequence[int], samples: Sequence[TrainSample], token_budget: int) -> list[tuple[int, ...]]:

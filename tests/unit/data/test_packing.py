@@ -139,8 +139,8 @@ def test_ranks_are_balanced(lengths: list[int], ranks: int) -> None:
 
 
 def test_best_fit_takes_the_tightest_gap() -> None:
-    # 60 and 50 open two bins of 64 and 100 leaves none; 4 belongs with 60, 14 with 50.
-    assert plan_packing([4, 60, 14, 50], 64, 1).ranks == (((1, 0), (3, 2)),)
+    # 56 and 50 open two micro-batches; 8 fits both and belongs where it leaves no room, 6 then fits the other only.
+    assert plan_packing([6, 56, 8, 50], 64, 1).ranks == (((1, 2), (3, 0)),)
 
 
 def test_no_samples_still_make_one_step_on_every_rank() -> None:
