@@ -12,6 +12,7 @@ from typing import Any
 from framework.convert import TARGET, Component, convert, instantiate
 from framework.errors import UserError, did_you_mean
 from framework.graph.cluster import ClusterConfig
+from framework.graph.nodes import Graph
 from framework.models.spec import ModelConfig
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -81,9 +82,12 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Ru
     return config
 
 
-def load_target(target: str, plugins: Sequence[str] = (), where: str = TARGET) -> Any:
-    """Return the object of dotted name `target` from framework, jobs or a plug-in; raises UserError otherwise."""
-    return TargetResolver(tuple(plugins))(target, where)
+def build_graph(config: RunConfig) -> Graph:
+    """Call the job's `build(config)`; raises UserError if an edge of its graph does not fit."""
+    graph = TargetResolver(config.plugins)(config.job.target, f"job.{TARGET}")(config)
+    if not isinstance(graph, Graph):
+        raise UserError(f"job.{TARGET}", config.job.target, "must return a framework.graph.nodes.Graph")
+    return graph
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ def convert(hint: Any, value: Any, where: str, resolve: Resolve) -> Any:
     Raises UserError on a wrong type, an unknown or a missing key.
     """
     if get_origin(hint) is Annotated:
+        if value is None:
+            return None
         if not _is_node(value):
             raise UserError(where, value, f"must be a group with a {TARGET}")
         return instantiate(value, where, resolve)
@@ -118,7 +120,8 @@ def _checked_instance(hint: Any, built: Any, where: str) -> Any:
     # Protocols and Any can't be checked by isinstance; whoever declares such a field takes what it is given.
     classes = [arm for arm in arms if isinstance(arm, type) and not getattr(arm, "_is_protocol", False)]
     if Any not in arms and object not in arms and len(classes) == len(arms) and not isinstance(built, tuple(classes)):
-        raise UserError(f"{where}.{TARGET}", _qualified_name(built), f"must be {describe(hint)}")
+        names = " or ".join(arm.__name__ for arm in classes if arm is not type(None))
+        raise UserError(f"{where}.{TARGET}", _qualified_name(built), f"must be a {names}")
     return built
 
 

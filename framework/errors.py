@@ -23,6 +23,10 @@ class UserError(FrameworkError):
         self.where, self.value, self.allowed = where, value, allowed
         super().__init__(" ".join(f"{where}: got {value!r}; {allowed}".split()))
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, object, str]]:
+        """Let the error cross processes: by default exceptions are rebuilt from their message alone."""
+        return type(self), (self.where, self.value, self.allowed)
+
 
 class RunFailed(FrameworkError):
     """The run itself failed; the same command resumes it once the cause is gone."""

@@ -177,7 +177,7 @@ def _check_edges(name: str, inputs_type: type[Any], edges: Mapping[str, Edge]) -
         got = edge.type if isinstance(edge, OutputRef) else type(edge)
         if not issubclass(got, wanted[key][0]):
             source = f"{edge.node}.{edge.output}" if isinstance(edge, OutputRef) else str(edge.path)
-            raise EdgeError(f"{name}.{key}", wanted[key][0].__name__, got.__name__, source)
+            raise EdgeError(f"{name}.{key}", f"{got.__name__} from {source}", wanted[key][0].__name__)
     for key, (type_, optional) in wanted.items():
         if key not in edges and not optional:
             raise UserError(f"{name}.{key}", "no edge", f"wants {type_.__name__}")
@@ -186,6 +186,5 @@ def _check_edges(name: str, inputs_type: type[Any], edges: Mapping[str, Edge]) -
 class EdgeError(UserError):
     """An edge carries another type of artifact than its stage wants."""
 
-    def __init__(self, where: str, wanted: str, got: str, source: str) -> None:
-        super().__init__(where, got, f"wants {wanted}")
-        self.args = (f"{where} wants {wanted}, got {got} from {source}",)
+    def __str__(self) -> str:
+        return f"{self.where} wants {self.allowed}, got {self.value}"

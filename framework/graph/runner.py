@@ -116,6 +116,17 @@ class Runner:
             finished[node.name] = self._run_node(node, finished, f"[{index}/{len(order)}] {node.name}")
         return finished
 
+    def is_finished(self) -> bool:
+        """Return whether every node is finished, so that running would start nothing."""
+        finished: dict[str, Any] = {}
+        for node in self.graph.order():
+            hashes = self.store.input_hashes(resolve_inputs(node, finished))
+            outputs = self.store.outputs(node, self.store.key(node, hashes, self.seed))
+            if outputs is None:
+                return False
+            finished[node.name] = outputs
+        return True
+
     def _run_node(self, node: Node, finished: Mapping[str, Any], label: str) -> Any:
         inputs = resolve_inputs(node, finished)
         hashes = self.store.input_hashes(inputs)

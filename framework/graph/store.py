@@ -34,6 +34,7 @@ _DISK_ERRORS = {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
     errno.EROFS: "the file system is read-only",
+    errno.ENOTDIR: "a file is in its way",
 }
 
 
@@ -70,8 +71,9 @@ class Store:
             _write_atomically(self.run_dir / "config.json", json.dumps(config, indent=1))
 
     def key(self, node: Node, input_hashes: Mapping[str, str], seed: int) -> str:
-        """Return the hash of all that the node's outputs depend on: stage, configuration, inputs, code, seed."""
-        parts = [to_plain(node.stage), dict(sorted(input_hashes.items())), code_version(node.stage), seed]
+        """Return the hash of what the node's outputs depend on: stage and files it names, inputs, code, seed."""
+        files = {str(file): content_digest(file) for file in _files(node.stage)}
+        parts = [to_plain(node.stage), files, dict(sorted(input_hashes.items())), code_version(node.stage), seed]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
     def outputs(self, node: Node, key: str) -> Any | None:
@@ -151,6 +153,28 @@ def code_version(stage: object) -> str:
     module = inspect.getmodule(type(stage))
     assert module is not None
     return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()[:12]
+
+
+def content_digest(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _files(value: Any) -> Iterator[Path]:
+    """Files that a stage's configuration names by a Path: their content counts, not their name alone."""
+    if isinstance(value, Path):
+        if value.is_file():
+            yield value
+    elif dataclasses.is_dataclass(value):
+        for item in dataclasses.fields(value):
+            yield from _files(getattr(value, item.name))
+    elif isinstance(value, Mapping):
+        for element in value.values():
+            yield from _files(element)
+    elif isinstance(value, list | tuple):
+        for element in value:
+            yield from _files(element)
 
 
 def first_difference(theirs: Any, ours: Any, where: str = "") -> tuple[str, Any, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from framework.artifacts import Checkpoint, EvalReport, TextSet
@@ -43,6 +44,7 @@ class Write:
 
     lines: int = 3
     word: str = "hello"
+    source: Path | None = None  # a file that replaces `word`
 
     def __post_init__(self) -> None:
         if self.lines % 3:

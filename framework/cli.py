@@ -1,0 +1,250 @@
+"""The `framework` command. Exit codes: 0 done, 1 failed, 2 the input was wrong, 130 stopped and resumable."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from framework.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    FrameworkError,
+    UserError,
+    did_you_mean,
+)
+
+COMMANDS = ("plan", "run", "submit", "report", "chat", "serve", "bench")
+BENCHMARKS = Path(__file__).resolve().parent.parent / "jobs" / "bench"
+STOP_WAIT_S = 600  # between SIGTERM and SIGKILL of a Ray job: time to write a checkpoint
+logger = logging.getLogger("framework")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; every error is one line on stderr."""
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        print("framework: interrupted; the same command resumes", file=sys.stderr)
+        return EXIT_STOPPED
+    except Exception as error:
+        return _explain(error)
+
+
+def _dispatch(argv: list[str]) -> int:
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        raise UserError("command", argv[0], f"{did_you_mean(argv[0], COMMANDS)}commands: {', '.join(COMMANDS)}")
+    arguments, rest = _parser().parse_known_args(argv)
+    overrides = getattr(arguments, "overrides", None)
+    if overrides is None and rest and arguments.command != "bench":
+        raise UserError("argument", rest[0], f"see framework {arguments.command} --help")
+    if overrides is not None:  # argparse takes no second run of positionals behind an option
+        options = [item for item in rest if item.startswith("-")]
+        if options:
+            raise UserError("option", options[0], f"see framework {arguments.command} --help")
+        overrides.extend(rest)
+    handlers = {"plan": plan, "run": run, "submit": submit, "report": report, "chat": chat, "serve": serve}
+    if arguments.command == "bench":
+        return bench(arguments.name, [*arguments.arguments, *rest])
+    return handlers[arguments.command](arguments)
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Print what `run` would do; needs no GPU and starts nothing."""
+    from framework.graph.plan import describe_plan
+
+    config, graph = _load(arguments)
+    title = f"job {config.job.name}, model {config.model.name}, run directory {config.run_dir}"
+    print(describe_plan(graph, config.cluster, title))
+    return EXIT_DONE
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the graph in this process; finished stages are skipped."""
+    from framework.convert import to_plain
+    from framework.graph.runner import Runner, StopFlag
+    from framework.graph.store import Store
+    from framework.observe.report import write_report
+    from framework.observe.tracking import RunTracking
+    from framework.observe.wandb_sink import check_tracking
+    from framework.roles.cluster import ray_session
+
+    config, graph = _load(arguments)
+    if config.tracking is not None:
+        check_tracking(config.tracking)
+    plain, store, stop = to_plain(config), Store(config.run_dir), StopFlag()
+    store.open_run(plain)
+    _log_to(config.run_dir / "run.log")
+    runner = Runner(graph, store, config.cluster, config.seed, should_stop=stop)
+    with ExitStack() as stack:
+        if not runner.is_finished():
+            if config.tracking is not None:
+                tracking = stack.enter_context(RunTracking(config.tracking, config.run_dir, plain))
+                runner = replace(runner, tracker_of=tracking.tracker)
+            stack.enter_context(ray_session(config.cluster))
+        stack.enter_context(stop.on_signals())  # after Ray, which puts its own SIGTERM handler in place
+        runner.run()
+    logger.info("report: %s", write_report(config.run_dir))
+    return EXIT_DONE
+
+
+def submit(arguments: argparse.Namespace) -> int:
+    """Hand the same run to a Ray cluster as a job."""
+    config, _ = _load(arguments)
+    from ray.job_submission import JobSubmissionClient
+
+    config_dir = ["--config-dir", str(arguments.config_dir)] if arguments.config_dir else []
+    try:
+        client = JobSubmissionClient(arguments.address)
+        job = client.submit_job(
+            entrypoint=shlex.join(["framework", "run", *arguments.overrides, *config_dir]),
+            runtime_env={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}},
+            metadata={"run": config.run},
+        )
+    except (ConnectionError, RuntimeError) as error:
+        raise UserError(
+            "--address", arguments.address, f"must be a Ray dashboard, e.g. http://head:8265 ({error})"
+        ) from None
+    print(f"{job} submitted; follow it with: ray job logs --follow --address {arguments.address} {job}")
+    return EXIT_DONE
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Write the run's report and print where it is."""
+    from framework.observe.report import write_report
+
+    print(write_report(_run_dir(arguments.run)))
+    return EXIT_DONE
+
+
+def chat(arguments: argparse.Namespace) -> int:
+    """Talk to a checkpoint on this terminal."""
+    checkpoint = find_checkpoint(Path(arguments.checkpoint))
+    from framework.engines import vllm_engine
+
+    vllm_engine.chat(checkpoint)
+    return EXIT_DONE
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Serve a checkpoint behind OpenAI's protocol."""
+    checkpoint = find_checkpoint(Path(arguments.checkpoint))
+    from framework.engines import vllm_engine
+
+    vllm_engine.serve(checkpoint)
+    return EXIT_DONE
+
+
+def bench(name: str, arguments: Sequence[str]) -> int:
+    """Run jobs/bench/<name>.py."""
+    names = sorted(file.stem for file in BENCHMARKS.glob("*.py") if not file.stem.startswith("_"))
+    if name not in names:
+        raise UserError("benchmark", name, f"{did_you_mean(name, names)}benchmarks: {', '.join(names) or 'none'}")
+    result = importlib.import_module(f"jobs.bench.{name}").main(list(arguments))
+    return EXIT_DONE if result is None else int(result)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return a checkpoint directory: `path` itself, or the newest checkpoint of the run in it.
+
+    Raises UserError if there is none, or a file of it is missing or damaged.
+    """
+    from framework.artifacts import MANIFEST, Checkpoint
+
+    if not path.is_dir():
+        raise UserError("checkpoint", str(path), "must be a checkpoint directory, or a run's directory")
+    if (path / "artifacts").is_dir():
+        found = sorted(path.glob(f"artifacts/*/*/{MANIFEST}"), key=lambda file: file.stat().st_mtime)
+        checkpoints = [file.parent for file in found if json.loads(file.read_text())["type"] == Checkpoint.__name__]
+        if not checkpoints:
+            raise UserError("checkpoint", str(path), "this run has no finished checkpoint yet")
+        path = checkpoints[-1]
+    return Checkpoint(path).check().path
+
+
+def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """Compose the configuration, build its graph and check both; creates nothing."""
+    from framework.config import build_graph, compose
+    from framework.convert import to_plain
+    from framework.graph.store import Store
+
+    config = compose(arguments.overrides, arguments.config_dir)
+    graph = build_graph(config)
+    graph.check()
+    if arguments.command == "run":
+        Store(config.run_dir).check_owner(to_plain(config))
+    return config, graph
+
+
+def _run_dir(run: str) -> Path:
+    return Path(run) if Path(run).is_dir() or "/" in run else Path("runs") / run
+
+
+def _log_to(file: Path) -> None:
+    """Log to stderr and to the run's own file."""
+    from framework.graph.store import disk_errors
+
+    with disk_errors(file):
+        to_file = logging.FileHandler(file)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    to_terminal = logging.StreamHandler()
+    to_terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.handlers[:] = [to_file, to_terminal]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _explain(error: BaseException) -> int:
+    """Print one line about `error`, write its traceback to a file if the user isn't to blame; return the exit code."""
+    cause = getattr(error, "cause", None)  # Ray wraps what an actor raised
+    known = error if isinstance(error, FrameworkError) else cause
+    code = known.exit_code if isinstance(known, FrameworkError) else EXIT_FAILED
+    shown = cause if isinstance(cause, BaseException) else error
+    message = " ".join(str(shown).split()) or type(shown).__name__
+    if not isinstance(known, FrameworkError):
+        message = f"{type(shown).__name__}: {message}"
+    if code == EXIT_FAILED:
+        with tempfile.NamedTemporaryFile("w", prefix="framework-", suffix=".log", delete=False) as log:
+            log.writelines(traceback.format_exception(error))
+        message = f"{message} (traceback: {log.name})"
+    print(f"framework: {message}", file=sys.stderr)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError("command line", " ".join(sys.argv[1:]), f"{message}; see framework --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="framework", description="Train reasoning models by DeepSeek's published recipe.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    helps = {"plan": "say what a run would do and cost", "run": "run or resume a job", "submit": "run as a Ray job"}
+    for name, text in helps.items():
+        command = commands.add_parser(name, help=text)
+        command.add_argument("overrides", nargs="*", help="e.g. job=r1_zero model=v3_tiny seed=1")
+        command.add_argument("--config-dir", type=Path, help="a directory with further yaml files in conf/'s groups")
+        if name == "submit":
+            command.add_argument("--address", required=True, help="Ray dashboard, e.g. http://head:8265")
+    commands.add_parser("report", help="write a run's HTML report").add_argument("run", help="its directory or name")
+    commands.add_parser("chat", help="talk to a checkpoint").add_argument("checkpoint", help="or a run's directory")
+    commands.add_parser("serve", help="serve a checkpoint").add_argument("checkpoint", help="or a run's directory")
+    command = commands.add_parser("bench", help="run a benchmark")
+    command.add_argument("name")
+    command.add_argument("arguments", nargs="*")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""What a run would do and cost, as text. A stage that can tell has `estimate(cluster) -> StageEstimate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from framework.artifacts import Artifact
+from framework.graph.cluster import ClusterConfig
+from framework.graph.nodes import Edge, Graph, Node, OutputRef
+
+
+@dataclass(frozen=True)
+class RoleEstimate:
+    """One role of a stage: how many workers on how many GPUs, and what fills each GPU (or process)."""
+
+    name: str
+    workers: int
+    gpus: int = 0  # all workers together; 0: CPU
+    memory_gib: Mapping[str, float] = field(default_factory=dict)  # part, e.g. "weights" -> GiB per GPU
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """What a stage expects of itself before it has run."""
+
+    batch: Mapping[str, str | int | float] = field(default_factory=dict)  # batch maths, in the order to read it
+    roles: tuple[RoleEstimate, ...] = ()
+    hours: float = 0.0  # wall clock
+    assumptions: tuple[str, ...] = ()  # a sentence each, with its source
+
+
+@runtime_checkable
+class Estimates(Protocol):
+    """A stage that can say what it will cost."""
+
+    def estimate(self, cluster: ClusterConfig) -> StageEstimate:
+        """Return what the stage would use on `cluster`; starts nothing."""
+        ...
+
+
+def describe_plan(graph: Graph, cluster: ClusterConfig, title: str) -> str:
+    """Return the plan of a checked graph as text: stages, artifacts, batch maths, roles, memory, hours and cost."""
+    lines, assumptions, hours = [title, _describe_cluster(cluster)], dict[str, None](), 0.0
+    order = graph.order()
+    for index, node in enumerate(order, start=1):
+        lines += ["", f"{index}. {node.name}  ({type(node.stage).__name__})", *_describe_edges(node)]
+        if not isinstance(node.stage, Estimates):
+            continue
+        estimate = node.stage.estimate(cluster)
+        lines += _describe_estimate(estimate, cluster)
+        assumptions |= dict.fromkeys(estimate.assumptions)
+        hours += estimate.hours
+    lines += ["", f"total: {_duration(hours)}{_cost(hours, cluster)}"]
+    if assumptions:
+        lines += ["", "assumptions:", *(f"  - {assumption}" for assumption in assumptions)]
+    return "\n".join(lines)
+
+
+def _describe_cluster(cluster: ClusterConfig) -> str:
+    where = (
+        f"{cluster.num_nodes} x {cluster.gpus_per_node} GPUs of {cluster.gpu_memory_gib:g} GiB"
+        if cluster.gpus
+        else f"{cluster.cpus} CPU cores, no GPU"
+    )
+    shared = ", sharing their GPUs" if cluster.colocate and cluster.gpus else ""
+    roles = f"{cluster.rollout_workers} rollout, {cluster.learner_workers} learner, {cluster.reward_workers} reward"
+    return f"cluster: {where}; workers: {roles}{shared}"
+
+
+def _describe_edges(node: Node) -> Iterable[str]:
+    for name, edge in node.edges.items():
+        yield f"   in   {name}: {_type_of(edge).__name__} from {_source(edge)}"
+    for name, type_ in node.output_types.items():
+        yield f"   out  {name}: {type_.__name__}"
+
+
+def _describe_estimate(estimate: StageEstimate, cluster: ClusterConfig) -> Iterable[str]:
+    for name, value in estimate.batch.items():
+        yield f"   {name}: {value:,}" if isinstance(value, int | float) else f"   {name}: {value}"
+    for role in estimate.roles:
+        yield f"   {role.name}: {role.workers} workers on {f'{role.gpus} GPUs' if role.gpus else 'CPU'}"
+        if role.memory_gib:
+            yield f"     {_memory(role, cluster)}"
+    yield f"   about {_duration(estimate.hours)}{_cost(estimate.hours, cluster)}"
+
+
+def _memory(role: RoleEstimate, cluster: ClusterConfig) -> str:
+    total = sum(role.memory_gib.values())
+    parts = ", ".join(f"{name} {gib:.1f}" for name, gib in role.memory_gib.items())
+    text = f"{total:.1f} GiB per {'GPU' if role.gpus else 'process'} ({parts})"
+    if role.gpus and total > cluster.gpu_memory_gib:
+        text += f"  DOES NOT FIT in {cluster.gpu_memory_gib:g} GiB"
+    return text
+
+
+def _type_of(edge: Edge) -> type[Artifact]:
+    return edge.type if isinstance(edge, OutputRef) else type(edge)
+
+
+def _source(edge: Edge) -> str:
+    return f"{edge.node}.{edge.output}" if isinstance(edge, OutputRef) else str(edge.path)
+
+
+def _duration(hours: float) -> str:
+    if hours < 1:
+        return f"{hours * 60:.1f} min"
+    return f"{hours:,.1f} h" if hours < 100 else f"{hours:,.0f} h ({hours / 24:,.0f} days)"
+
+
+def _cost(hours: float, cluster: ClusterConfig) -> str:
+    gpu_hours = hours * cluster.gpus
+    if not gpu_hours:
+        return ""
+    return f", {gpu_hours:,.0f} GPU hours, ${gpu_hours * cluster.gpu_hour_usd:,.0f}"

@@ -1,0 +1,71 @@
+"""Starts Ray for a run: a local instance, or the cluster at `cluster.ray_address` or RAY_ADDRESS."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from framework.errors import UserError
+from framework.graph.cluster import ClusterConfig
+
+
+def ray_address(cluster: ClusterConfig) -> str:
+    """Return the address to join, or an empty string for a local instance."""
+    return cluster.ray_address or os.environ.get("RAY_ADDRESS", "")
+
+
+def start_ray(cluster: ClusterConfig) -> None:
+    """Join or start Ray; raises UserError if the cluster can't be reached or lacks the GPUs that `cluster` counts on.
+
+    A local instance offers as many CPUs as the roles ask for, even on fewer cores: Ray's CPUs only book places, and too
+    few of them would leave an actor waiting for ever.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    address = ray_address(cluster)
+    if address:
+        try:
+            ray.init(address=address)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            where = "cluster.ray_address" if cluster.ray_address else "RAY_ADDRESS"
+            raise UserError(where, address, f"must be the address of a Ray cluster that runs ({error})") from error
+    else:
+        ray.init(
+            address="local",
+            num_cpus=max(cluster.cpus, cpus_booked(cluster)),
+            num_gpus=cluster.gpus_per_node,
+            include_dashboard=False,
+            object_store_memory=int(cluster.object_store_gib * 2**30),
+        )
+    found = int(ray.cluster_resources().get("GPU", 0))
+    if found < cluster.gpus:
+        ray.shutdown()
+        allowed = f"the Ray cluster has {found} GPUs; choose a cluster= that fits"
+        raise UserError("cluster.num_nodes x cluster.gpus_per_node", cluster.gpus, allowed)
+
+
+def shutdown() -> None:
+    """Leave the cluster, or end the local instance."""
+    import ray
+
+    ray.shutdown()
+
+
+@contextmanager
+def ray_session(cluster: ClusterConfig) -> Iterator[None]:
+    """Ray for the length of a block."""
+    start_ray(cluster)
+    try:
+        yield
+    finally:
+        shutdown()
+
+
+def cpus_booked(cluster: ClusterConfig) -> int:
+    """CPUs that all roles ask for together; a reward worker books one."""
+    rollout = cluster.rollout_workers * cluster.rollout_cpus
+    learner = cluster.learner_workers * cluster.learner_cpus
+    return math.ceil(rollout + learner + cluster.reward_workers)

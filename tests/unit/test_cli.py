@@ -1,0 +1,98 @@
+"""The command line on the toy job: exit codes, one-line errors, what `run` leaves behind. Ray is not started."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from framework import cli
+from framework.errors import RunFailed, UserError
+from framework.roles import cluster as cluster_module
+from tests.unit.test_bad_input import TOY, TOY_CONF
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(cluster_module, "ray_session", lambda cluster: nullcontext())
+    handlers, propagate = cli.logger.handlers[:], cli.logger.propagate
+    yield
+    for handler in cli.logger.handlers:
+        handler.close()
+    cli.logger.handlers[:], cli.logger.propagate = handlers, propagate
+    cli.logger.setLevel(logging.NOTSET)
+
+
+def framework(tmp_path: Path, command: str, *overrides: str) -> int:
+    toy = [item.replace("{tmp}", str(tmp_path)) for item in TOY]
+    return cli.main([command, *toy, "--config-dir", str(TOY_CONF), *overrides])
+
+
+def test_plan_prints_and_creates_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert framework(tmp_path, "plan") == 0
+    out = capsys.readouterr().out
+    assert "2. train  (Train)" in out
+    assert "in   corpus: TextSet from write.text" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_run_then_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert framework(tmp_path, "run") == 0
+    first = capsys.readouterr().err
+    assert "[2/3] train: finished in" in first
+    assert framework(tmp_path, "run") == 0
+    assert "[2/3] train: finished before, skipped" in capsys.readouterr().err
+    assert "report: " in first
+    log = (tmp_path / "runs" / "toy" / "run.log").read_text()
+    assert log.count("train: started") == 1
+    assert cli.find_checkpoint(tmp_path / "runs" / "toy").name == "checkpoint"
+
+
+def test_failure_is_one_line_and_a_traceback_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert framework(tmp_path, "run", "stage.train.fail=crash") == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("framework: ValueError: a bug over two lines (traceback: ")
+    file = Path(last.rpartition(": ")[2].rstrip(")"))
+    assert "Traceback" in file.read_text()
+    assert framework(tmp_path, "run", "stage.train.fail=crash") == 0  # the same command resumes
+    file.unlink()
+
+
+def test_stop_is_130(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert framework(tmp_path, "run", "stage.train.fail=stop") == 130
+    assert "the same command resumes" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_full_disk_is_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert framework(tmp_path, "run", "stage.train.fail=full") == 2
+    assert "the disk is full" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_errors_that_ray_wraps_keep_their_code_and_line(capsys: pytest.CaptureFixture[str]) -> None:
+    class Wrapped(Exception):
+        cause = UserError("data/x.jsonl:3", "{", "must be JSON")
+
+    assert cli._explain(Wrapped("a long remote traceback")) == 2
+    assert capsys.readouterr().err == "framework: data/x.jsonl:3: got '{'; must be JSON\n"
+    assert cli._explain(RunFailed("too many rewards failed")) == 1
+    assert "too many rewards failed (traceback: " in capsys.readouterr().err
+
+
+def test_benchmarks_are_found_by_listing_their_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import jobs.bench
+
+    (tmp_path / "toy_bench.py").write_text("def main(argv):\n    return 0 if argv == ['--size', '3'] else 1\n")
+    monkeypatch.setattr(cli, "BENCHMARKS", tmp_path)
+    monkeypatch.setattr(jobs.bench, "__path__", [str(tmp_path)])
+    assert cli.main(["bench", "toy_bench", "--size", "3"]) == 0
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["run", "--help"]])
+def test_help(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main(argv)
+    assert done.value.code == 0
+    assert "framework" in capsys.readouterr().out
