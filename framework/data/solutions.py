@@ -1,8 +1,9 @@
 """Worked solutions for the pretraining text: what a base model has read before reinforcement learning.
 
-Like text found in the wild, they are of mixed quality. `careful` ones reason step by step and are right; `careless`
-ones slip on the way; `hasty` ones guess; `plain` ones carry no tags. A base model trained on the mixture can solve the
-tasks but seldom does so by itself: what reinforcement learning then amplifies.
+Like text found in the wild, the quality depends on the place. Bare questions come with `careful` solutions, step by
+step and right: there the model learns to solve. Under R1-Zero's template stands a mixture: `careless` solutions slip on
+the way, `hasty` ones guess, `plain` ones carry no tags. So the base model can solve the tasks, but where it is asked
+it mostly does not: what reinforcement learning then amplifies.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from framework.types import Prompt
 
 @dataclass(frozen=True)
 class StyleConfig:
-    """Shares of the styles among the documents, and of documents that carry R1-Zero's template."""
+    """Share of documents that carry R1-Zero's template, and the shares of the styles among those."""
 
-    careful: float = 0.40
-    careless: float = 0.10
+    template_share: float = 0.2
+    careful: float = 0.35
+    careless: float = 0.15
     hasty: float = 0.30
     plain: float = 0.20
-    template_share: float = 0.25
 
     def __post_init__(self) -> None:
         shares = (self.careful, self.careless, self.hasty, self.plain)
@@ -130,8 +131,9 @@ def document(prompt: Prompt, styles: StyleConfig, rng: random.Random) -> str:
     if prompt.task not in SOLVERS:
         raise UserError(f"data.tasks.{prompt.task}", prompt.task, f"worked solutions exist for {sorted(SOLVERS)}")
     solve = SOLVERS[prompt.task]
-    head = render_r1_zero(prompt.text) if rng.random() < styles.template_share else f"User: {prompt.text} Assistant:"
-    draw = rng.random()
+    if rng.random() >= styles.template_share:
+        return f"User: {prompt.text} Assistant: {tagged(solve(prompt, None))}"
+    head, draw = render_r1_zero(prompt.text), rng.random()
     if draw < styles.careful:
         return f"{head} {tagged(solve(prompt, None))}"
     if draw < styles.careful + styles.careless:

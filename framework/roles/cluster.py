@@ -28,7 +28,7 @@ def start_ray(cluster: ClusterConfig) -> None:
     address = ray_address(cluster)
     if address:
         try:
-            ray.init(address=address)
+            ray.init(address=address, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             where = "cluster.ray_address" if cluster.ray_address else "RAY_ADDRESS"
             raise UserError(where, address, f"must be the address of a Ray cluster that runs ({error})") from error
@@ -38,6 +38,7 @@ def start_ray(cluster: ClusterConfig) -> None:
             num_cpus=max(cluster.cpus, cpus_booked(cluster)),
             num_gpus=cluster.gpus_per_node,
             include_dashboard=False,
+            log_to_driver=False,
             object_store_memory=int(cluster.object_store_gib * 2**30),
         )
     found = int(ray.cluster_resources().get("GPU", 0))
