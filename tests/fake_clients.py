@@ -1,0 +1,146 @@
+"""Fakes of the loop's three clients: no Ray, no clock, deaths on demand."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from framework.algorithms.mismatch import Mismatch
+from framework.roles.rl_batch import TrainBatch
+from framework.roles.rl_loop import LearnerLost, TrainResult
+from framework.types import Prompt, Response, ResponseGroup, RewardScore, SampleRow, SamplingParams
+from tests.fakes import FakeLearner
+
+
+def response(tokens: Sequence[int], version: int = 0, finish: str = "stop") -> Response:
+    """A response whose tokens one policy version sampled with probability one half each."""
+    ids = np.array(tokens, dtype=np.int32)
+    logprobs = np.full(len(ids), np.log(0.5), dtype=np.float32)
+    return Response(ids, logprobs, np.full(len(ids), version, dtype=np.int32), finish, str(tokens))  # type: ignore[arg-type]
+
+
+class FakeRollouts:
+    """Workers that finish a group at every poll, the newest first; each `dies_at` poll loses all they hold."""
+
+    def __init__(self, slots: int = 64, dies_at: Sequence[int] = (), seed: int = 0) -> None:
+        self.slots, self.dies_at, self.polls = slots, set(dies_at), 0
+        self.version = -1
+        self.held: deque[tuple[int, Prompt, SamplingParams]] = deque()
+        self.issued: list[tuple[int, int]] = []  # ticket, version
+        self.rng = random.Random(seed)
+
+    def free_slots(self) -> int:
+        return self.slots - len(self.held)
+
+    def submit(self, ticket: int, prompt: Prompt, params: SamplingParams) -> None:
+        self.issued.append((ticket, self.version))
+        self.held.append((ticket, prompt, params))
+
+    def poll(self, timeout_s: float) -> list[tuple[int, ResponseGroup | None]]:
+        self.polls += 1
+        if self.polls in self.dies_at:
+            lost: list[tuple[int, ResponseGroup | None]] = [(ticket, None) for ticket, _, _ in self.held]
+            self.held.clear()
+            return lost
+        if not self.held:
+            return []
+        ticket, prompt, params = self.held.pop()
+        tokens = [[self.rng.randrange(2) for _ in range(self.rng.randint(1, 5))] for _ in range(params.n)]
+        return [(ticket, ResponseGroup(prompt, tuple(response(row, self.version) for row in tokens)))]
+
+    def publish(self, version: int, weights: Sequence[object]) -> None:
+        self.version = version
+
+    def synced(self) -> bool:
+        return True
+
+    def forget(self) -> None:
+        self.held.clear()
+
+
+class FakeRewards:
+    """Scores with a function of the response; each `dies_at` poll loses what it holds."""
+
+    def __init__(self, score, dies_at: Sequence[int] = ()) -> None:  # type: ignore[no-untyped-def]
+        self.score, self.dies_at, self.polls = score, set(dies_at), 0
+        self.held: list[tuple[int, ResponseGroup]] = []
+
+    def submit(self, ticket: int, group: ResponseGroup) -> None:
+        self.held.append((ticket, group))
+
+    def poll(self) -> list[tuple[int, tuple[RewardScore, ...] | None]]:
+        self.polls += 1
+        held, self.held = self.held, []
+        if self.polls in self.dies_at:
+            return [(ticket, None) for ticket, _ in held]
+        return [(ticket, tuple(self.score(r) for r in group.responses)) for ticket, group in held]
+
+    def forget(self) -> None:
+        self.held = []
+
+
+class FakeLearnerClient:
+    """FakeLearner behind `LearnerClient`; dies instead of finishing the batches in `dies_at`."""
+
+    def __init__(self, dies_at: Sequence[int] = (), mismatch: Mismatch | None = None) -> None:
+        self.learner, self.dies_at, self.batches = FakeLearner(), set(dies_at), 0
+        self.mismatch = mismatch
+        self.batch: TrainBatch | None = None
+        self.trained: list[TrainBatch] = []
+        self.references: list[int] = []
+
+    def train(self, batch: TrainBatch) -> None:
+        assert self.batch is None
+        self.batch = batch
+
+    def poll(self) -> TrainResult | None:
+        if self.batch is None:
+            return None
+        batch, self.batch = self.batch, None
+        self.batches += 1
+        if self.batches in self.dies_at:
+            self.learner = FakeLearner()
+            raise LearnerLost("rank 0 died")
+        self.trained.append(batch)
+        steps = tuple(self.learner.train_minibatch(minibatch) for minibatch in batch.minibatches)
+        return TrainResult(steps, self.mismatch, 0.1, 10)
+
+    def publish(self, version: int) -> Sequence[object]:
+        return [self.learner.publish(version)]
+
+    def reset_reference(self) -> None:
+        self.references.append(self.learner.steps)
+
+    def save(self, directory: Path) -> None:
+        self.learner.save(directory)
+
+    def load(self, directory: Path) -> None:
+        self.batch = None
+        self.learner.load(directory)
+
+
+class RecordingTracker:
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.metrics: list[tuple[int, dict[str, float]]] = []
+        self.rows: list[SampleRow] = []
+
+    def log(self, step, metrics) -> None:  # type: ignore[no-untyped-def]
+        self.metrics.append((step, dict(metrics)))
+
+    def samples(self, step, rows) -> None:  # type: ignore[no-untyped-def]
+        self.rows += rows
+
+    def expert_load(self, step, load_LE) -> None:  # type: ignore[no-untyped-def]
+        pass
+
+    def progress(self, done, total, text="") -> None:  # type: ignore[no-untyped-def]
+        pass
+
+    def rewind(self, step) -> None:  # type: ignore[no-untyped-def]
+        pass

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from framework.errors import UserError
+from framework.roles.ledger import Ledger
+from framework.types import Prompt, ResponseGroup, ScoredGroup
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [Prompt(f"p{i}", f"text {i}", "task", "1") for i in range(count)]
+
+
+def scored(ledger: Ledger, ticket: int) -> ScoredGroup:
+    return ScoredGroup(ResponseGroup(ledger.prompt(ticket), ()), ())
+
+
+def drive(ledger: Ledger, script: list[int], refill_every: int = 0) -> None:
+    """Act by the numbers of a script: issue, finish (any order), lose, train."""
+    issued: list[int] = []
+    for number in script:
+        action = number % 4
+        if action == 0 and ledger.to_issue(ledger.batches_trained):
+            issued.append(ledger.issue(ledger.batches_trained))
+        elif action == 1 and issued:
+            ticket = issued.pop(number % len(issued))
+            ledger.finish(ticket, scored(ledger, ticket), bool(refill_every) and ticket % refill_every == 0)
+        elif action == 2 and issued:
+            ledger.give_back([issued.pop(number % len(issued))])
+        elif action == 3 and ledger.batch_ready():
+            ledger.train(ledger.batch())
+
+
+@given(st.lists(st.integers(0, 999), max_size=300), st.integers(0, 2), st.sampled_from([0, 3]))
+def test_no_prompt_is_lost_or_trained_twice_whatever_happens(script: list[int], staleness: int, refill: int) -> None:
+    ledger = Ledger(prompts(7), batch_size=2, max_staleness=staleness, seed=1)
+    drive(ledger, script, refill)
+    tickets = [entry.ticket for entry in ledger.consumed]
+    assert len(tickets) == len(set(tickets))
+    if not refill:  # tickets are used up in order, two a batch, whatever finished first
+        assert tickets == list(range(2 * ledger.batches_trained))
+    for epoch in {entry.epoch for entry in ledger.consumed}:
+        ids = [entry.prompt_id for entry in ledger.consumed if entry.epoch == epoch]
+        assert len(ids) == len(set(ids))
+
+
+@given(st.lists(st.integers(0, 999), max_size=200))
+def test_a_reload_forgets_what_was_live_and_nothing_else(tmp_path_factory: pytest.TempPathFactory, script: list[int]) -> None:
+    file = tmp_path_factory.mktemp("ledger") / "ledger.jsonl"
+    ledger = Ledger(prompts(5), 2, 1, seed=3)
+    drive(ledger, script, refill_every=4)
+    ledger.save(file)
+    again = Ledger(prompts(5), 2, 1, seed=3)
+    again.load(file)
+    assert again.consumed == ledger.consumed
+    assert again.batches_trained == ledger.batches_trained
+    done = {entry.ticket for entry in ledger.consumed}
+    expected = [ticket for ticket in range(len(done) + 6) if ticket not in done]
+    assert [again.issue(0) for _ in range(6)] == expected[:6]
+
+
+def test_staleness_bounds_what_may_be_issued() -> None:
+    ledger = Ledger(prompts(100), batch_size=4, max_staleness=1, seed=0)
+    assert ledger.to_issue(version=0) == 8  # this batch and one ahead
+    tickets = [ledger.issue(0) for _ in range(8)]
+    assert ledger.to_issue(0) == 0
+    for ticket in tickets[:4]:
+        ledger.finish(ticket, scored(ledger, ticket), refill=False)
+    ledger.train(ledger.batch())
+    assert ledger.to_issue(0) == 0  # trained, but version 1 is not acknowledged yet
+    assert ledger.to_issue(1) == 4
+
+
+def test_every_epoch_has_every_prompt_once_in_its_own_order() -> None:
+    ledger = Ledger(prompts(10), 2, 0, seed=5)
+    first, second = ([ledger.prompt(t).id for t in range(start, start + 10)] for start in (0, 10))
+    assert sorted(first) == sorted(second) == sorted(f"p{i}" for i in range(10))
+    assert first != second
+
+
+def test_a_foreign_or_damaged_journal_is_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "ledger.jsonl"
+    Ledger(prompts(5), 2, 0, seed=3).save(file)
+    with pytest.raises(UserError, match="5 prompts, seed 3"):
+        Ledger(prompts(6), 2, 0, seed=3).load(file)
+    file.write_text("{")
+    with pytest.raises(UserError, match="ledger"):
+        Ledger(prompts(5), 2, 0, seed=3).load(file)
