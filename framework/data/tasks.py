@@ -76,12 +76,15 @@ def _take_unique(
 ) -> list[Prompt]:
     found: dict[str, Prompt] = {}
     draws = max(64, 4 * wanted)
-    for attempt in range(8):  # more draws each time: small tasks repeat themselves
+    for attempt in range(8):  # more draws while they bring new prompts: small tasks repeat themselves
+        before = len(found)
         for prompt in generate(name, task, seed + attempt, draws * 2**attempt):
             if len(found) == wanted:
                 return list(found.values())
             if split_of(prompt.text, heldout_share) == split:
                 found.setdefault(prompt.id, prompt)
+        if len(found) - before < 0.01 * wanted:
+            break
     if len(found) < wanted:
         raise UserError(f"data.tasks.{name}", f"{wanted} {split} prompts", f"the task has only about {len(found)} different ones")
     return list(found.values())
