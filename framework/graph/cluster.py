@@ -30,6 +30,8 @@ class ClusterConfig:
         for name in ("num_nodes", "cpus", "rollout_workers", "learner_workers", "reward_workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"cluster.{name}", getattr(self, name), "must be at least 1")
+        if self.object_store_gib < 0.1:
+            raise UserError("cluster.object_store_gib", self.object_store_gib, "must be at least 0.1, as Ray asks")
         if self.gpus_per_node < 0:
             raise UserError("cluster.gpus_per_node", self.gpus_per_node, "must be 0 (CPU only) or more")
 

@@ -88,8 +88,9 @@ def _describe_estimate(estimate: StageEstimate, cluster: ClusterConfig) -> Itera
 
 def _memory(role: RoleEstimate, cluster: ClusterConfig) -> str:
     total = sum(role.memory_gib.values())
-    parts = ", ".join(f"{name} {gib:.1f}" for name, gib in role.memory_gib.items())
-    text = f"{total:.1f} GiB per {'GPU' if role.gpus else 'process'} ({parts})"
+    scale, unit = (1, "GiB") if total >= 1 else (1024, "MiB")
+    parts = ", ".join(f"{name} {gib * scale:.1f}" for name, gib in role.memory_gib.items())
+    text = f"{total * scale:.1f} {unit} per {'GPU' if role.gpus else 'process'} ({parts})"
     if role.gpus and total > cluster.gpu_memory_gib:
         text += f"  DOES NOT FIT in {cluster.gpu_memory_gib:g} GiB"
     return text
@@ -105,7 +106,7 @@ def _source(edge: Edge) -> str:
 
 def _duration(hours: float) -> str:
     if hours < 1:
-        return f"{hours * 60:.1f} min"
+        return f"{hours * 60:.1f} min" if hours * 3600 >= 60 else f"{hours * 3600:.0f} s"
     return f"{hours:,.1f} h" if hours < 100 else f"{hours:,.0f} h ({hours / 24:,.0f} days)"
 
 

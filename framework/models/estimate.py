@@ -112,6 +112,8 @@ def _activation_bytes(spec: ModelConfig, tokens: int, size: int, checkpointing: 
     else:
         inner = 4 * spec.hidden_size + 3 * spec.intermediate_size
     inner += 6 * spec.hidden_size  # residual stream, norms and projections
-    layers_kept = 1 if checkpointing else spec.num_hidden_layers
     logits = spec.vocab_size * 2 * size  # and their gradient; algorithms/logprobs makes no fp32 copy
-    return float(tokens) * (spec.num_hidden_layers * spec.hidden_size * size + layers_kept * inner * size + logits)
+    kept = spec.num_hidden_layers * spec.hidden_size * size
+    if checkpointing:  # the logits are gone by the time the first layer is computed again
+        return float(tokens) * (kept + max(inner * size, logits))
+    return float(tokens) * (kept + spec.num_hidden_layers * inner * size + logits)

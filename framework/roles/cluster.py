@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
+
+CONNECT_TIMEOUT_S = 5.0
 
 
 def ray_address(cluster: ClusterConfig) -> str:
@@ -28,8 +31,9 @@ def start_ray(cluster: ClusterConfig) -> None:
     address = ray_address(cluster)
     if address:
         try:
+            _check_reachable(address)
             ray.init(address=address, log_to_driver=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             where = "cluster.ray_address" if cluster.ray_address else "RAY_ADDRESS"
             raise UserError(where, address, f"must be the address of a Ray cluster that runs ({error})") from error
     else:
@@ -46,6 +50,13 @@ def start_ray(cluster: ClusterConfig) -> None:
         ray.shutdown()
         allowed = f"the Ray cluster has {found} GPUs; choose a cluster= that fits"
         raise UserError("cluster.num_nodes x cluster.gpus_per_node", cluster.gpus, allowed)
+
+
+def _check_reachable(address: str) -> None:
+    """Raise OSError at once where Ray itself would wait for minutes and then end the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():  # else "auto" or "local", which Ray looks up
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
 
 
 def shutdown() -> None:

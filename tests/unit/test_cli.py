@@ -39,6 +39,15 @@ def test_plan_prints_and_creates_nothing(tmp_path: Path, capsys: pytest.CaptureF
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    ["", "model=v3_671b cluster=h800_512", "cluster=node8 engine.rollout.max_model_len=512"],
+)
+def test_shipped_job_plans_at_every_scale(overrides: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "job=r1_zero", *overrides.split()]) == 0, capsys.readouterr().err
+    assert "Checkpoint from pretrain.base" in capsys.readouterr().out
+
+
 def test_run_then_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert framework(tmp_path, "run") == 0
     first = capsys.readouterr().err
