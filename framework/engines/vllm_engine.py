@@ -201,8 +201,12 @@ def _build_engine(config: VllmConfig, checkpoint: Path, version: int) -> LLMEngi
         os.sched_setaffinity(0, config.cores)  # of this thread, and of the OpenMP threads that it starts
         torch.set_num_threads(len(config.cores))
     from vllm import EngineArgs, LLMEngine
-    from vllm.config import WeightTransferConfig
+    from vllm.config import CompilationConfig, WeightTransferConfig
+    from vllm.platforms import current_platform
 
+    # vLLM 0.32's rotary kernel for CPUs misplaces the heads of a [T, heads, dim] query, as DeepSeek's attention passes
+    # it: only PyTorch's version of it samples from the policy that the learner trains.
+    disabled_kernels = ["-rotary_embedding"] if current_platform.is_cpu() else []
     register_transport()
     args = EngineArgs(
         model=str(checkpoint),
@@ -213,6 +217,7 @@ def _build_engine(config: VllmConfig, checkpoint: Path, version: int) -> LLMEngi
         gpu_memory_utilization=config.gpu_memory_utilization,
         tensor_parallel_size=config.tensor_parallel_size,
         enforce_eager=config.enforce_eager,
+        compilation_config=CompilationConfig(custom_ops=disabled_kernels),
         seed=config.seed,
         async_scheduling=False,  # no step may be under way when weights change
         logprobs_mode="processed_logprobs",  # of the distribution sampled from, temperature applied
