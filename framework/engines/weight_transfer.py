@@ -12,6 +12,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_reload, initialize_layerwise_reload
 
 from framework.engines.weights import unflatten
@@ -64,6 +65,19 @@ class PublishedWeightsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):  # t
     def finish_weight_update(self) -> None:
         """Process what is left and put the model back into the form that runs."""
         finalize_layerwise_reload(self.model, self.model_config)
+        _pack_cpu_experts(self.model)
 
     def shutdown(self) -> None:
         """No connection to close."""
+
+
+def _pack_cpu_experts(model: torch.nn.Module) -> None:
+    """Put reloaded experts into the layout of the CPU's kernels, which vLLM 0.32 does at the first load only.
+
+    Without it every routed expert computes nonsense after an update.
+    """
+    for layer in model.modules():
+        kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
+        experts = getattr(kernel, "fused_experts", None)
+        if isinstance(experts, CPUUnquantizedExperts):
+            experts.process_weights_after_loading(layer)
