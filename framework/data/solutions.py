@@ -44,30 +44,30 @@ class Solution:
     answer: str
 
 
-def _chain_sum(prompt: Prompt, slip: random.Random | None) -> Solution:
-    """Add tens and ones apart, then together: 47 + 38 -> 40+30=70 7+8=15 70+15=85."""
+def _sum(prompt: Prompt, slip: random.Random | None) -> Solution:
+    """Term by term, 7 + 8 - 9 -> 7+8=15 15-9=6; two-digit terms as tens and ones, see `_add_large`."""
     expression = json.loads(prompt.entry)["metadata"]["expression"].split()
     total, steps = int(expression[0]), []
     for sign, term in zip(expression[1::2], map(int, expression[2::2]), strict=True):
-        tens = _combine(total - total % 10, term - term % 10, sign)
-        ones = _slipped(_combine(total % 10, term % 10, sign), slip)
-        steps += [
-            f"{total - total % 10}{sign}{term - term % 10}={tens}",
-            f"{total % 10}{sign}{term % 10}={ones}",
-            f"{tens}{ones:+}={tens + ones}",
-        ]
-        total = tens + ones
+        if term > 10:
+            total, parts = _add_large(total, sign, term, slip)
+            steps += parts
+        else:
+            before, total = total, _slipped(_combine(total, term, sign), slip)
+            steps.append(f"{before}{sign}{term}={total}")
     return Solution(" ".join(steps), str(total))
 
 
-def _basic_arithmetic(prompt: Prompt, slip: random.Random | None) -> Solution:
-    """Term by term: 7 + 8 - 9 -> 7+8=15 15-9=6."""
-    expression = json.loads(prompt.entry)["metadata"]["expression"].split()
-    total, steps = int(expression[0]), []
-    for sign, term in zip(expression[1::2], map(int, expression[2::2]), strict=True):
-        before, total = total, _slipped(_combine(total, term, sign), slip)
-        steps.append(f"{before}{sign}{term}={total}")
-    return Solution(" ".join(steps), str(total))
+def _add_large(total: int, sign: str, term: int, slip: random.Random | None) -> tuple[int, list[str]]:
+    """Tens and ones apart, then together: 47 + 38 -> 40+30=70 7+8=15 70+15=85."""
+    tens = _combine(total - total % 10, term - term % 10, sign)
+    ones = _slipped(_combine(total % 10, term % 10, sign), slip)
+    parts = [
+        f"{total - total % 10}{sign}{term - term % 10}={tens}",
+        f"{total % 10}{sign}{term % 10}={ones}",
+        f"{tens}{ones:+}={tens + ones}",
+    ]
+    return tens + ones, parts
 
 
 def _simple_equations(prompt: Prompt, slip: random.Random | None) -> Solution:
@@ -110,8 +110,8 @@ def _spell_backward(prompt: Prompt, slip: random.Random | None) -> Solution:
 
 SOLVERS: Mapping[str, Callable[[Prompt, random.Random | None], Solution]] = MappingProxyType(
     {
-        "basic_arithmetic": _basic_arithmetic,
-        "chain_sum": _chain_sum,
+        "basic_arithmetic": _sum,
+        "chain_sum": _sum,
         "simple_equations": _simple_equations,
         "spell_backward": _spell_backward,
     }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from framework.errors import FrameworkError, RunFailed
+from framework.errors import RunFailed, UserError
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class WorkerPool:
     def poll(self, timeout_s: float) -> list[Done | Lost]:
         """Return what has finished, waiting at most `timeout_s` for the first.
 
-        Raises the framework's own errors as the actor raised them; any other error in an actor restarts it, and
+        Raises the UserError that an actor raised; any other error in an actor restarts it, and
         RunFailed is raised once the pool has restarted `max_restarts` actors.
         """
         import ray
@@ -98,7 +98,7 @@ class WorkerPool:
             try:
                 result = ray.get(reference)
             except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, FrameworkError):
+                if isinstance(error.cause, UserError):
                     raise error.cause from None
                 outcomes += self._lose(call, error, kill=True)
             except ray.exceptions.RayError as error:

@@ -1,0 +1,53 @@
+"""The rollout worker: vLLM behind an asynchronous Ray actor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from framework.engines.vllm_engine import SamplerStats, VllmConfig, VllmSampler
+from framework.types import Prompt, PublishedWeights, ResponseGroup, SamplingParams
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class RolloutWorker:
+    """Samples response groups and takes new weights while it does.
+
+    A plain class: wrap it with `ray.remote`, `max_restarts=-1` and a `max_concurrency` above the groups in flight. A
+    worker whose engine has failed ends its process, so that Ray replaces it: it never answers with weights in doubt.
+    """
+
+    def __init__(self, config: VllmConfig) -> None:
+        self._sampler = VllmSampler(config)
+
+    async def start(self, checkpoint: Path) -> None:
+        """Load the first weights and warm up; raises UserError for a damaged checkpoint."""
+        await self._sampler.start(checkpoint)
+
+    async def generate(self, prompt: Prompt, params: SamplingParams) -> ResponseGroup:
+        """Sample G responses; raises UserError if they may not fit the context, RunFailed if the engine is dead."""
+        return await self._sampler.generate(prompt, params)
+
+    async def update_weights(self, version: int, *shares: PublishedWeights) -> int:
+        """Load every learner rank's share of policy `version` and acknowledge it by returning it."""
+        served = await self._sampler.update_weights(shares)
+        assert served == version, f"asked for version {version}, loaded {served}"
+        return served
+
+    async def stats(self) -> SamplerStats:
+        """Totals since the start."""
+        return self._sampler.stats()
+
+    async def ping(self) -> str:
+        """Answer a health check; a worker with a dead engine ends instead, and Ray starts another."""
+        if self._sampler.version >= 0 and not self._sampler.healthy:
+            os._exit(1)
+        return "pong"
+
+    async def apply(self, func: Callable[Concatenate[RolloutWorker, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `func` on this worker (what Ray's FaultTolerantActorManager asks for)."""
+        return func(self, *args, **kwargs)
