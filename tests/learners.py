@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from framework.algorithms.policy_loss import GrpoConfig
+from framework.data.packing import pack
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
-from framework.engines.policy_learner import DeepSpeedLearner
+from framework.engines.policy_learner import DeepSpeedLearner, Packer
 from framework.models.spec import ModelConfig, build_model
 from framework.types import Minibatch, TrainSample
 
@@ -34,12 +35,20 @@ def tiny_model(seed: int = 0) -> Any:
 
 
 def tiny_learner(
-    seed: int = 0, *, kl_coef: float = 0.01, denominator: Any = "response", lr: float = 3e-3, **engine: Any
+    seed: int = 0,
+    *,
+    kl_coef: float = 0.01,
+    denominator: Any = "response",
+    lr: float = 3e-3,
+    packer: Packer = pack,
+    **engine: Any,
 ) -> DeepSpeedLearner:
     """A learner that clips, warms up and updates biases: everything that could depend on how work is split."""
     values: dict[str, Any] = {"bias_update_speed": 1e-3, "clip": 0.5, "token_budget": 128} | engine
     config = DeepSpeedConfig(schedule=LrSchedule(lr=lr, warmup_steps=2), **values)
-    return DeepSpeedLearner(tiny_model(seed), config, GrpoConfig(kl_coef=kl_coef, denominator=denominator))
+    return DeepSpeedLearner(
+        tiny_model(seed), config, GrpoConfig(kl_coef=kl_coef, denominator=denominator), packer=packer
+    )
 
 
 def samples(n: int = 9, seed: int = 0) -> tuple[TrainSample, ...]:

@@ -223,11 +223,18 @@ def _initialize(model: nn.Module, config: DeepSpeedConfig, moe: bool) -> Any:
         parameter.data = parameter.data.to(getattr(torch, config.dtype))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    on_gpu = torch.cuda.is_available()
     section: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # accumulation is done by hand
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.clip,
-        "zero_optimization": {"stage": config.zero_stage, "overlap_comm": torch.cuda.is_available()},
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "overlap_comm": on_gpu,
+            # A fresh contiguous buffer each step costs page faults on a CPU, but without one ZeRO-2 refuses experts,
+            # and ZeRO-1 silently reduces expert-parallel gradients over the wrong group.
+            "contiguous_gradients": on_gpu or config.zero_stage > 1 or config.ep_size > 1,
+        },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
     }
@@ -235,7 +242,7 @@ def _initialize(model: nn.Module, config: DeepSpeedConfig, moe: bool) -> Any:
         section["bf16"] = {"enabled": True}
         section["data_types"] = {"grad_accum_dtype": "fp32"}
     if moe:
-        section["expert_parallel"] = expert_parallel.autoep_section(config.ep_size, torch.cuda.is_available())
+        section["expert_parallel"] = expert_parallel.autoep_section(config.ep_size, on_gpu)
 
     def adamw(groups: Any) -> torch.optim.Optimizer:
         groups = configure_moe_param_groups(list(groups)) if moe else groups

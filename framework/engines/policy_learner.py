@@ -5,7 +5,7 @@ Dimensions: T tokens of a packed row, R response tokens, L MoE layers, E routed 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from framework.models.packed_attention import packed_logprobs, use_packed_attent
 from framework.types import Float32, MicroBatch, Minibatch, PublishedWeights, StepResult, TrainSample
 
 REFERENCE = "reference"
+Packer = Callable[..., list[MicroBatch]]  # `packing.pack`, or another layout of the same signal
 
 
 class DeepSpeedLearner:
@@ -41,6 +42,7 @@ class DeepSpeedLearner:
         *,
         temperature: float = 1.0,
         entropy: bool = False,
+        packer: Packer = pack,
     ) -> None:
         use_packed_attention(model)
         self.engine = TrainingEngine(model, engine)
@@ -48,6 +50,7 @@ class DeepSpeedLearner:
         self.version = 0
         self._temperature = temperature  # the sampler's: logprobs are of the distribution that it sampled from
         self._entropy = entropy
+        self._pack_samples = packer
         self._fresh = True  # no step since the newest version
         self._kept: dict[int, Snapshot] = {}
         self._reference: Snapshot | None = None
@@ -139,7 +142,7 @@ class DeepSpeedLearner:
 
     def _pack(self, samples: Sequence[TrainSample]) -> list[MicroBatch]:
         engine = self.engine
-        micros = pack(
+        micros = self._pack_samples(
             samples, engine.config.token_budget, rank=engine.rank, ranks=engine.world, denominator=self.grpo.denominator
         )
         return [to_device(micro, engine.device) for micro in micros] if engine.device.type != "cpu" else micros

@@ -146,11 +146,10 @@ class TestDeepSpeed:
             gap = (learner.engine.model(input_ids=ids).logits - theirs(input_ids=ids).logits).abs()
         assert float(gap.max()) < 0.03
 
-    def test_packed_and_padded_rows_give_the_same_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_packed_and_padded_rows_give_the_same_step(self) -> None:
         results = []
         for layout in (pack, pack_padded):
-            monkeypatch.setattr("framework.engines.policy_learner.pack", layout)
-            learner = tiny_learner(bias_update_speed=0.0, token_budget=400)
+            learner = tiny_learner(packer=layout, bias_update_speed=0.0, token_budget=400)
             steps = [learner.train_minibatch(minibatch(seed=seed)).metrics for seed in range(2)]
             results.append([[step[name] for name in ("loss", "grad_norm", "ref_kl", "clip_low")] for step in steps])
         np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-6)

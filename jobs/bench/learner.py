@@ -1,0 +1,163 @@
+"""The DeepSpeed learner against a plain PyTorch loop of the same model, batch and loss; packed against padded rows.
+
+All variants take turns inside one process, so that what else the machine does hits them alike; ratios are of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from framework.algorithms.policy_loss import GrpoConfig, denominator, policy_loss
+from framework.data.packing import pack, pack_padded
+from framework.engines.deepspeed_engine import DeepSpeedConfig
+from framework.engines.lr_schedule import LrSchedule
+from framework.engines.policy_learner import DeepSpeedLearner, Packer
+from framework.models.packed_attention import packed_logprobs, use_packed_attention
+from framework.models.spec import ModelConfig, build_model
+from framework.types import Minibatch, TrainSample
+from jobs.bench._common import report, spread
+
+PROMPT = 16  # tokens
+GRPO = GrpoConfig(kl_coef=0.0)
+LR = 1e-4
+WARM_UP = 3
+
+
+def model_config(vocabulary: int = 1024) -> ModelConfig:
+    """5.5M parameters: 4 layers, hidden 256, 8 routed experts."""
+    return ModelConfig(
+        name="bench", vocab_size=vocabulary, hidden_size=256, num_hidden_layers=4, num_attention_heads=4,
+        intermediate_size=768, max_position_embeddings=1024, q_lora_rank=96, kv_lora_rank=64, qk_nope_head_dim=32,
+        qk_rope_head_dim=16, v_head_dim=32, n_routed_experts=8, num_experts_per_tok=2, n_group=4, topk_group=2,
+        moe_intermediate_size=192, first_k_dense_replace=1, initializer_range=0.02,
+    )  # fmt: skip
+
+
+def samples(lengths: Sequence[int], vocabulary: int) -> tuple[TrainSample, ...]:
+    """One sample for each total length."""
+    rng = np.random.default_rng(0)
+    made = []
+    for index, length in enumerate(lengths):
+        n = length - PROMPT
+        made.append(
+            TrainSample(
+                f"p{index}", rng.integers(0, vocabulary, PROMPT).astype(np.int32),
+                rng.integers(0, vocabulary, n).astype(np.int32), float(rng.normal()),
+                np.full(n, -np.log(vocabulary), np.float32), np.zeros(n, np.int32),
+            )
+        )  # fmt: skip
+    return tuple(made)
+
+
+def skewed(tokens: int, longest: int) -> list[int]:
+    """Lengths of a mix with most responses short and a few at the limit, about `tokens` in all."""
+    rng = np.random.default_rng(1)
+    lengths: list[int] = []
+    while sum(lengths) < tokens:
+        lengths.append(longest if rng.random() < 0.1 else int(rng.integers(PROMPT + 4, PROMPT + longest // 8)))
+    return lengths
+
+
+class TorchLoop:
+    """What one would write without an engine: same micro-batches, loss, clipping and fused AdamW."""
+
+    def __init__(self, dtype: str, token_budget: int) -> None:
+        self.model: Any = build_model(model_config(), seed=0)
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(getattr(torch, dtype))
+        use_packed_attention(self.model)
+        self.model.train()
+        parameters = list(self.model.parameters())
+        self.masters = [p.detach().float().clone() for p in parameters] if dtype == "bfloat16" else parameters
+        self.parameters, self.token_budget = parameters, token_budget
+        self.optimizer = torch.optim.AdamW(self.masters, lr=LR, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+    def step(self, minibatch: Minibatch) -> None:
+        """One optimizer step."""
+        n_tokens = sum(len(sample.response_ids) for sample in minibatch.samples)
+        for micro in pack(minibatch.samples, self.token_budget):
+            output = policy_loss(packed_logprobs(self.model, micro).logprobs_T, micro, GRPO)
+            (output.loss / denominator(GRPO, minibatch.n_responses, n_tokens)).backward()
+        if self.masters is not self.parameters:
+            for master, parameter in zip(self.masters, self.parameters, strict=True):
+                master.grad = parameter.grad.float() if parameter.grad is not None else None
+        torch.nn.utils.clip_grad_norm_(self.masters, 1.0)
+        self.optimizer.step()
+        if self.masters is not self.parameters:
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters, self.masters)
+        for parameter in self.parameters:
+            parameter.grad = None
+
+
+def deepspeed_learner(dtype: Any, token_budget: int, packer: Packer = pack) -> DeepSpeedLearner:
+    """ZeRO-1 with AutoEP, as the GRPO stage runs it."""
+    config = DeepSpeedConfig(dtype=dtype, token_budget=token_budget, schedule=LrSchedule(lr=LR), bias_update_speed=1e-3)
+    return DeepSpeedLearner(build_model(model_config(), seed=0), config, GRPO, packer=packer)
+
+
+def interleaved(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each step, taking turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for index in range(WARM_UP + repeats):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            if index >= WARM_UP:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; `framework bench learner`."""
+    parser = argparse.ArgumentParser(prog="framework bench learner", description=__doc__)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[256, 2048], help="tokens of a step")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    rows, notes = [], dict[str, Any]()
+    budget = max(arguments.tokens)
+    plain, learner = TorchLoop(arguments.dtype, budget), deepspeed_learner(arguments.dtype, budget)
+    vocabulary = model_config().vocab_size
+    for tokens in arguments.tokens:
+        batch = Minibatch(samples([64] * (tokens // 64), vocabulary), tokens // 64)
+        steps = {"torch": lambda b=batch: plain.step(b), "deepspeed": lambda b=batch: learner.train_minibatch(b)}
+        seconds = interleaved(steps, arguments.repeats)
+        rows += [row(name, "equal", tokens, arguments.dtype, values) for name, values in seconds.items()]
+        notes[f"deepspeed / torch, {tokens} tokens a step"] = ratio(seconds["torch"], seconds["deepspeed"])
+    lengths = skewed(4 * budget, longest=min(512, budget))
+    batch = Minibatch(samples(lengths, vocabulary), len(lengths))
+    padding = deepspeed_learner(arguments.dtype, budget, pack_padded)
+    steps = {
+        "packed": lambda: learner.train_minibatch(batch),
+        "padded": lambda: padding.train_minibatch(batch),
+    }
+    seconds = interleaved(steps, max(5, arguments.repeats // 3))
+    rows += [row(name, "skewed", sum(lengths), arguments.dtype, values) for name, values in seconds.items()]
+    notes["packed / padded, skewed lengths"] = ratio(seconds["padded"], seconds["packed"])
+    report("learner", rows, notes)
+    return 0
+
+
+def row(name: str, lengths: str, tokens: int, dtype: str, seconds: list[float]) -> dict[str, Any]:
+    """One line of the table."""
+    found = spread(seconds)
+    timing = {"ms": 1e3 * found["median"], "min_ms": 1e3 * found["min"], "tokens_per_s": tokens / found["median"]}
+    return {"variant": name, "lengths": lengths, "tokens": tokens, "dtype": dtype} | timing
+
+
+def ratio(baseline: list[float], ours: list[float]) -> float:
+    """Speed of ours relative to the baseline, by medians."""
+    return spread(baseline)["median"] / spread(ours)["median"]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
