@@ -126,7 +126,7 @@ class ExpertRouting:
         if not self.layers:
             return None
         rows = [
-            torch.zeros(layer.num_experts) if counts is None else counts.float()
+            torch.zeros(layer.num_experts, device=layer.router.gate.weight.device) if counts is None else counts.float()
             for counts, (_, layer) in zip(self._counts, self.layers, strict=True)
         ]
         self._counts = [None] * len(self.layers)

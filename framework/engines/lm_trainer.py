@@ -38,7 +38,7 @@ class DeepSpeedTrainer:
         share = range(engine.rank, n_rows, engine.world)
         per_micro = max(1, config.token_budget // length)
         n_micros = math.ceil(math.ceil(n_rows / engine.world) / per_micro)  # the same on every rank
-        sums = torch.zeros(2)
+        sums = torch.zeros(2, device=engine.device)
         for index in range(n_micros):
             chosen = list(share[index * per_micro : (index + 1) * per_micro])
             # A rank without rows left still takes part in the expert all-to-alls: one row, weight 0.
@@ -46,14 +46,14 @@ class DeepSpeedTrainer:
             mask = (mask_BT[chosen or [0]] * bool(chosen)).to(engine.device)
             loss, parts = self._loss(rows, mask, tokens, len(chosen) / n_rows)
             engine.backward(loss, last=index == n_micros - 1)
-            sums += parts
+            sums += parts.to(engine.device)
         stats = engine.step()
         loss_sum, balance = engine.sum_over_ranks(sums).tolist()
         metrics = {"loss": loss_sum / tokens, "grad_norm": stats.grad_norm, "lr": stats.lr, "tokens": tokens}
         if config.balance_alpha:
             metrics["balance_loss"] = balance
         load = stats.expert_load_LE
-        return StepResult(engine.steps, metrics, None if load is None else load.double().numpy())
+        return StepResult(engine.steps, metrics, None if load is None else load.double().cpu().numpy())
 
     def _loss(
         self, rows_BT: torch.Tensor, mask_BT: torch.Tensor, tokens: float, row_share: float
