@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from framework.engines.weights import common_version
 from framework.errors import UserError
 from framework.types import (
     Float32,
@@ -18,6 +21,7 @@ from framework.types import (
     Response,
     ResponseGroup,
     RewardScore,
+    SamplingParams,
     StepResult,
     TrainSample,
     WeightTensor,
@@ -91,3 +95,41 @@ class FakeLearner:
     def export(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.json").write_text("{}")
+
+
+class FakeSampler:
+    """Samples uniformly from `vocab` tokens, of which 0 ends a response; the same seed gives the same responses.
+
+    The event loop runs between tokens, so that updates arrive in the middle of a response, as with the real engine.
+    """
+
+    def __init__(self, max_model_len: int = 512, vocab: int = 64, version: int = 0) -> None:
+        self.version, self.max_model_len, self.vocab = version, max_model_len, vocab
+        self.prompts: list[Prompt] = []
+
+    async def generate(self, prompt: Prompt, params: SamplingParams) -> ResponseGroup:
+        self.prompts.append(prompt)
+        if not 0 < len(prompt.token_ids) <= self.max_model_len - params.max_tokens:
+            room = self.max_model_len - params.max_tokens
+            raise UserError(f"prompt {prompt.id}", f"{len(prompt.token_ids)} tokens", f"must be 1 to {room} tokens")
+        rng = random.Random(f"{prompt.id} {params.seed}")
+        return ResponseGroup(prompt, tuple([await self._respond(rng, params.max_tokens) for _ in range(params.n)]))
+
+    async def update_weights(self, published: Sequence[PublishedWeights]) -> int:
+        await asyncio.sleep(0)
+        self.version = common_version(published)
+        return self.version
+
+    async def _respond(self, rng: random.Random, max_tokens: int) -> Response:
+        token_ids, versions = list[int](), list[int]()
+        while len(token_ids) < max_tokens and (not token_ids or token_ids[-1] != 0):
+            await asyncio.sleep(0)
+            token_ids.append(rng.randrange(self.vocab))
+            versions.append(self.version)
+        return Response(
+            np.asarray(token_ids, np.int32),
+            np.full(len(token_ids), -math.log(self.vocab), np.float32),
+            np.asarray(versions, np.int32),
+            "stop" if token_ids[-1] == 0 else "length",
+            " ".join(map(str, token_ids)),
+        )

@@ -44,8 +44,9 @@ def unflatten(published: PublishedWeights) -> Iterator[tuple[str, torch.Tensor]]
         buffer = torch.from_numpy(published.buffer)
     for entry in published.tensors:
         dtype: torch.dtype = getattr(torch, entry.dtype)
-        end = entry.offset + math.prod(entry.shape) * dtype.itemsize
-        yield entry.name, buffer[entry.offset : end].view(dtype).view(entry.shape)
+        size = math.prod(entry.shape) * dtype.itemsize
+        flat = buffer[entry.offset : entry.offset + size] if size else buffer.new_empty(0)
+        yield entry.name, flat.view(dtype).view(entry.shape)
 
 
 def common_version(shares: Sequence[PublishedWeights]) -> int:

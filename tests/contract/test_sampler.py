@@ -1,0 +1,266 @@
+"""The Sampler protocol, against the fake and vLLM; then what only a real engine can show: whose logprobs these are."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from framework.engines.vllm_engine import VllmConfig, VllmSampler
+from framework.engines.weights import flatten
+from framework.errors import RunFailed, UserError
+from framework.protocols import Sampler
+from framework.types import Prompt, PublishedWeights, Response, ResponseGroup, SamplingParams
+from tests.fakes import FakeSampler
+
+MAX_MODEL_LEN = 320
+VERSION_AT_START = 3
+
+
+class TinyPolicy:
+    """A DeepSeek-V3 model in float32, on disk and in memory; `perturb` makes another policy of it."""
+
+    def __init__(self, directory: Path) -> None:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+        from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
+
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocab = {token: index for index, token in enumerate(["<pad>", "<bos>", "<eos>", *alphabet])}
+        tokenizer = Tokenizer(models.BPE(vocab, []))
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
+        torch.manual_seed(0)
+        config = DeepseekV3Config(
+            vocab_size=320, hidden_size=64, intermediate_size=128, moe_intermediate_size=32, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=4, n_shared_experts=1, n_routed_experts=8, kv_lora_rank=32,
+            q_lora_rank=32, qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=16, n_group=2, topk_group=1,
+            num_experts_per_tok=2, first_k_dense_replace=1, routed_scaling_factor=1.5, norm_topk_prob=True,
+            max_position_embeddings=MAX_MODEL_LEN, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+            tie_word_embeddings=False, initializer_range=0.1, topk_method="noaux_tc", scoring_func="sigmoid",
+            moe_layer_freq=1,
+        )  # fmt: skip
+        self.directory = directory
+        self.model = DeepseekV3ForCausalLM(config).float().eval()
+        self.perturb(0)
+        self.model.save_pretrained(directory)
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+        ).save_pretrained(directory)
+
+    def perturb(self, seed: int) -> None:
+        """Move every parameter and every router's correction bias."""
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+            for name, buffer in self.model.named_buffers():
+                if name.endswith("e_score_correction_bias"):
+                    buffer.add_(0.3 * torch.randn_like(buffer))
+
+    def named_tensors(self) -> list[tuple[str, torch.Tensor]]:
+        """Under the names of a checkpoint: one tensor an expert."""
+        from transformers.core_model_loading import revert_weight_conversion
+
+        return list(revert_weight_conversion(self.model, self.model.state_dict()).items())
+
+    @torch.no_grad()
+    def logprobs(self, prompt: Prompt, response: Response) -> np.ndarray:
+        """transformers' own, [R]."""
+        ids = [*prompt.token_ids, *response.token_ids.tolist()]
+        logits_TV = self.model(torch.tensor([ids])).logits[0, len(prompt.token_ids) - 1 : -1].float()
+        logprobs_RV = logits_TV.log_softmax(-1)
+        return logprobs_RV.gather(1, torch.tensor(ids[len(prompt.token_ids) :])[:, None])[:, 0].numpy()
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> TinyPolicy:
+    return TinyPolicy(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="module")
+def vllm_sampler(policy: TinyPolicy) -> Iterator[VllmSampler]:
+    config = VllmConfig(
+        dtype="float32", max_model_len=MAX_MODEL_LEN, max_num_seqs=32, kv_cache_gib=0.1, mla=False, warm_up=False
+    )
+    sampler = VllmSampler(config)
+    asyncio.run(sampler.start(policy.directory, VERSION_AT_START))
+    yield sampler
+    asyncio.run(sampler.stop())
+
+
+@pytest.fixture(params=["fake", pytest.param("vllm", marks=pytest.mark.slow)])
+def sampler(request: pytest.FixtureRequest) -> Any:
+    return FakeSampler(MAX_MODEL_LEN) if request.param == "fake" else request.getfixturevalue("vllm_sampler")
+
+
+def prompt_of(*token_ids: int) -> Prompt:
+    return Prompt(" ".join(map(str, token_ids)), "", "", "", token_ids=token_ids)
+
+
+PROMPT = prompt_of(1, 40, 41, 42, 43)
+
+
+class Versions:
+    """Publishes ever newer versions of the same weights."""
+
+    def __init__(self, sampler: Any, policy: TinyPolicy) -> None:
+        self.version, self.policy = sampler.version, policy
+
+    def publish(self) -> list[PublishedWeights]:
+        """As two learner ranks would: each its own half of the tensors."""
+        self.version += 1
+        tensors = self.policy.named_tensors()
+        return [flatten(half, self.version) for half in (tensors[::2], tensors[1::2])]
+
+
+@pytest.fixture
+def versions(sampler: Any, policy: TinyPolicy) -> Versions:
+    return Versions(sampler, policy)
+
+
+async def test_a_group_has_g_responses_with_a_logprob_and_a_version_a_token(sampler: Any) -> None:
+    group = await sampler.generate(PROMPT, SamplingParams(max_tokens=24, n=5))
+    assert group.prompt == PROMPT
+    assert len(group.responses) == 5
+    for response in group.responses:
+        length = len(response.token_ids)
+        assert 0 < length <= 24
+        assert response.logprobs.shape == response.weight_versions.shape == (length,)
+        assert (response.token_ids.dtype, response.logprobs.dtype) == (np.int32, np.float32)
+        assert (response.logprobs <= 0).all()
+        assert (response.weight_versions == sampler.version).all()
+        assert response.finish_reason == ("length" if length == 24 and response.token_ids[-1] not in (0, 2) else "stop")
+        assert isinstance(response.text, str)
+
+
+async def test_a_seed_gives_the_same_responses_again(sampler: Any) -> None:
+    params = SamplingParams(max_tokens=12, n=3, seed=7)
+    first, second = [await sampler.generate(PROMPT, params) for _ in range(2)]
+    assert ids_of(first) == ids_of(second)
+    assert len(set(ids_of(first))) == 3
+
+
+async def test_groups_sampled_at_once_keep_to_their_prompts(sampler: Sampler) -> None:
+    prompts = [prompt_of(1, 50 + i) for i in range(20)]
+    groups = await asyncio.gather(*(sampler.generate(p, SamplingParams(max_tokens=8, n=2)) for p in prompts))
+    assert [group.prompt for group in groups] == prompts
+    assert all(len(group.responses) == 2 for group in groups)
+
+
+@pytest.mark.parametrize("length", [0, MAX_MODEL_LEN - 19])
+async def test_a_prompt_without_room_for_its_response_is_the_users_error(sampler: Sampler, length: int) -> None:
+    with pytest.raises(UserError, match=f"{length} tokens.* 1 to {MAX_MODEL_LEN - 20} tokens"):
+        await sampler.generate(prompt_of(*[5] * length), SamplingParams(max_tokens=20, n=1))
+
+
+async def test_an_update_returns_its_version_and_marks_the_tokens_after_it(sampler: Any, versions: Versions) -> None:
+    published = versions.publish()
+    assert await sampler.update_weights(published) == versions.version == sampler.version
+    group = await sampler.generate(PROMPT, SamplingParams(max_tokens=4, n=2))
+    assert {v for r in group.responses for v in r.weight_versions.tolist()} == {versions.version}
+
+
+async def test_responses_go_on_across_updates(sampler: Sampler, versions: Versions) -> None:
+    generating = asyncio.create_task(sampler.generate(PROMPT, SamplingParams(max_tokens=200, n=16)))
+    for _ in range(4):
+        await sampler.update_weights(versions.publish())
+        await asyncio.sleep(0)
+    seen = [r.weight_versions for r in (await generating).responses]
+    assert all((np.diff(v) >= 0).all() for v in seen)
+    assert max(len(set(v.tolist())) for v in seen) > 1
+
+
+async def test_shares_of_different_versions_are_refused_and_nothing_changes(sampler: Any, versions: Versions) -> None:
+    before, mixed = sampler.version, [versions.publish()[0], versions.publish()[1]]
+    with pytest.raises(ValueError, match="one version"):
+        await sampler.update_weights(mixed)
+    assert sampler.version == before
+    await sampler.generate(PROMPT, SamplingParams(max_tokens=2, n=1))
+
+
+@pytest.mark.slow
+async def test_logprobs_are_those_of_the_weights_published_last(vllm_sampler: VllmSampler, policy: TinyPolicy) -> None:
+    greedy, sampled = SamplingParams(0.0, max_tokens=24, n=1), SamplingParams(max_tokens=48, n=4)
+    assert_samples_from(policy, await vllm_sampler.generate(PROMPT, sampled))
+    before = ids_of(await vllm_sampler.generate(PROMPT, greedy))
+    versions = Versions(vllm_sampler, policy)
+    for seed in (1, 2):  # the second finds the model as an update left it
+        policy.perturb(seed)
+        await vllm_sampler.update_weights(versions.publish())
+        assert_samples_from(policy, await vllm_sampler.generate(PROMPT, sampled))  # a cached prefix would show here
+        after = ids_of(await vllm_sampler.generate(PROMPT, greedy))
+        assert after != before
+        before = after
+
+
+@pytest.mark.slow
+async def test_tokens_of_one_response_are_each_from_the_policy_they_name(
+    vllm_sampler: VllmSampler, policy: TinyPolicy
+) -> None:
+    old = vllm_sampler.version
+    old_policy = copy.deepcopy(policy)
+    generating = asyncio.create_task(vllm_sampler.generate(PROMPT, SamplingParams(max_tokens=250, n=16)))
+    while vllm_sampler.stats().in_flight == 0:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.1)
+    policy.perturb(3)
+    await vllm_sampler.update_weights(Versions(vllm_sampler, policy).publish())
+    group = await generating
+    mixed = 0
+    for response in group.responses:
+        before, after = (p.logprobs(PROMPT, response) for p in (old_policy, policy))
+        expected = np.where(response.weight_versions == old, before, after)
+        np.testing.assert_allclose(response.logprobs, expected, atol=1e-4)
+        mixed += len(set(response.weight_versions.tolist())) == 2
+    assert mixed > 0
+
+
+@pytest.mark.slow
+async def test_a_cancelled_group_is_not_sampled_to_its_end(vllm_sampler: VllmSampler) -> None:
+    generating = asyncio.create_task(vllm_sampler.generate(PROMPT, SamplingParams(max_tokens=300, n=16)))
+    while vllm_sampler.stats().in_flight == 0:
+        await asyncio.sleep(0.001)
+    generating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await generating
+    while vllm_sampler.stats().in_flight:
+        await asyncio.sleep(0.001)
+    assert (await vllm_sampler.generate(PROMPT, SamplingParams(max_tokens=2, n=1))).prompt == PROMPT
+
+
+@pytest.mark.slow
+async def test_streamed_text_is_that_of_the_response(vllm_sampler: VllmSampler) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=10, n=1)
+    pieces = [piece async for piece in vllm_sampler.stream(PROMPT.token_ids, params)]
+    whole = (await vllm_sampler.generate(PROMPT, params)).responses[0].text
+    assert "".join(pieces).rstrip("\ufffd") == whole.rstrip("\ufffd")  # a cut-off character at the end is not streamed
+    assert len(pieces) > 1
+
+
+@pytest.mark.slow
+async def test_after_a_failed_update_the_sampler_never_answers(vllm_sampler: VllmSampler, policy: TinyPolicy) -> None:
+    without_a_bias = [
+        (n, t) for n, t in policy.named_tensors() if n != "model.layers.2.mlp.gate.e_score_correction_bias"
+    ]
+    waiting = asyncio.create_task(vllm_sampler.generate(PROMPT, SamplingParams(max_tokens=300, n=16)))
+    await asyncio.sleep(0)
+    with pytest.raises(RunFailed, match=r"lack 1 of .*layers\.2\.mlp\.gate\.e_score_correction_bias"):
+        await vllm_sampler.update_weights([flatten(without_a_bias, vllm_sampler.version + 1)])
+    assert not vllm_sampler.healthy
+    for answer in (waiting, vllm_sampler.generate(PROMPT, SamplingParams(max_tokens=2, n=1))):
+        with pytest.raises(RunFailed, match="engine failed"):
+            await answer
+
+
+def assert_samples_from(policy: TinyPolicy, group: ResponseGroup) -> None:
+    for response in group.responses:
+        np.testing.assert_allclose(response.logprobs, policy.logprobs(group.prompt, response), atol=1e-4)
+
+
+def ids_of(group: ResponseGroup) -> Sequence[tuple[int, ...]]:
+    return [tuple(response.token_ids.tolist()) for response in group.responses]
