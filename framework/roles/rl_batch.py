@@ -10,7 +10,19 @@ import torch
 
 from framework.algorithms.advantages import group_advantages, has_signal
 from framework.algorithms.policy_loss import GrpoConfig
-from framework.types import Minibatch, SampleRow, ScoredGroup, TrainSample
+from framework.types import Minibatch, SampleRow, ScoredGroup, StepResult, TrainSample
+
+# What a step reports -> its name among a run's metrics, where the report and wandb group names by what precedes "/"
+STEP_METRICS = {
+    "clip_low": "clip/low",
+    "clip_high": "clip/high",
+    "offpolicy_masked": "clip/offpolicy_masked",
+    "ref_kl": "kl/reference",
+    "old_kl": "kl/old",
+    "ratio": "policy/ratio",
+    "tis_weight": "policy/tis_weight",
+    "loss": "loss/policy",
+}
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,17 @@ def batch_metrics(groups: Sequence[ScoredGroup], discarded: Sequence[ScoredGroup
     }
     for name in sorted({name for score in valid for name in score.components}):
         metrics[f"reward/{name}"] = float(np.mean([s.components[name] for s in valid if name in s.components]))
+    return metrics
+
+
+def step_metrics(steps: Sequence[StepResult]) -> dict[str, float]:
+    """Means over one batch's optimizer steps; a step that had nothing to train on counts for its learning rate only."""
+    trained = [step for step in steps if step.metrics["tokens"]]
+    metrics = {"train/lr": float(np.mean([step.metrics["lr"] for step in steps]))}
+    for name in steps[0].metrics:
+        if trained and name != "lr":
+            value = float(np.mean([step.metrics[name] for step in trained]))
+            metrics[STEP_METRICS.get(name, f"train/{name}")] = value
     return metrics
 
 

@@ -27,7 +27,14 @@ from framework.algorithms.policy_loss import GrpoConfig
 from framework.errors import RunFailed, Stopped, UserError
 from framework.protocols import Tracker
 from framework.roles.ledger import FinishedTicket, Ledger
-from framework.roles.rl_batch import TrainBatch, batch_metrics, build_batch, group_has_signal, sample_rows
+from framework.roles.rl_batch import (
+    TrainBatch,
+    batch_metrics,
+    build_batch,
+    group_has_signal,
+    sample_rows,
+    step_metrics,
+)
 from framework.types import Prompt, ResponseGroup, RewardScore, SamplingParams, ScoredGroup, StepResult
 
 LEDGER, LATEST = "ledger.jsonl", "LATEST"
@@ -179,6 +186,8 @@ class RlLoop:
         self._resume()
         self._clock = {"started": time.monotonic()}
         while self.ledger.batches_trained < self.config.batches:
+            if self.should_stop() and self._training is None:  # what is being sampled is sampled again on resuming
+                self._stop()
             try:
                 busy = self._issue() + self._collect_groups() + self._collect_scores() + self._train() + self._learn()
             except LearnerLost as error:
@@ -257,11 +266,14 @@ class RlLoop:
         self._publish(self.ledger.batches_trained)
         self._record(batch, discarded, result, trained_on)
         last = self.ledger.batches_trained == self.config.batches
-        if last or self.should_stop() or self.ledger.batches_trained % self.config.checkpoint_every == 0:
+        if last or self.ledger.batches_trained % self.config.checkpoint_every == 0:
             self._save()
-        if self.should_stop() and not last:
-            raise Stopped(f"stopped after {steps_after} of {self.config.steps} steps; the same command resumes")
         return 1
+
+    def _stop(self) -> None:
+        self._save()
+        steps = self.ledger.batches_trained * self.config.minibatches_per_rollout
+        raise Stopped(f"stopped after {steps} of {self.config.steps} steps; the same command resumes")
 
     def _publish(self, version: int) -> None:
         self._sync_started = time.monotonic()
@@ -284,9 +296,7 @@ class RlLoop:
         seconds = now - self._clock["started"]
         step = self.ledger.batches_trained * self.config.minibatches_per_rollout
         scored = [item.scored for item in batch]
-        metrics = batch_metrics(scored, [item.scored for item in discarded], trained_on)
-        for name in result.steps[0].metrics:
-            metrics[name] = float(np.mean([one.metrics[name] for one in result.steps]))
+        metrics = batch_metrics(scored, [item.scored for item in discarded], trained_on) | step_metrics(result.steps)
         if result.mismatch is not None:
             gap = result.mismatch
             metrics |= {"mismatch/mean_abs": gap.mean_abs, "mismatch/max_abs": gap.max_abs, "mismatch/k3": gap.k3_kl}
@@ -331,6 +341,7 @@ class RlLoop:
             checkpoint = self.directory / (self.directory / LATEST).read_text().strip()
             self.ledger.load(checkpoint / LEDGER)
             self.learner.load(checkpoint)
+            self.tracker.rewind(self.ledger.batches_trained * self.config.minibatches_per_rollout)
         else:
             if self.algorithm.kl_coef:
                 self.learner.reset_reference()
