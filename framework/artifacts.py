@@ -98,6 +98,22 @@ class Checkpoint(Artifact):
 
     required = ("config.json", "tokenizer.json")
 
+    def check(self) -> Self:
+        """As for any artifact; also UserError for cut-off or missing weights, or a tokenizer larger than the model."""
+        super().check()
+        config = _read_json(self.path / "config.json")
+        tokens, vocabulary = _tokenizer_size(self.path / "tokenizer.json"), config.get("vocab_size")
+        if vocabulary is not None and tokens > vocabulary:
+            allowed = f"does not match the model, whose vocab_size is {vocabulary} in {self.path / 'config.json'}"
+            raise UserError(str(self.path / "tokenizer.json"), f"{tokens} tokens", allowed)
+        index = self.path / "model.safetensors.index.json"
+        for name in sorted(set(_read_json(index).get("weight_map", {}).values())) if index.is_file() else ():
+            if not (self.path / name).is_file():
+                raise UserError(str(self.path / name), "no such file", f"{index.name} names it")
+        for file in sorted(self.path.glob("*.safetensors")):
+            check_safetensors_file(file)
+        return self
+
 
 class RewardCheckpoint(Artifact):
     """A reward model's checkpoint."""
@@ -122,6 +138,39 @@ def content_hash(directory: Path) -> tuple[str, dict[str, int]]:
             while block := handle.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest(), files
+
+
+def check_safetensors_file(file: Path) -> None:
+    """Raise UserError unless a safetensors file is as long as its own header says."""
+    size = file.stat().st_size
+    with file.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        try:
+            header = json.loads(handle.read(min(length, size)))
+            expected = 8 + length + max(t["data_offsets"][1] for n, t in header.items() if n != "__metadata__")
+        except (ValueError, AttributeError, KeyError, TypeError):
+            raise UserError(str(file), "an unreadable header", "must be a whole safetensors file") from None
+    if size != expected:
+        raise UserError(str(file), f"{size} bytes", f"its header says {expected} bytes: damaged or cut off")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(str(file), " ".join(str(error).split()), "must be JSON: damaged") from None
+    if not isinstance(found, dict):
+        raise UserError(str(file), type(found).__name__, "must be a JSON object")
+    return found
+
+
+def _tokenizer_size(file: Path) -> int:
+    """One more than the largest token id of a Hugging Face tokenizer.json; 0 if it lists none."""
+    found = _read_json(file)
+    model = found.get("model")
+    vocabulary = model.get("vocab", {}) if isinstance(model, dict) else {}
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    return 1 + max([*ids, *(token["id"] for token in found.get("added_tokens", []))], default=-1)
 
 
 def write_manifest(artifact: Artifact, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str],

@@ -131,18 +131,18 @@ def report(arguments: argparse.Namespace) -> int:
 def chat(arguments: argparse.Namespace) -> int:
     """Talk to a checkpoint on this terminal."""
     checkpoint = find_checkpoint(Path(arguments.checkpoint))
-    from framework.engines import vllm_engine
+    from framework.engines import serving
 
-    vllm_engine.chat(checkpoint)
+    serving.chat(checkpoint)
     return EXIT_DONE
 
 
 def serve(arguments: argparse.Namespace) -> int:
     """Serve a checkpoint behind OpenAI's protocol."""
     checkpoint = find_checkpoint(Path(arguments.checkpoint))
-    from framework.engines import vllm_engine
+    from framework.engines import serving
 
-    vllm_engine.serve(checkpoint)
+    serving.serve(checkpoint)
     return EXIT_DONE
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from framework.config import RunConfig
 from framework.graph.nodes import Graph
-from framework.stages.collect import Collect
+from framework.stages.collect import Collect, check_given_prompts
 from framework.stages.evaluate import Evaluate
 from framework.stages.grpo import Grpo
 from framework.stages.pretrain import Pretrain
@@ -14,14 +14,21 @@ from framework.stages.tokenizer import Tokenize, TrainTokenizer
 def build(config: RunConfig) -> Graph:
     """Return the graph of the R1-Zero job."""
     stage, model = config.stage, config.model
+    rollout, rewards = config.engine.rollout, config.reward
+    max_tokens = max(stage["grpo"].max_tokens, stage["evaluate"].max_tokens)
+    check_given_prompts(config.data, rewards, stage["tokenizer"], rollout.max_model_len, max_tokens)
+    pretrain, ranks = stage["pretrain"], config.cluster.learner_workers
+    experts = model.n_routed_experts if model.num_moe_layers else 0
+    config.engine.learner.check_topology(ranks, experts, "engine.learner")
+    pretrain.engine.check_topology(pretrain.workers or ranks, experts, "stage.pretrain.engine")
     graph = Graph()
     collect = graph.add("collect", Collect(config.data))
     text, prompts = collect.out("text"), collect.out("prompts")
-    trained = graph.add("tokenizer", TrainTokenizer(stage["tokenizer"], model.max_position_embeddings), text=text)
-    tokenizer = trained.out("tokenizer")
-    shards = graph.add("tokenize", Tokenize(), text=text, tokenizer=tokenizer).out("shards")
-    base = graph.add("pretrain", Pretrain(stage["pretrain"], model), shards=shards, tokenizer=tokenizer).out("base")
-    rollout, rewards = config.engine.rollout, config.reward
+    train_tokenizer = TrainTokenizer(stage["tokenizer"], model.max_position_embeddings, model.vocab_size)
+    tokenizer = graph.add("tokenizer", train_tokenizer, text=text).out("tokenizer")
+    tokenize = Tokenize(rollout.max_model_len, max_tokens)
+    shards = graph.add("tokenize", tokenize, text=text, tokenizer=tokenizer, prompts=prompts).out("shards")
+    base = graph.add("pretrain", Pretrain(pretrain, model), shards=shards, tokenizer=tokenizer).out("base")
     graph.add("eval_base", Evaluate(stage["evaluate"], "base", rollout, rewards), checkpoint=base, prompts=prompts)
     grpo = Grpo(stage["grpo"], config.algorithm, rewards, rollout, config.engine.learner, model)
     policy = graph.add("grpo", grpo, base=base, prompts=prompts).out("policy")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from framework.errors import UserError
 
@@ -39,17 +40,11 @@ class TokenizerConfig:
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, directory: Path, model_max_length: int) -> int:
     """Train on `texts`, write a fast tokenizer that transformers loads, return the number of tokens it has."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
-    splits = [Regex(rf"\p{{N}}{{1,{config.digits_per_token}}}"), Regex(_CJK), Regex(_WORDS)]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            *[pre_tokenizers.Split(pattern, "isolated") for pattern in splits],
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer.pre_tokenizer = _pre_tokenizer(config.digits_per_token)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
@@ -67,3 +62,16 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, directory: Pa
     )
     fast.save_pretrained(directory)
     return len(fast)
+
+
+def least_tokens(text: str, digits_per_token: int) -> int:
+    """Fewest tokens that any tokenizer trained here can make of `text`: merges never cross the pre-tokenizer's cuts."""
+    return len(_pre_tokenizer(digits_per_token).pre_tokenize_str(text))
+
+
+def _pre_tokenizer(digits_per_token: int) -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    splits = [Regex(rf"\p{{N}}{{1,{digits_per_token}}}"), Regex(_CJK), Regex(_WORDS)]
+    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([*(pre_tokenizers.Split(pattern, "isolated") for pattern in splits), bytes_of])

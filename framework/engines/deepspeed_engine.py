@@ -68,14 +68,18 @@ class DeepSpeedConfig:
         if self.zero_stage == 3 and self.keep_versions:
             raise UserError("engine.keep_versions", self.keep_versions, "0 with zero_stage 3, which shards the weights")
 
-    def check_topology(self, world: int, experts: int) -> None:
-        """Raise UserError unless `ep_size` divides both the world size and the number of routed experts."""
+    def check_topology(self, world: int, experts: int, where: str = "engine") -> None:
+        """Raise UserError unless `ep_size` divides both the world size and the number of routed experts.
+
+        `where` is the configuration's place, for the error.
+        """
         if self.ep_size > 1 and not experts:
-            raise UserError("engine.ep_size", self.ep_size, "1: this model has no routed experts")
+            raise UserError(f"{where}.ep_size", self.ep_size, "1: this model has no routed experts")
         for name, number in (("learner ranks", world), ("routed experts", experts or self.ep_size)):
             if number % self.ep_size:
                 allowed = [d for d in range(1, number + 1) if number % d == 0]
-                raise UserError("engine.ep_size", self.ep_size, f"must divide the {number} {name}: one of {allowed}")
+                allowed_sizes = f"must divide the {number} {name}: one of {allowed}"
+                raise UserError(f"{where}.ep_size", self.ep_size, allowed_sizes)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ example its experts, so a version is the union of the ranks' shares.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from framework.artifacts import check_safetensors_file
 from framework.errors import UserError
 from framework.types import PublishedWeights, WeightTensor
 
@@ -77,16 +77,7 @@ def check_safetensors(checkpoint: Path) -> None:
     if not files:
         raise UserError(str(checkpoint), "no *.safetensors file", "a checkpoint holds its weights in safetensors files")
     for file in files:
-        size = file.stat().st_size
-        with file.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            try:
-                header = json.loads(handle.read(min(length, size)))
-                expected = 8 + length + max(t["data_offsets"][1] for n, t in header.items() if n != "__metadata__")
-            except (ValueError, AttributeError, KeyError, TypeError):
-                raise UserError(str(file), "an unreadable header", "must be a whole safetensors file") from None
-        if size != expected:
-            raise UserError(str(file), f"{size} bytes", f"its header says {expected} bytes: damaged or cut off")
+        check_safetensors_file(file)
 
 
 def _padded(size: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,8 +11,10 @@ from framework.artifacts import PromptSet, TextSet
 from framework.data.readers import Document, read_prompts, write_documents, write_prompts
 from framework.data.solutions import StyleConfig, document
 from framework.data.tasks import TaskConfig, generate, split_of, unique_prompts
+from framework.data.tokenizer import TokenizerConfig, least_tokens
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
+from framework.rewards.base import RewardConfig
 from framework.types import Prompt
 
 
@@ -44,6 +46,8 @@ class CollectConfig:
             file = getattr(self, name)
             if file is not None:
                 read_prompts(file)  # before anything is created
+        if self.train_prompts_file is not None and self.heldout_prompts_file is not None:
+            check_disjoint(read_prompts(self.train_prompts_file), read_prompts(self.heldout_prompts_file))
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,27 @@ class Collect:
                 yield prompt
 
 
-def check_disjoint(train: list[Prompt], heldout: list[Prompt]) -> None:
+def check_given_prompts(
+    data: CollectConfig, rewards: RewardConfig, tokenizer: TokenizerConfig, context: int, max_new_tokens: int
+) -> None:
+    """Raise UserError for a given prompt that no tokenizer of this kind can fit into the context, or an unknown reward.
+
+    What only the trained tokenizer can tell is for `Tokenize` to find.
+    """
+    for file in (data.train_prompts_file, data.heldout_prompts_file):
+        if file is None:
+            continue
+        prompts = read_prompts(file)
+        rewards.check_prompts(prompts)
+        for prompt in prompts:
+            tokens = len(prompt.token_ids) or least_tokens(prompt.text, tokenizer.digits_per_token)
+            if tokens > context - max_new_tokens:
+                allowed = f"must be at most {context - max_new_tokens}: the context holds {context}"
+                allowed += f", and {max_new_tokens} are for the response"
+                raise UserError(f"{file}: prompt {prompt.id}: tokens", f"at least {tokens}", allowed)
+
+
+def check_disjoint(train: Sequence[Prompt], heldout: Sequence[Prompt]) -> None:
     """Raise UserError if a prompt is on both sides, by id or by text."""
     for what in ("id", "text"):
         seen = {getattr(prompt, what) for prompt in train}

@@ -70,6 +70,9 @@ class Evaluate:
         if self.config.accuracy not in self.rewards.components:
             allowed = f"must be one of the run's rewards: {', '.join(self.rewards.components)}"
             raise UserError("stage.evaluate.accuracy", self.config.accuracy, allowed)
+        if self.config.max_tokens >= self.engine.max_model_len:
+            allowed = f"must leave room for the prompt in engine.rollout.max_model_len={self.engine.max_model_len}"
+            raise UserError("stage.evaluate.max_tokens", self.config.max_tokens, allowed)
 
     def run(self, inputs: EvaluateInputs, runtime: Runtime) -> Evaluated:
         """Sample, score, write report.json and samples.jsonl."""

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from framework.artifacts import TextSet, TokenizerDir, TokenShards
-from framework.data.readers import read_documents
+from framework.artifacts import PromptSet, TextSet, TokenizerDir, TokenShards
+from framework.data.readers import read_documents, read_prompts
 from framework.data.shards import write_shards
+from framework.data.templates import tokenize_prompts
 from framework.data.tokenizer import TokenizerConfig, train_tokenizer
+from framework.errors import UserError
 from framework.graph.nodes import Runtime
 
 
@@ -35,6 +37,12 @@ class TrainTokenizer:
 
     config: TokenizerConfig
     context: int
+    max_vocab: int  # the model's
+
+    def __post_init__(self) -> None:
+        if self.config.vocab_size > self.max_vocab:
+            allowed = f"must be at most model.vocab_size={self.max_vocab}"
+            raise UserError("stage.tokenizer.vocab_size", self.config.vocab_size, allowed)
 
     def run(self, inputs: TokenizerInputs, runtime: Runtime) -> TrainedTokenizer:
         """Train on the first `train_documents` documents."""
@@ -48,10 +56,11 @@ class TrainTokenizer:
 
 @dataclass(frozen=True)
 class TokenizeInputs:
-    """Text and the tokenizer that splits it."""
+    """Text, the tokenizer that splits it, and the prompts that later stages will sample from."""
 
     text: TextSet
     tokenizer: TokenizerDir
+    prompts: PromptSet | None = None
 
 
 @dataclass(frozen=True)
@@ -63,13 +72,22 @@ class Tokenized:
 
 @dataclass(frozen=True)
 class Tokenize:
-    """The stage: documents, each between begin and end token, as one stream a split."""
+    """The stage: documents, each between begin and end token, as one stream a split.
+
+    Prompts are only checked: one that is too long should not show after days of pretraining.
+    """
+
+    context: int = 0  # tokens of prompt and response; needed with prompts
+    max_new_tokens: int = 1
 
     def run(self, inputs: TokenizeInputs, runtime: Runtime) -> Tokenized:
-        """Encode both splits."""
+        """Encode both splits; raises UserError for a prompt that leaves no room for its response."""
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(inputs.tokenizer.path)
+        for split in ("train", "heldout") if inputs.prompts is not None else ():
+            prompts = read_prompts(inputs.prompts.path / f"{split}.jsonl")
+            tokenize_prompts(tokenizer, prompts, self.context, self.max_new_tokens)
         directory = runtime.artifact_dir("shards")
         splits = {split: _encoded(inputs.text.path / f"{split}.jsonl", tokenizer) for split in ("train", "validation")}
         meta = write_shards(directory, dict(splits), len(tokenizer))
