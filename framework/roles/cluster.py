@@ -26,6 +26,8 @@ def start_ray(cluster: ClusterConfig) -> None:
     few of them would leave an actor waiting for ever.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray would start its workers 15 nice levels below this process: on a busy machine their start takes minutes.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
     address = ray_address(cluster)

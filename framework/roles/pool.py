@@ -77,7 +77,7 @@ class WorkerPool:
         self._calls[reference] = _Call(worker, tag)
 
     def poll(self, timeout_s: float) -> list[Done | Lost]:
-        """Return what has finished, waiting at most `timeout_s` for the first.
+        """Return what has finished, waiting at most `timeout_s` for the first, also while no call is out.
 
         Raises the UserError that an actor raised; any other error in an actor restarts it, and
         RunFailed is raised once the pool has restarted `max_restarts` actors.
@@ -87,6 +87,7 @@ class WorkerPool:
         self._probe()
         outcomes: list[Done | Lost] = []
         if not self._calls:
+            time.sleep(timeout_s)  # a restarting worker needs the core that spinning would take
             return outcomes
         ray.wait(list(self._calls), num_returns=1, timeout=timeout_s, fetch_local=False)
         references = list(self._calls)
