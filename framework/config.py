@@ -54,8 +54,9 @@ class RunConfig:
     plugins: tuple[str, ...] = ()  # module prefixes that `_target_` may name besides framework and jobs
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.run):
-            raise UserError("run", self.run, "must be a directory name of letters, digits, '.', '_' and '-'")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{,99}", self.run):
+            allowed = "must be a directory name of at most 100 letters, digits, '.', '_' and '-'"
+            raise UserError("run", self.run, allowed)
 
     @property
     def run_dir(self) -> Path:

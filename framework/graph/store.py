@@ -35,7 +35,6 @@ _DISK_ERRORS = {
     errno.EPERM: "permission denied",
     errno.EROFS: "the file system is read-only",
     errno.ENOTDIR: "a file is in its way",
-    errno.ENAMETOOLONG: "the name is too long",
 }
 
 

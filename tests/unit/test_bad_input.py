@@ -7,6 +7,7 @@ finished run in {tmp}/runs/toy; `prepare` may put more into it before the comman
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +47,55 @@ def damaged_checkpoint(tmp: Path) -> None:
     (tmp / "checkpoint" / "model.safetensors").write_text("{}")
 
 
+def safetensors() -> bytes:
+    """A safetensors file of one tensor of two zeros."""
+    header = json.dumps({"weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(8)
+
+
+def checkpoint(name: str = "checkpoint", **files: str | bytes) -> Callable[[Path], None]:
+    """Return a `prepare` that puts a small whole checkpoint without a manifest there, some files replaced."""
+    whole: dict[str, str | bytes] = {
+        "config": json.dumps({"vocab_size": 3}),
+        "tokenizer": json.dumps({"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2, "content": "<s>"}]}),
+        "weights": safetensors(),
+    }
+    names = {"config": "config.json", "tokenizer": "tokenizer.json", "weights": "model.safetensors"}
+    names["index"] = "model.safetensors.index.json"
+
+    def prepare(tmp: Path) -> None:
+        (tmp / name).mkdir()
+        for key, content in (whole | files).items():
+            (tmp / name / names[key]).write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return prepare
+
+
+def prompt_files(train: str | None, heldout: str | None = None) -> Callable[[Path], None]:
+    """Return a `prepare` that puts train.jsonl and heldout.jsonl there; None for the first: no such file."""
+
+    def prepare(tmp: Path) -> None:
+        if train is not None:
+            write("train.jsonl", train)(tmp)
+        write("heldout.jsonl", heldout or prompt_line("held out", "What is 3 + 4?"))(tmp)
+
+    return prepare
+
+
+def prompt_line(key: str, text: str, **more: object) -> str:
+    """One line of a prompt file."""
+    return json.dumps({"id": key, "prompt": text, "answer": "7", "task": "chain_sum", **more}) + "\n"
+
+
+def full_disk(name: str) -> Callable[[Path], None]:
+    """Return a `prepare` after which writing file `name` meets a full disk: the kernel's own ENOSPC."""
+
+    def prepare(tmp: Path) -> None:
+        (tmp / name).symlink_to("/dev/full")
+
+    return prepare
+
+
 @dataclass(frozen=True)
 class Case:
     """One way to be wrong."""
@@ -61,6 +111,18 @@ def run(*overrides: str) -> tuple[str, ...]:
     return ("run", *TOY, *overrides, "--config-dir", str(TOY_CONF))
 
 
+def r1_zero(*overrides: str) -> tuple[str, ...]:
+    """`framework run` of the shipped job."""
+    return ("run", "job=r1_zero", "runs_dir={tmp}/runs", *overrides)
+
+
+def own_prompts(*overrides: str) -> tuple[str, ...]:
+    """`framework run` of the shipped job on the user's prompts."""
+    files = ("data.train_prompts_file={tmp}/train.jsonl", "data.heldout_prompts_file={tmp}/heldout.jsonl")
+    return r1_zero(*files, *overrides)
+
+
+GOOD = prompt_line("one", "What is 1 + 2?")
 CASES = (
     Case("unknown key", run("stage.train.lrr=1"), ("stage.train.lrr", "did you mean 'lr'?")),
     Case("unknown nested key", run("model.hiden_size=1"), ("model.hiden_size", "did you mean 'hidden_size'?")),
@@ -112,6 +174,150 @@ CASES = (
     Case("chat with an empty directory", ("chat", "{tmp}"), ("config.json", "a Checkpoint needs config.json")),
     Case("chat with a run that has no checkpoint", ("chat", "{tmp}/runs/toy"), ("no finished checkpoint yet",)),
     Case("damaged checkpoint", ("serve", "{tmp}/checkpoint"), ("model.safetensors", "damaged"), damaged_checkpoint),
+    Case(
+        "checkpoint with cut-off weights",
+        ("chat", "{tmp}/checkpoint"),
+        ("model.safetensors: got", "cut off"),
+        checkpoint(weights=safetensors()[:-1]),
+    ),
+    Case(
+        "checkpoint with unreadable weights",
+        ("serve", "{tmp}/checkpoint"),
+        ("model.safetensors", "an unreadable header"),
+        checkpoint(weights="<html>404</html>"),
+    ),
+    Case(
+        "checkpoint that lacks a shard",
+        ("chat", "{tmp}/checkpoint"),
+        ("model-2.safetensors", "no such file"),
+        checkpoint(index=json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}})),
+    ),
+    Case(
+        "checkpoint without weights",
+        ("chat", "{tmp}/checkpoint"),
+        ("no *.safetensors file",),
+        lambda tmp: (checkpoint()(tmp), (tmp / "checkpoint" / "model.safetensors").unlink())[-1],
+    ),
+    Case(
+        "checkpoint with a damaged config",
+        ("serve", "{tmp}/checkpoint"),
+        ("config.json", "must be JSON"),
+        checkpoint(config='{"vocab_size": 3'),
+    ),
+    Case(
+        "checkpoint with another model's tokenizer",
+        ("chat", "{tmp}/checkpoint"),
+        ("tokenizer.json: got '3 tokens'", "does not match the model, whose vocab_size is 2"),
+        checkpoint(config=json.dumps({"vocab_size": 2})),
+    ),
+    Case(
+        "edge from a directory that is no checkpoint",
+        run("job._target_=tests.unit.toy_graph.build_on_base", "stage.train.base={tmp}/nope"),
+        ("{tmp}/nope", "a Checkpoint needs config.json"),
+    ),
+    Case(
+        "edge from a damaged checkpoint",
+        run("job._target_=tests.unit.toy_graph.build_on_base", "stage.train.base={tmp}/checkpoint"),
+        ("{tmp}/checkpoint/model.safetensors", "damaged"),
+        damaged_checkpoint,
+    ),
+    Case(
+        "edge from a checkpoint with another model's tokenizer",
+        run("job._target_=tests.unit.toy_graph.build_on_base", "stage.train.base={tmp}/checkpoint"),
+        ("tokenizer.json", "does not match the model"),
+        checkpoint(config=json.dumps({"vocab_size": 2})),
+    ),
+    Case("report of a directory that is no run", ("report", "{tmp}"), ("{tmp}",)),
+    Case(
+        "tokenizer larger than the model's vocabulary",
+        r1_zero("stage.tokenizer.vocab_size=513"),
+        ("stage.tokenizer.vocab_size: got 513", "at most model.vocab_size=512"),
+    ),
+    Case(
+        "minibatches that do not divide the steps",
+        r1_zero("stage.grpo.steps=10"),
+        ("stage.grpo.minibatches_per_rollout: got 4", "must divide stage.grpo.steps=10: 1, 2, 5, 10"),
+    ),
+    Case(
+        "learner's expert parallelism that does not divide its ranks",
+        r1_zero("engine.learner.ep_size=2"),
+        ("engine.learner.ep_size: got 2", "must divide the 1 learner ranks"),
+    ),
+    Case(
+        "pretraining's expert parallelism that does not divide the experts",
+        r1_zero("stage.pretrain.engine.ep_size=3", "stage.pretrain.workers=3"),
+        ("stage.pretrain.engine.ep_size: got 3", "must divide the 8 routed experts: one of [1, 2, 4, 8]"),
+    ),
+    Case(
+        "rows longer than the model's context",
+        r1_zero("stage.pretrain.row_tokens=513"),
+        ("stage.pretrain.row_tokens: got 513", "at most model.max_position_embeddings=512"),
+    ),
+    Case(
+        "responses that fill the context",
+        r1_zero("stage.evaluate.max_tokens=256"),
+        ("stage.evaluate.max_tokens: got 256", "engine.rollout.max_model_len=256"),
+    ),
+    Case(
+        "sampler's context beyond the model's",
+        r1_zero("engine.rollout.max_model_len=1024"),
+        ("engine.rollout.max_model_len: got 1024", "model.max_position_embeddings=512"),
+    ),
+    Case("unknown reward", r1_zero("reward=ruel"), ("reward: got 'ruel'", "did you mean 'rule'?")),
+    Case(
+        "accuracy that is no reward of the run",
+        r1_zero("stage.evaluate.accuracy=acuracy"),
+        ("stage.evaluate.accuracy: got 'acuracy'", "accuracy, format"),
+    ),
+    Case("missing data file", own_prompts(), ("{tmp}/train.jsonl: got 'no such file'",), prompt_files(None)),
+    Case("empty data file", own_prompts(), ("{tmp}/train.jsonl: got 'an empty file'",), prompt_files("")),
+    Case(
+        "corrupt data file",
+        own_prompts(),
+        ("{tmp}/train.jsonl:2", "is not JSON"),
+        prompt_files(GOOD + '{"id": "two", "prom'),
+    ),
+    Case(
+        "data file with an unknown field",
+        own_prompts(),
+        ("{tmp}/train.jsonl:1: got 'anwser'", "did you mean 'answer'?"),
+        prompt_files(prompt_line("one", "What is 1 + 2?", anwser="3")),
+    ),
+    Case(
+        "data file that names a prompt twice",
+        own_prompts(),
+        ("{tmp}/train.jsonl:2: id: got 'one'", "first used at {tmp}/train.jsonl:1"),
+        prompt_files(GOOD + GOOD),
+    ),
+    Case("only one of two data files", r1_zero("data.train_prompts_file=x"), ("data.train_prompts_file", "goes with")),
+    Case(
+        "held-out prompt among the train prompts",
+        own_prompts(),
+        ("held-out prompt", "also in the train prompts"),
+        prompt_files(GOOD, prompt_line("other", "What is 1 + 2?")),
+    ),
+    Case(
+        "prompt longer than the context",
+        own_prompts(),
+        ("{tmp}/train.jsonl: prompt long: tokens", "must be at most 192", "256"),
+        prompt_files(GOOD + prompt_line("long", "one and " * 200)),
+    ),
+    Case(
+        "tokenized prompt longer than the context",
+        own_prompts(),
+        ("{tmp}/heldout.jsonl: prompt long: tokens: got 'at least 193'",),
+        prompt_files(GOOD, prompt_line("long", "What?", token_ids=[5] * 193)),
+    ),
+    Case(
+        "prompt that asks for a reward that the run lacks",
+        own_prompts(),
+        ("prompt one: rewards: got 'acuracy'", "did you mean 'accuracy'?"),
+        prompt_files(prompt_line("one", "What is 1 + 2?", rewards=["acuracy"])),
+    ),
+    Case("full disk", run(), ("{tmp}/runs/toy", "the disk is full"), full_disk("runs/toy/config.json.tmp")),
+    Case("report on a full disk", ("report", "{tmp}/runs/toy"), ("No space left",), full_disk("runs/toy/report.tmp")),
+    Case("unwritable output folder", run("runs_dir=/sys/runs"), ("/sys/runs", "must be writable")),
+    Case("run name that no file may have", run(f"run={'a' * 300}"), ("run: got 'aaa", "at most 100")),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -78,6 +79,19 @@ def test_stop_is_130(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_full_disk_is_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert framework(tmp_path, "run", "stage.train.fail=full") == 2
     assert "the disk is full" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_disk_that_fills_up_while_a_stage_is_tracked_is_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert framework(tmp_path, "run") == 0
+    run_dir = tmp_path / "runs" / "toy"
+    (run_dir / "metrics.jsonl").symlink_to("/dev/full")  # the kernel's own "No space left on device"
+    before = sorted(run_dir.glob("artifacts/*"))
+    shutil.rmtree(before[0])
+    capsys.readouterr()
+    toy = [item.replace("{tmp}", str(tmp_path)) for item in TOY if item != "~tracking"]
+    assert cli.main(["run", *toy, "tracking=none", "--config-dir", str(TOY_CONF)]) == 2
+    assert "metrics.jsonl: got 'No space left on device'" in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(run_dir.glob("artifacts/[!.]*")) == before[1:]
 
 
 def test_errors_that_ray_wraps_keep_their_code_and_line(capsys: pytest.CaptureFixture[str]) -> None:

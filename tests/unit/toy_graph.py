@@ -63,6 +63,7 @@ class Train:
 
     lr: float = 1e-3
     fail: str = ""  # "stop", "error", "full": at the first call
+    base: str = ""  # directory of a checkpoint; see build_on_base
 
     def run(self, inputs: TrainIn, runtime: Runtime) -> Model:
         calls = runtime.work_dir / "calls"
@@ -105,4 +106,13 @@ def build_miswired(config: Any) -> Graph:
     graph = Graph()
     write = graph.add("write", config.stage["write"])
     graph.add("train", config.stage["train"], corpus=write.out("text"), base=write.out("text"))
+    return graph
+
+
+def build_on_base(config: Any) -> Graph:
+    """Starts from a checkpoint that exists already."""
+    graph = Graph()
+    text = graph.add("write", config.stage["write"]).out("text")
+    train = config.stage["train"]
+    graph.add("train", train, corpus=text, base=Checkpoint(Path(train.base)))
     return graph

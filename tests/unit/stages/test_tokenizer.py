@@ -1,0 +1,75 @@
+"""Tokenizer and shards of a toy corpus; the prompts that only a trained tokenizer can show to be too long."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from framework.artifacts import PromptSet, TextSet
+from framework.data.readers import Document, write_documents, write_prompts
+from framework.data.shards import TokenRows
+from framework.data.templates import prompt_tokens
+from framework.data.tokenizer import TokenizerConfig, least_tokens
+from framework.errors import UserError
+from framework.stages.tokenizer import Tokenize, TokenizeInputs, TokenizerInputs, TrainTokenizer
+from framework.types import Prompt
+from tests.unit.stages.test_collect import runtime
+
+CONFIG = TokenizerConfig(vocab_size=300, digits_per_token=1)
+
+
+@pytest.fixture(scope="module")
+def tokenized(tmp_path_factory: pytest.TempPathFactory) -> TokenizeInputs:
+    """A text set and the tokenizer trained on it."""
+    tmp = tmp_path_factory.mktemp("toy")
+    for split in ("train", "validation"):
+        write_documents(tmp / "text" / f"{split}.jsonl", [Document(str(i), f"{i} plus {i}.") for i in range(20)])
+    (tmp / "out").mkdir()
+    trained = TrainTokenizer(CONFIG, 64, 300).run(TokenizerInputs(TextSet(tmp / "text")), runtime(tmp))
+    return TokenizeInputs(TextSet(tmp / "text"), trained.tokenizer)
+
+
+def prompts(tmp: Path, *texts: str) -> PromptSet:
+    rows = [Prompt(f"p{i}", text, "chain_sum", "1") for i, text in enumerate(texts)]
+    for split in ("train", "heldout"):
+        write_prompts(tmp / "prompts" / f"{split}.jsonl", rows)
+    return PromptSet(tmp / "prompts")
+
+
+def test_shards_hold_every_document(tokenized: TokenizeInputs, tmp_path: Path) -> None:
+    shards = Tokenize().run(tokenized, runtime(tmp_path)).shards
+    rows = TokenRows(shards.path, "train", 8, seed=0)
+    assert rows.vocab_size <= 300
+    assert rows.batch(0, 2).shape == (2, 9)  # the last position is a target only
+
+
+def test_a_prompt_too_long_for_its_response_is_refused_before_pretraining(
+    tokenized: TokenizeInputs, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenized.tokenizer.path)
+    text = "xylophone" * 4  # one word for the pre-tokenizer, many tokens for the tokenizer
+    size = len(prompt_tokens(tokenizer, Prompt("", text, "", "")))
+    assert least_tokens(text, 1) == 1
+    inputs = TokenizeInputs(tokenized.text, tokenized.tokenizer, prompts(tmp_path, "1 plus 2", text))
+    Tokenize(size + 8, 8).run(inputs, runtime(tmp_path / "fits"))
+    with pytest.raises(UserError, match=f"prompt p1: tokens: got {size}; must be at most {size - 1}"):
+        Tokenize(size + 7, 8).run(inputs, runtime(tmp_path / "too_long"))
+    assert not (tmp_path / "too_long" / "out" / "shards").exists()
+
+
+@pytest.mark.parametrize("text", ["What is 12 + 345?", "  a\n\nb", "数学 と math_1", "", "é" * 30])
+def test_least_tokens_is_a_lower_bound(tokenized: TokenizeInputs, text: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenized.tokenizer.path)
+    assert least_tokens(text, CONFIG.digits_per_token) <= len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def test_a_vocabulary_larger_than_the_models_is_refused() -> None:
+    with pytest.raises(
+        UserError, match="got 300; must be at most model.vocab_size=299"
+    ):
+        TrainTokenizer(CONFIG, 64, 299)
