@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -50,4 +51,5 @@ class RolloutWorker:
 
     async def apply(self, func: Callable[Concatenate[RolloutWorker, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `func` on this worker (what Ray's FaultTolerantActorManager asks for)."""
-        return func(self, *args, **kwargs)
+        result = func(self, *args, **kwargs)
+        return await result if inspect.isawaitable(result) else result  # the manager's ping gives a coroutine
