@@ -34,7 +34,7 @@ class VllmConfig:
     kv_cache_gib: float | None = 1.0  # None: what gpu_memory_utilization leaves
     gpu_memory_utilization: float = 0.9  # of the GPU's (or machine's) memory; only where kv_cache_gib is None
     tensor_parallel_size: int = 1
-    cores: tuple[int, ...] | None = None  # CPU cores of the engine's threads; None: wherever the system puts them
+    cores: tuple[int, ...] | None = None  # pins the engine's threads, one a core; None: OMP_NUM_THREADS threads
     mla: bool = True  # False: plain attention for MLA models; on a CPU it takes any latent size
     enforce_eager: bool = True  # False: compile (and CUDA graphs): slower to start, faster on GPUs
     warm_up: bool = True  # sample once at start: the first batch costs seconds

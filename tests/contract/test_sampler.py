@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,9 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> TinyPolicy:
 @pytest.fixture(scope="module")
 def vllm_sampler(policy: TinyPolicy) -> Iterator[VllmSampler]:
     config = VllmConfig(
-        dtype="float32", max_model_len=MAX_MODEL_LEN, max_num_seqs=32, kv_cache_gib=0.1, mla=False, warm_up=False
-    )
+        dtype="float32", max_model_len=MAX_MODEL_LEN, max_num_seqs=32, kv_cache_gib=0.1, mla=False, warm_up=False,
+        cores=(min(os.sched_getaffinity(0)),),
+    )  # fmt: skip
     sampler = VllmSampler(config)
     asyncio.run(sampler.start(policy.directory, VERSION_AT_START))
     yield sampler
