@@ -1,29 +1,70 @@
-"""What a batch is made of, and the names under which its numbers are recorded."""
-
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-
+import numpy as np
 import pytest
 
-from framework.observe.curves import CURVES
-from framework.roles.rl_batch import STEP_METRICS, step_metrics
-from framework.types import StepResult
+from framework.algorithms.policy_loss import GrpoConfig
+from framework.roles.rl_batch import batch_metrics, build_batch, group_has_signal, sample_rows, train_samples
+from framework.types import Prompt, ResponseGroup, RewardScore, ScoredGroup
+from tests.fake_clients import response
+
+PROMPT = Prompt("p", "2 + 2", "t", "4", token_ids=(5, 6, 7))
 
 
-def test_step_metrics_are_means_over_the_steps_that_trained() -> None:
-    steps = [
-        StepResult(1, {"loss": 1.0, "clip_low": 0.2, "grad_norm": 3.0, "lr": 0.1, "tokens": 10.0}),
-        StepResult(2, {"loss": 0.0, "clip_low": 0.0, "grad_norm": 0.0, "lr": 0.3, "tokens": 0.0}),  # no signal
-    ]
-    assert step_metrics(steps) == pytest.approx(
-        {"loss/policy": 1.0, "clip/low": 0.2, "train/grad_norm": 3.0, "train/lr": 0.2, "train/tokens": 10.0}
+def scored(rewards: list[float], errors: tuple[int, ...] = (), version: int = 3) -> ScoredGroup:
+    responses = tuple(response([i] * (i + 1), version) for i in range(len(rewards)))
+    scores = tuple(
+        RewardScore(0.0, {}, "raised") if i in errors else RewardScore(reward, {"accuracy": reward})
+        for i, reward in enumerate(rewards)
     )
-    assert step_metrics(steps[1:]) == {"train/lr": 0.3}
+    return ScoredGroup(ResponseGroup(PROMPT, responses), scores)
 
 
-def test_the_report_has_a_chart_for_what_a_step_reports() -> None:
-    charted = [pattern for curves in CURVES for pattern in curves.metrics]
-    names = [*STEP_METRICS.values(), "train/entropy", "train/grad_norm", "train/lr"]
-    alone = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in charted)]
-    assert alone == ["policy/ratio", "policy/tis_weight"]  # in charts of their own: their scales fit no other
+def test_advantages_are_relative_to_the_group() -> None:
+    samples = train_samples(scored([1.0, 0.0, 0.0, 1.0]), std=True)
+    assert [sample.advantage for sample in samples] == pytest.approx([1, -1, -1, 1], rel=1e-5)
+    assert [sample.advantage for sample in train_samples(scored([2.0, 0.0]), std=False)] == [1.0, -1.0]
+    assert samples[2].prompt_ids.tolist() == [5, 6, 7]
+    assert samples[2].response_ids.tolist() == [2, 2, 2]
+
+
+def test_a_response_without_a_score_leaves_the_group() -> None:
+    samples = train_samples(scored([1.0, 9.0, 0.0], errors=(1,)), std=False)
+    assert [sample.advantage for sample in samples] == [0.5, -0.5]
+    assert [len(sample.response_ids) for sample in samples] == [1, 3]
+    assert not group_has_signal(scored([1.0, 0.0], errors=(0,)))
+
+
+def test_equal_rewards_train_nothing_but_count_in_the_denominator() -> None:
+    groups = [scored([1.0, 1.0, 1.0, 1.0]), scored([1.0, 0.0, 1.0, 0.0])]
+    batch = build_batch(groups, GrpoConfig(), minibatches=2, version=3, probe=2)
+    assert [len(minibatch.samples) for minibatch in batch.minibatches] == [2, 2]
+    assert [minibatch.n_responses for minibatch in batch.minibatches] == [4, 4]
+    assert len(batch.probe) == 2
+
+
+def test_minibatches_split_every_sample_once_and_alike_after_a_resume() -> None:
+    groups = [scored([1.0, 0.0, float(i % 3), 0.5]) for i in range(8)]
+    one, two = (build_batch(groups, GrpoConfig(), 4, version=9, probe=0) for _ in range(2))
+    keys = [[s.response_ids.tolist() for s in m.samples] for m in one.minibatches]
+    assert keys == [[s.response_ids.tolist() for s in m.samples] for m in two.minibatches]
+    assert sum(map(len, keys)) == 32
+    other = build_batch(groups, GrpoConfig(), 4, version=10, probe=0)
+    assert keys != [[s.response_ids.tolist() for s in m.samples] for m in other.minibatches]
+
+
+def test_metrics_by_hand() -> None:
+    metrics = batch_metrics([scored([1.0, 0.0, 0.0, 1.0], errors=(1,), version=2)], [scored([1.0, 1.0])], version=3)
+    assert metrics["reward/mean"] == pytest.approx(2 / 3)
+    assert metrics["reward/accuracy"] == pytest.approx(2 / 3)
+    assert metrics["reward/failed_share"] == pytest.approx(1 / 4)
+    assert metrics["response/length_mean"] == 2.5
+    assert metrics["response/length_max"] == 4
+    assert metrics["staleness/mean"] == metrics["staleness/max"] == 1
+    assert metrics["groups/zero_std_share"] == 0.5
+
+
+def test_sample_rows_show_best_and_worst() -> None:
+    rows = sample_rows([scored([0.0, 2.0, 1.0])], std=False)
+    assert [(row.reward, row.length) for row in rows] == [(2.0, 2), (0.0, 1)]
+    assert np.isclose(rows[0].advantage, 1.0)
