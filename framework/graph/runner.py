@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from framework.errors import FrameworkError, Stopped
+from framework.errors import FrameworkError, Stopped, UserError
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Graph, Node, Runtime
 from framework.graph.store import Store, as_disk_error, resolve_inputs
@@ -152,9 +152,13 @@ class Runner:
         )
         try:
             built = node.stage.run(node.inputs_type(**inputs), runtime)
-        except FrameworkError:
+        except (UserError, Stopped):
             raise
         except Exception as error:
+            if self.should_stop():  # the signal went to the whole process group: what died with it is no failure
+                raise Stopped(f"{node.name}: stopped ({_first_line(error)}); the same command resumes it") from error
+            if isinstance(error, FrameworkError):
+                raise
             disk_error = as_disk_error(error, self.store.run_dir)
             if disk_error is None:
                 raise
@@ -162,3 +166,7 @@ class Runner:
         outputs = self.store.commit(node, key, built, hashes)
         logger.info("%s: finished in %.1f s", label, time.monotonic() - start)
         return outputs
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
 from framework.errors import RunFailed
 from framework.rewards.base import RewardConfig
 from framework.roles.isolation import IsolatedScorer
-from framework.types import ResponseGroup, RewardScore
+from framework.types import ResponseGroup, RewardScore, ScoredGroup
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,6 +38,13 @@ class RewardWorker:
     def close(self) -> None:
         """Kill the reward process."""
         self._scorer.close()
+
+
+def check_scores(groups: Sequence[ScoredGroup], max_share: float) -> None:
+    """Raise RunFailed if more than `max_share` of the groups' responses could not be scored."""
+    scores = [score for scored in groups for score in scored.scores]
+    errors = [score.error for score in scores if score.error]
+    check_failed_share(len(errors), len(scores), max_share, errors[0] if errors else "")
 
 
 def check_failed_share(failed: int, total: int, max_share: float, example: str = "") -> None:

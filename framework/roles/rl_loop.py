@@ -27,6 +27,7 @@ from framework.algorithms.policy_loss import GrpoConfig
 from framework.errors import RunFailed, Stopped, UserError
 from framework.protocols import Tracker
 from framework.roles.ledger import FinishedTicket, Ledger
+from framework.roles.reward import check_scores
 from framework.roles.rl_batch import (
     TrainBatch,
     batch_metrics,
@@ -238,8 +239,8 @@ class RlLoop:
             return 0
         self._training = self.ledger.batch()
         self._clock["waited"] = time.monotonic() - self._clock["started"]
-        self._check_failures(self._training)
         scored = [item.scored for item in self._training]
+        check_scores(scored, self.max_failed_share)
         probe = self.config.probe_responses
         batch = build_batch(scored, self.algorithm, self.config.minibatches_per_rollout, self.version, probe)
         self.learner.train(batch)
@@ -279,14 +280,6 @@ class RlLoop:
         self._sync_started = time.monotonic()
         self.rollouts.publish(version, self.learner.publish(version))
         self.version = version
-
-    def _check_failures(self, batch: Sequence[FinishedTicket]) -> None:
-        """Raise RunFailed if too many responses of the batch could not be scored."""
-        from framework.roles.reward import check_failed_share
-
-        errors = [score.error for item in batch for score in item.scored.scores if score.error]
-        total = sum(len(item.scored.scores) for item in batch)
-        check_failed_share(len(errors), total, self.max_failed_share, errors[0] if errors else "")
 
     def _record(
         self, batch: Sequence[FinishedTicket], discarded: Sequence[FinishedTicket], result: TrainResult, trained_on: int

@@ -20,6 +20,7 @@ from framework.graph.plan import RoleEstimate, StageEstimate
 from framework.rewards.accuracy import extract_answer
 from framework.rewards.base import RewardConfig
 from framework.roles.pool import Done, WorkerPool
+from framework.roles.reward import check_scores
 from framework.types import EvalResult, EvalTask, Prompt, ResponseGroup, SamplingParams, ScoredGroup
 
 
@@ -75,7 +76,7 @@ class Evaluate:
             raise UserError("stage.evaluate.max_tokens", self.config.max_tokens, allowed)
 
     def run(self, inputs: EvaluateInputs, runtime: Runtime) -> Evaluated:
-        """Sample, score, write report.json and samples.jsonl."""
+        """Sample, score, write report.json and samples.jsonl; raises RunFailed if too many can't be scored."""
         from transformers import AutoTokenizer
 
         from framework.stages.workers import sampling_pools
@@ -87,6 +88,7 @@ class Evaluate:
         params = SamplingParams(config.temperature, config.top_p, config.max_tokens, config.k)
         with sampling_pools(runtime.cluster, self.engine, self.rewards, inputs.checkpoint.path) as pools:
             scored = sample_and_score(pools.rollout, pools.reward, prompts, params, config.groups_in_flight, runtime)
+        check_scores(scored, self.rewards.max_failed_share)  # a broken verifier is no wrong answer
         result = summarise(self.label, scored, config)
         directory = runtime.artifact_dir("report")
         (directory / "report.json").write_text(json.dumps(asdict(result), indent=1))

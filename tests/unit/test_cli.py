@@ -76,6 +76,13 @@ def test_stop_is_130(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "the same command resumes" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_stop_that_takes_ray_down_too_is_130(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert framework(tmp_path, "run", "stage.train.fail=killed") == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "framework: train: stopped (raylet is gone); the same command resumes it"
+    assert framework(tmp_path, "run", "stage.train.fail=killed") == 0
+
+
 def test_full_disk_is_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert framework(tmp_path, "run", "stage.train.fail=full") == 2
     assert "the disk is full" in capsys.readouterr().err.splitlines()[-1]

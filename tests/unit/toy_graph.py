@@ -62,7 +62,7 @@ class Train:
     """Counts its calls in its work_dir, and stops or fails when told to."""
 
     lr: float = 1e-3
-    fail: str = ""  # "stop", "error", "full": at the first call
+    fail: str = ""  # "stop", "killed" (with all of its group), "error", "full", "crash": at the first call
     base: str = ""  # directory of a checkpoint; see build_on_base
 
     def run(self, inputs: TrainIn, runtime: Runtime) -> Model:
@@ -75,8 +75,10 @@ class Train:
             raise OSError(28, "No space left on device", str(runtime.out_dir / "weights"))
         if done == 0 and self.fail == "crash":
             raise ValueError("a bug\nover two lines")
-        if done == 0 and self.fail == "stop":
+        if done == 0 and self.fail in ("stop", "killed"):
             object.__getattribute__(runtime.should_stop, "set")()
+        if done == 0 and self.fail == "killed":
+            raise ConnectionError("raylet is gone\nwith a traceback")
         runtime.stop_if_asked()
         directory = runtime.artifact_dir("checkpoint")
         for name in Checkpoint.required:
