@@ -85,9 +85,10 @@ class Tokenize:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(inputs.tokenizer.path)
-        for split in ("train", "heldout") if inputs.prompts is not None else ():
-            prompts = read_prompts(inputs.prompts.path / f"{split}.jsonl")
-            tokenize_prompts(tokenizer, prompts, self.context, self.max_new_tokens)
+        if inputs.prompts is not None:
+            for split in ("train", "heldout"):
+                prompts = read_prompts(inputs.prompts.path / f"{split}.jsonl")
+                tokenize_prompts(tokenizer, prompts, self.context, self.max_new_tokens)
         directory = runtime.artifact_dir("shards")
         splits = {split: _encoded(inputs.text.path / f"{split}.jsonl", tokenizer) for split in ("train", "validation")}
         meta = write_shards(directory, dict(splits), len(tokenizer))
