@@ -173,11 +173,19 @@ def _tokenizer_size(file: Path) -> int:
     return 1 + max([*ids, *(token["id"] for token in found.get("added_tokens", []))], default=-1)
 
 
-def write_manifest(artifact: Artifact, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str],
-                   code_version: str, counts: Mapping[str, float] | None = None) -> Manifest:
+def write_manifest(
+    artifact: Artifact,
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    code_version: str,
+    counts: Mapping[str, float] | None = None,
+) -> Manifest:
     """Finish `artifact`: hash its content and write its manifest atomically, last."""
     digest, files = content_hash(artifact.path)
-    manifest = Manifest(type(artifact).__name__, digest, stage, dict(config), dict(inputs), code_version, files, dict(counts or {}))
+    manifest = Manifest(
+        type(artifact).__name__, digest, stage, dict(config), dict(inputs), code_version, files, dict(counts or {})
+    )
     temporary = artifact.path / (MANIFEST + ".tmp")
     temporary.write_text(json.dumps(asdict(manifest), indent=1, default=str))
     temporary.replace(artifact.path / MANIFEST)

@@ -24,15 +24,15 @@ class ShardsMeta:
     dtype: str
 
 
-def write_shards(
-    directory: Path, splits: dict[str, Iterable[Sequence[int]]], vocab_size: int
-) -> ShardsMeta:
+def write_shards(directory: Path, splits: dict[str, Iterable[Sequence[int]]], vocab_size: int) -> ShardsMeta:
     """Write each split's documents, which bring their own begin and end tokens, one after another."""
     dtype = "uint16" if vocab_size <= 2**16 else "uint32"
     tokens = {}
     for split, documents in splits.items():
         with (directory / f"{split}.bin").open("wb") as file:
-            tokens[split] = sum(file.write(np.asarray(ids, dtype).tobytes()) for ids in documents) // np.dtype(dtype).itemsize
+            tokens[split] = (
+                sum(file.write(np.asarray(ids, dtype).tobytes()) for ids in documents) // np.dtype(dtype).itemsize
+            )
     meta = ShardsMeta(tokens, vocab_size, dtype)
     (directory / META).write_text(json.dumps(asdict(meta)))
     return meta

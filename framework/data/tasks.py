@@ -67,13 +67,13 @@ def unique_prompts(
     for index, (name, task) in enumerate(sorted(tasks.items())):
         wanted = round(size * task.weight / total) if index < len(tasks) - 1 else size - sum(map(len, columns))
         columns.append(_take_unique(name, task, split, wanted, heldout_share, seed + 1000 * index))
-    mixed = [(row / len(column), place, prompt) for place, column in enumerate(columns) for row, prompt in enumerate(column)]
+    mixed = [
+        (row / len(column), place, prompt) for place, column in enumerate(columns) for row, prompt in enumerate(column)
+    ]
     return [prompt for _, _, prompt in sorted(mixed, key=lambda item: item[:2])]
 
 
-def _take_unique(
-    name: str, task: TaskConfig, split: str, wanted: int, heldout_share: float, seed: int
-) -> list[Prompt]:
+def _take_unique(name: str, task: TaskConfig, split: str, wanted: int, heldout_share: float, seed: int) -> list[Prompt]:
     found: dict[str, Prompt] = {}
     draws = max(64, 4 * wanted)
     for attempt in range(8):  # more draws while they bring new prompts: small tasks repeat themselves
@@ -86,5 +86,7 @@ def _take_unique(
         if len(found) - before < 0.01 * wanted:
             break
     if len(found) < wanted:
-        raise UserError(f"data.tasks.{name}", f"{wanted} {split} prompts", f"the task has only about {len(found)} different ones")
+        raise UserError(
+            f"data.tasks.{name}", f"{wanted} {split} prompts", f"the task has only about {len(found)} different ones"
+        )
     return list(found.values())

@@ -33,7 +33,11 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         if self.vocab_size < 256 + len(SPECIAL_TOKENS):
-            raise UserError("vocab_size", self.vocab_size, f"must be at least {256 + len(SPECIAL_TOKENS)}: 256 bytes and special tokens")
+            raise UserError(
+                "vocab_size",
+                self.vocab_size,
+                f"must be at least {256 + len(SPECIAL_TOKENS)}: 256 bytes and special tokens",
+            )
         if not 1 <= self.digits_per_token <= 3:
             raise UserError("digits_per_token", self.digits_per_token, "must be 1, 2 or 3")
 
@@ -57,7 +61,11 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, directory: Pa
     bos = tokenizer.token_to_id(BOS)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, bos)])
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, model_max_length=model_max_length,
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=model_max_length,
         clean_up_tokenization_spaces=False,
     )
     fast.save_pretrained(directory)

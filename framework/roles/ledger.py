@@ -1,7 +1,7 @@
 """The ledger: which prompts are pending, issued, finished or trained, so that none is lost and none trained twice.
 
-A **ticket** is one prompt in one epoch; tickets are numbered in the (seeded) order in which prompts are visited. A batch
-is made of the first tickets in that order, never of the first to finish: short responses gain no advantage.
+A **ticket** is one prompt in one epoch; tickets are numbered in the (seeded) order in which prompts are visited. A
+batch is made of the first tickets in that order, never of the first to finish: short responses gain no advantage.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Ledger:
         file.write_text("\n".join(lines) + "\n")
 
     def load(self, file: Path) -> None:
-        """Return to what `save` wrote; everything else is pending again. Raises UserError on a damaged or foreign file."""
+        """Return to what `save` wrote; the rest is pending again. Raises UserError on a damaged or foreign file."""
         try:
             header, *lines = [json.loads(line) for line in file.read_text().splitlines()]
             consumed = [Consumed(**line) for line in lines]
@@ -145,7 +145,9 @@ class Ledger:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(str(file), str(error), "must be a ledger as the run saved it") from None
         if (prompts, seed) != (len(self.prompts), self.seed):
-            raise UserError(str(file), f"{prompts} prompts, seed {seed}", f"this run has {len(self.prompts)}, seed {self.seed}")
+            raise UserError(
+                str(file), f"{prompts} prompts, seed {seed}", f"this run has {len(self.prompts)}, seed {self.seed}"
+            )
         self.batches_trained, self.consumed = batches_trained, consumed
         done = {entry.ticket for entry in consumed}
         self._next = max(done, default=-1) + 1

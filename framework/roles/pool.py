@@ -1,4 +1,4 @@
-"""A pool of restartable Ray actors of one role: calls with tags, results as they come, restarts without losing a tag."""
+"""A pool of restartable Ray actors of one role: tagged calls, results as they come, and no tag lost in a restart."""
 
 from __future__ import annotations
 
@@ -136,7 +136,9 @@ class WorkerPool:
         worker = failed.worker
         self.restarts += 1
         if self.restarts > self.max_restarts:
-            raise RunFailed(f"{self.name} worker {worker} failed; {self.max_restarts} restarts used up: {_cause(error)}")
+            raise RunFailed(
+                f"{self.name} worker {worker} failed; {self.max_restarts} restarts used up: {_cause(error)}"
+            )
         print(f"{self.name} worker {worker} lost ({_cause(error)}); restarting it", flush=True)
         if kill:
             ray.kill(self._manager.actors()[worker], no_restart=False)

@@ -62,7 +62,10 @@ def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> N
         scaling_config=ray.train.ScalingConfig(
             num_workers=run.workers,
             use_gpu=run.gpus_per_worker > 0,
-            resources_per_worker={"CPU": run.cpus_per_worker, **({"GPU": run.gpus_per_worker} if run.gpus_per_worker else {})},
+            resources_per_worker={
+                "CPU": run.cpus_per_worker,
+                **({"GPU": run.gpus_per_worker} if run.gpus_per_worker else {}),
+            },
         ),
         run_config=ray.train.RunConfig(
             name="train",
@@ -234,6 +237,8 @@ def _validation_loss(trainer: Any, run: LmRun) -> float:
         for row in rows.first(run.validation_rows):
             row_BT = torch.from_numpy(row).to(trainer.engine.device)
             logits_BTV = trainer.engine.model(input_ids=row_BT[:, :-1], use_cache=False).logits.float()
-            total += float(torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), row_BT[:, 1:].flatten(), reduction="sum"))
+            total += float(
+                torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), row_BT[:, 1:].flatten(), reduction="sum")
+            )
             tokens += row_BT[:, 1:].numel()
     return total / tokens

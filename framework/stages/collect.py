@@ -107,9 +107,7 @@ class Collect:
         rng.shuffle(texts)
         return [Document(f"doc-{index:07d}", text) for index, text in enumerate(texts[:size])]
 
-    def _train_side(
-        self, name: str, task: TaskConfig, seed: int, wanted: int, banned: set[str]
-    ) -> Iterator[Prompt]:
+    def _train_side(self, name: str, task: TaskConfig, seed: int, wanted: int, banned: set[str]) -> Iterator[Prompt]:
         found = 0
         for prompt in generate(name, task, seed, 4 * wanted + 64):
             if found == wanted:
@@ -145,4 +143,6 @@ def check_disjoint(train: Sequence[Prompt], heldout: Sequence[Prompt]) -> None:
         seen = {getattr(prompt, what) for prompt in train}
         for prompt in heldout:
             if getattr(prompt, what) in seen:
-                raise UserError(f"held-out prompt {prompt.id}", getattr(prompt, what), f"its {what} is also in the train prompts")
+                raise UserError(
+                    f"held-out prompt {prompt.id}", getattr(prompt, what), f"its {what} is also in the train prompts"
+                )

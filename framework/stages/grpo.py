@@ -136,8 +136,6 @@ class Grpo:
                 RoleEstimate("learner", workers, workers if cluster.gpus else 0, memory.parts()),
                 RoleEstimate("reward", cluster.reward_workers),
             ),
-            hours=rl_hours(
-                self.model, responses * config.max_tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus
-            ),
+            hours=rl_hours(self.model, responses * config.max_tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus),
             assumptions=("RL hours count every response at stage.grpo.max_tokens: an upper bound",),
         )

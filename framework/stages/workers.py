@@ -57,4 +57,9 @@ def worker_environment(cpus: float, on_gpu: bool) -> dict[str, str]:
         return {"TOKENIZERS_PARALLELISM": "false"}
     threads = str(max(1, int(cpus)))
     # Idle OpenMP threads must sleep, not spin: another role needs the core.
-    return {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "DS_ACCELERATOR": "cpu"}
+    return {
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": threads,
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "DS_ACCELERATOR": "cpu",
+    }

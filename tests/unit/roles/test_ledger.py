@@ -47,7 +47,9 @@ def test_no_prompt_is_lost_or_trained_twice_whatever_happens(script: list[int], 
 
 
 @given(st.lists(st.integers(0, 999), max_size=200))
-def test_a_reload_forgets_what_was_live_and_nothing_else(tmp_path_factory: pytest.TempPathFactory, script: list[int]) -> None:
+def test_a_reload_forgets_what_was_live_and_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, script: list[int]
+) -> None:
     file = tmp_path_factory.mktemp("ledger") / "ledger.jsonl"
     ledger = Ledger(prompts(5), 2, 1, seed=3)
     drive(ledger, script, refill_every=4)

@@ -129,9 +129,7 @@ def test_groups_without_signal_are_kept_out_of_the_loss_or_refilled(tmp_path: Pa
 
     kept = make(tmp_path / "keep", rewards=FakeRewards(same_for_half))
     kept.run()
-    refilled = make(
-        tmp_path / "refill", rewards=FakeRewards(same_for_half), algorithm=GrpoConfig(zero_std="refill")
-    )
+    refilled = make(tmp_path / "refill", rewards=FakeRewards(same_for_half), algorithm=GrpoConfig(zero_std="refill"))
     refilled.run()
     assert isinstance(kept.tracker, RecordingTracker)
     assert any(m["groups/zero_std_share"] > 0 for _, m in kept.tracker.metrics)

@@ -18,7 +18,9 @@ from framework.types import Prompt
 
 
 def runtime(directory: Path, seed: int = 0) -> Runtime:
-    return Runtime("collect", directory / "work", directory / "out", seed, ClusterConfig(), NullTracker(), lambda: False)
+    return Runtime(
+        "collect", directory / "work", directory / "out", seed, ClusterConfig(), NullTracker(), lambda: False
+    )
 
 
 def small() -> CollectConfig:
