@@ -312,8 +312,10 @@ class RlLoop:
         self._clock = {"started": now}
 
     def _save(self) -> None:
-        """Write learner and ledger as one checkpoint: it counts once LATEST names it."""
+        """Write learner and ledger as one checkpoint: it counts once LATEST names it, and is never written over."""
         name = f"batch_{self.ledger.batches_trained:06d}"
+        if self._latest() == name:
+            return
         target, temporary = self.directory / name, self.directory / f"{name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(target, ignore_errors=True)
@@ -328,10 +330,15 @@ class RlLoop:
             if old.name != name:
                 shutil.rmtree(old)
 
+    def _latest(self) -> str:
+        """Name of the newest checkpoint, empty if there is none."""
+        pointer = self.directory / LATEST
+        return pointer.read_text().strip() if pointer.is_file() else ""
+
     def _resume(self) -> None:
         """Continue from the newest checkpoint, or make the first one."""
-        if (self.directory / LATEST).is_file():
-            checkpoint = self.directory / (self.directory / LATEST).read_text().strip()
+        if latest := self._latest():
+            checkpoint = self.directory / latest
             self.ledger.load(checkpoint / LEDGER)
             self.learner.load(checkpoint)
             self.tracker.rewind(self.ledger.batches_trained * self.config.minibatches_per_rollout)

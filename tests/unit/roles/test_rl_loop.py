@@ -108,6 +108,16 @@ def test_stops_when_asked_and_resumes(tmp_path: Path) -> None:
     check_trained_once(second)
 
 
+def test_a_stop_before_the_next_batch_leaves_the_checkpoint_alone(tmp_path: Path) -> None:
+    with pytest.raises(Stopped, match="stopped after 0 of 24 steps"):
+        make(tmp_path, should_stop=lambda: True).run()
+    (checkpoint,) = tmp_path.glob("batch_*")
+    files = {file: file.stat().st_mtime_ns for file in checkpoint.rglob("*")}
+    with pytest.raises(Stopped):
+        make(tmp_path, should_stop=lambda: True).run()
+    assert {file: file.stat().st_mtime_ns for file in checkpoint.rglob("*")} == files
+
+
 def test_finished_run_trains_nothing_more(tmp_path: Path) -> None:
     make(tmp_path).run()
     again = make(tmp_path)
