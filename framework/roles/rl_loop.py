@@ -290,7 +290,7 @@ class RlLoop:
         step = self.ledger.batches_trained * self.config.minibatches_per_rollout
         scored = [item.scored for item in batch]
         metrics = batch_metrics(scored, [item.scored for item in discarded], trained_on) | step_metrics(result.steps)
-        if result.mismatch is not None:
+        if result.mismatch is not None and result.mismatch.tokens:
             gap = result.mismatch
             metrics |= {"mismatch/mean_abs": gap.mean_abs, "mismatch/max_abs": gap.max_abs, "mismatch/k3": gap.k3_kl}
         metrics |= {
