@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 
+from framework.algorithms.balance import load_imbalance
 from framework.algorithms.mismatch import Mismatch, MismatchConfig, check_mismatch
 from framework.algorithms.policy_loss import GrpoConfig
 from framework.errors import RunFailed, Stopped, UserError
 from framework.protocols import Tracker
 from framework.roles.ledger import FinishedTicket, Ledger
+from framework.roles.phases import PhaseClock
 from framework.roles.reward import check_scores
 from framework.roles.rl_batch import (
     TrainBatch,
@@ -178,14 +181,13 @@ class RlLoop:
     version: int = field(default=0, init=False)  # newest published policy version = batches trained
     _training: list[FinishedTicket] | None = field(default=None, init=False)
     _groups: dict[int, ResponseGroup] = field(default_factory=dict, init=False)  # being scored
-    _sync_started: float | None = field(default=None, init=False)
-    _clock: dict[str, float] = field(default_factory=dict, init=False)  # seconds of the current batch, by phase
+    _clock: PhaseClock = field(default_factory=PhaseClock, init=False)
     _learner_restarts: int = field(default=0, init=False)
 
     def run(self) -> None:
         """Train every batch. Raises MismatchTooLarge, RunFailed, Stopped or UserError."""
         self._resume()
-        self._clock = {"started": time.monotonic()}
+        self._clock.finish_batch()  # what resuming took is no batch's
         while self.ledger.batches_trained < self.config.batches:
             if self.should_stop() and self._training is None:  # what is being sampled is sampled again on resuming
                 self._stop()
@@ -205,18 +207,19 @@ class RlLoop:
         for _ in range(count):
             ticket = self.ledger.issue(self.version)
             self.rollouts.submit(ticket, self.ledger.prompt(ticket), self.config.sampling)
+            self._clock.issued(ticket)
         return max(count, 0)
 
     def _collect_groups(self) -> int:
         """Pass sampled groups on to the reward workers; prompts of a dead worker are issued again."""
-        if self._sync_started is not None and self.rollouts.synced():
-            self._clock["sync"] = time.monotonic() - self._sync_started
-            self._sync_started = None
+        if self.rollouts.synced():
+            self._clock.acknowledged()
         results = self.rollouts.poll(timeout_s=0.02)
         for ticket, group in results:
             if group is None:
                 self.ledger.give_back([ticket])
             else:
+                self._clock.sampled(ticket)
                 self._groups[ticket] = group
                 self.rewards.submit(ticket, group)
         return len(results)
@@ -229,6 +232,7 @@ class RlLoop:
                 self.rewards.submit(ticket, self._groups[ticket])
                 continue
             scored = ScoredGroup(self._groups.pop(ticket), scores)
+            self._clock.scored(ticket)
             refill = self.algorithm.zero_std == "refill" and not group_has_signal(scored)
             self.ledger.finish(ticket, scored, refill)
         return len(results)
@@ -238,7 +242,7 @@ class RlLoop:
         if self._training is not None or not self.ledger.batch_ready():
             return 0
         self._training = self.ledger.batch()
-        self._clock["waited"] = time.monotonic() - self._clock["started"]
+        self._clock.training()
         scored = [item.scored for item in self._training]
         check_scores(scored, self.max_failed_share)
         probe = self.config.probe_responses
@@ -277,7 +281,7 @@ class RlLoop:
         raise Stopped(f"stopped after {steps} of {self.config.steps} steps; the same command resumes")
 
     def _publish(self, version: int) -> None:
-        self._sync_started = time.monotonic()
+        self._clock.published()
         self.rollouts.publish(version, self.learner.publish(version))
         self.version = version
 
@@ -285,31 +289,25 @@ class RlLoop:
         self, batch: Sequence[FinishedTicket], discarded: Sequence[FinishedTicket], result: TrainResult, trained_on: int
     ) -> None:
         """Log one batch; its x axis is the optimizer steps taken."""
-        now = time.monotonic()
-        seconds = now - self._clock["started"]
         step = self.ledger.batches_trained * self.config.minibatches_per_rollout
         scored = [item.scored for item in batch]
         metrics = batch_metrics(scored, [item.scored for item in discarded], trained_on) | step_metrics(result.steps)
         if result.mismatch is not None and result.mismatch.tokens:
             gap = result.mismatch
             metrics |= {"mismatch/mean_abs": gap.mean_abs, "mismatch/max_abs": gap.max_abs, "mismatch/k3": gap.k3_kl}
-        metrics |= {
-            "time/step_s": seconds,
-            "time/wait_s": self._clock["waited"],
-            "time/train_s": result.seconds,
-            "tokens_per_s": result.tokens / seconds,
-        }
-        if "sync" in self._clock:  # of the version before: this one is on its way
-            metrics["time/sync_s"] = self._clock["sync"]
-        self.tracker.log(step, metrics)
+        metrics |= self._clock.finish_batch() | {"time/train_s": result.seconds}
+        seconds = metrics["time/step_s"]
+        metrics["tokens_per_s"] = result.tokens / seconds
         loads = [one.expert_load_LE for one in result.steps if one.expert_load_LE is not None]
         if loads:
-            self.tracker.expert_load(step, np.sum(loads, axis=0))
+            load_LE = np.sum(loads, axis=0)
+            metrics["experts/max_over_mean"] = float(load_imbalance(torch.from_numpy(load_LE)).mean())
+            self.tracker.expert_load(step, load_LE)
+        self.tracker.log(step, metrics)
         if self.ledger.batches_trained % self.config.samples_every == 1 or self.config.samples_every == 1:
             self.tracker.samples(step, sample_rows(scored, self.algorithm.advantage_std))
         reward, length = metrics["reward/mean"], metrics["response/length_mean"]
         self.tracker.progress(step, self.config.steps, f"reward {reward:.3f}  length {length:.1f}  {seconds:.2f} s")
-        self._clock = {"started": now}
 
     def _save(self) -> None:
         """Write learner and ledger as one checkpoint: it counts once LATEST names it, and is never written over."""

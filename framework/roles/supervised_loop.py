@@ -144,10 +144,12 @@ class _Relay:
             self._tracker.rewind(step)
         self.step = step
         metrics = record["metrics"]
+        if record.get("load"):
+            load_LE = np.asarray(record["load"], dtype=np.float64)
+            metrics["experts/max_over_mean"] = float((load_LE.max(-1) / load_LE.mean(-1)).mean())
+            self._tracker.expert_load(step, load_LE)
         if metrics:
             self._tracker.log(step, metrics)
-        if record.get("load"):
-            self._tracker.expert_load(step, np.asarray(record["load"], dtype=np.float64))
         if "train/loss" in metrics:
             text = f"loss {metrics['train/loss']:.3f}  {metrics['train/tokens_per_s']:,.0f} tokens/s"
             self._tracker.progress(step, self._steps, text)
