@@ -36,6 +36,11 @@ class ClusterConfig:
             raise UserError("cluster.gpus_per_node", self.gpus_per_node, "must be 0 (CPU only) or more")
 
     @property
+    def gpu_share(self) -> float:
+        """What a learner, or one GPU of a rollout worker, books of its GPU."""
+        return 0.0 if not self.gpus_per_node else 0.5 if self.colocate else 1.0
+
+    @property
     def gpus(self) -> int:
         """GPUs of the whole cluster."""
         return self.num_nodes * self.gpus_per_node

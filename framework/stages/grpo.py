@@ -76,7 +76,7 @@ class Grpo:
         learner_config = LearnerConfig(inputs.base.path, engine, self.algorithm, config.temperature, entropy=True)
         options = {
             "num_cpus": cluster.learner_cpus,
-            "num_gpus": 1 if cluster.gpus else 0,
+            "num_gpus": cluster.gpu_share,
             "runtime_env": {"env_vars": worker_environment(cluster.learner_cpus, bool(cluster.gpus))},
         }
         directory = runtime.artifact_dir("policy")

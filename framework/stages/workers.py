@@ -30,8 +30,8 @@ def sampling_pools(
     """Start the actors (they get ready in the background) and kill them at the end."""
     import ray
 
-    gpus = engine.tensor_parallel_size if cluster.gpus else 0
-    environment = {"env_vars": worker_environment(cluster.rollout_cpus, bool(gpus))}
+    gpus = engine.tensor_parallel_size * cluster.gpu_share
+    environment = {"env_vars": worker_environment(cluster.rollout_cpus, gpus > 0)}
     rollout_class = ray.remote(RolloutWorker).options(
         num_cpus=cluster.rollout_cpus, num_gpus=gpus, max_restarts=-1, max_concurrency=1000, runtime_env=environment
     )
