@@ -93,9 +93,6 @@ class Evaluate:
         directory = runtime.artifact_dir("report")
         (directory / "report.json").write_text(json.dumps(asdict(result), indent=1))
         write_rows(directory / "samples.jsonl", (_row(group) for group in scored))
-        overall = result.overall
-        numbers = {"pass_at_1": overall.pass_at_1, "cons_at_k": overall.cons_at_k, "pass_at_k": overall.pass_at_k}
-        runtime.tracker.log(0, {f"{self.label}/{name}": value for name, value in numbers.items()})
         return Evaluated(EvalReport(directory))
 
     def estimate(self, cluster: ClusterConfig) -> StageEstimate:
