@@ -28,6 +28,7 @@ from framework.engines.vllm_engine import VllmConfig
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
 from framework.models.spec import parameter_counts
+from framework.observe.curves import PHASES
 from framework.rewards.base import RewardConfig
 from framework.roles.cluster import ray_session
 from framework.roles.rl_loop import RlConfig
@@ -80,9 +81,7 @@ class StepRecorder:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keep one step."""
-        phases = {
-            name: metrics[f"time/{name}"] for name in ("wait_s", "train_s", "sync_s") if f"time/{name}" in metrics
-        }
+        phases = {name.removeprefix("time/"): metrics[name] for name in PHASES if name in metrics}
         length, truncated = metrics["response/length_mean"], metrics["response/truncated_share"]
         self.steps.append(Step(metrics["time/step_s"], length, truncated, phases))
 
@@ -218,7 +217,7 @@ def row(variant: str, setting: Setting, steps: Sequence[Step]) -> dict[str, Any]
     """One line of the table."""
     seconds = spread([step.seconds for step in steps])
     length = fmean(step.length for step in steps)
-    phases = {name: spread([s.phases[name] for s in steps])["median"] for name in steps[0].phases}
+    phases = {name: spread([s.phases[name] for s in steps if name in s.phases])["median"] for name in steps[-1].phases}
     return {
         "variant": variant, "lengths": setting.lengths, "steps": len(steps), "s": seconds["median"],
         "min_s": seconds["min"], "max_s": seconds["max"], "length": length,
