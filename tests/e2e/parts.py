@@ -1,0 +1,37 @@
+"""Plug-ins of the end-to-end tests: a reward that even an untrained model earns sometimes, and a job of GRPO alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from framework.artifacts import Checkpoint, PromptSet
+from framework.config import RunConfig
+from framework.graph.nodes import Graph
+from framework.rewards.base import Reward
+from framework.stages.grpo import Grpo
+from framework.types import Prompt, Response
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvenText(Reward):
+    """1 for a text of even length: about half of all responses, so that groups have signal."""
+
+    def __call__(self, prompt: Prompt, response: Response) -> float:
+        return float(len(response.text) % 2 == 0)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What GRPO starts from: directories of finished artifacts."""
+
+    base: Path
+    prompts: Path
+
+
+def build_grpo_only(config: RunConfig) -> Graph:
+    """Return a graph of one node."""
+    graph, start, engine = Graph(), config.stage["start"], config.engine
+    grpo = Grpo(config.stage["grpo"], config.algorithm, config.reward, engine.rollout, engine.learner, config.model)
+    graph.add("grpo", grpo, base=Checkpoint(start.base), prompts=PromptSet(start.prompts))
+    return graph

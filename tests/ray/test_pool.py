@@ -1,0 +1,125 @@
+"""The worker pool over real Ray actors: nothing is lost with a worker, and a worker that keeps dying ends the run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from framework.errors import RunFailed, UserError
+from framework.roles.pool import Done, Lost, WorkerPool
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+class Worker:
+    """Does as it is told once it is set up."""
+
+    def __init__(self) -> None:
+        self.is_set_up = False
+
+    def set_up(self) -> None:
+        self.is_set_up = True
+
+    def work(self, what: str) -> str:
+        assert self.is_set_up
+        if what == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "wrong input":
+            raise UserError("prompt p", "too long", "must be shorter")
+        if what == "raise":
+            raise ZeroDivisionError("a bug")
+        return what
+
+    def ping(self) -> str:
+        return "pong"
+
+    def apply(self, func: Callable[..., Any], *args: Any) -> Any:
+        return func(self, *args)
+
+
+@pytest.fixture(scope="module")
+def ray_node() -> Iterator[None]:
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as directory:  # socket paths must be short
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=directory,
+            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def make_pool(ray_node: None) -> Iterator[Callable[[int], WorkerPool]]:
+    pools = []
+
+    def make(max_restarts: int) -> WorkerPool:
+        actor = ray.remote(Worker).options(num_cpus=0, max_restarts=-1).remote()
+        pools.append(WorkerPool("toy", [actor], lambda worker: worker.set_up.remote(), max_restarts))
+        until(pools[-1], lambda: bool(pools[-1].ready()))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.shutdown()
+
+
+def until(pool: WorkerPool, reached: Callable[[], bool]) -> list[Done | Lost]:
+    outcomes, deadline = [], time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < deadline
+        outcomes += pool.poll(0.1)
+    return outcomes
+
+
+@pytest.mark.parametrize("end", ["die", "raise"])
+def test_calls_of_a_lost_worker_come_back_and_it_is_set_up_again(
+    make_pool: Callable[[int], WorkerPool], end: str
+) -> None:
+    pool = make_pool(3)
+    for tag, what in (("a", "first"), ("b", end), ("c", "after")):
+        pool.call(0, "work", what, tag=tag)
+    outcomes = until(pool, lambda: pool.load(0) == 0)
+    by_tag = {outcome.tag: outcome for outcome in outcomes}
+    assert by_tag["a"] in (Done(0, "a", "first"), Lost(0, "a"))  # Ray may learn of the death before of the result
+    assert by_tag["b"] == Lost(0, "b")
+    assert by_tag["c"] in (Done(0, "c", "after"), Lost(0, "c"))
+    assert len(outcomes) == 3
+    until(pool, lambda: pool.ready() == [0])
+    pool.call(0, "work", "again", tag="d")
+    assert until(pool, lambda: pool.load(0) == 0) == [Done(0, "d", "again")]
+    assert pool.restarts == 1
+
+
+def test_wrong_input_is_raised_as_it_is(make_pool: Callable[[int], WorkerPool]) -> None:
+    pool = make_pool(3)
+    pool.call(0, "work", "wrong input", tag="a")
+    with pytest.raises(UserError, match="prompt p: got 'too long'; must be shorter"):
+        until(pool, lambda: False)
+
+
+def test_a_worker_that_keeps_failing_ends_the_run_with_its_reason(make_pool: Callable[[int], WorkerPool]) -> None:
+    pool = make_pool(0)
+    pool.call(0, "work", "raise", tag="a")
+    with pytest.raises(RunFailed, match=r"toy worker 0 failed; 0 restarts used up: .*a bug"):
+        until(pool, lambda: False)
+
+
+def test_polling_without_calls_leaves_the_core_to_others(make_pool: Callable[[int], WorkerPool]) -> None:
+    pool = make_pool(0)
+    before = time.monotonic()
+    for _ in range(10):
+        assert pool.poll(0.05) == []
+    assert time.monotonic() - before >= 0.5  # it slept
