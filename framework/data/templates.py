@@ -54,6 +54,15 @@ R1_CHAT_TEMPLATE = _CHAT.replace(
 ).replace("GENERATION", f"'{ASSISTANT}<think>\\n'")
 
 
+# R1-Zero has no turns: the last message is the question, and the rest of the conversation is not shown to it.
+R1_ZERO_CHAT_TEMPLATE = (
+    "{%- set question = messages[-1]['content'] | trim -%}"
+    f"{{{{- bos_token + {_BEFORE!r} + question -}}}}"
+    "{{- '' if question[-1:] in ['.', '?', '!', '。', '？', '！'] else '.' -}}"
+    f"{{{{- {' ' + _AFTER!r} -}}}}"
+)
+
+
 class TextEncoder(Protocol):
     """What is needed of a Hugging Face tokenizer."""
 

@@ -42,7 +42,9 @@ class TokenizerConfig:
             raise UserError("digits_per_token", self.digits_per_token, "must be 1, 2 or 3")
 
 
-def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, directory: Path, model_max_length: int) -> int:
+def train_tokenizer(
+    texts: Iterable[str], config: TokenizerConfig, directory: Path, model_max_length: int, chat_template: str
+) -> int:
     """Train on `texts`, write a fast tokenizer that transformers loads, return the number of tokens it has."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -68,6 +70,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, directory: Pa
         model_max_length=model_max_length,
         clean_up_tokenization_spaces=False,
     )
+    fast.chat_template = chat_template
     fast.save_pretrained(directory)
     return len(fast)
 

@@ -85,7 +85,8 @@ class RayRollouts:
     def _send(self) -> None:
         update = _Update(self._era, self._version)
         for worker in self._pool.ready() if self._weights else ():
-            if self._sent.get(worker) != update:
+            loading = self._sent.get(worker) != self._serving.get(worker)  # one at a time: calls may overtake another
+            if not loading and self._sent.get(worker) != update:
                 self._sent[worker] = update
                 self._pool.call(worker, "update_weights", self._version, *self._weights, tag=update)
 

@@ -11,7 +11,7 @@ from typing import Any
 from framework.artifacts import PromptSet, TextSet, TokenizerDir, TokenShards
 from framework.data.readers import read_documents, read_prompts
 from framework.data.shards import write_shards
-from framework.data.templates import tokenize_prompts
+from framework.data.templates import R1_ZERO_CHAT_TEMPLATE, tokenize_prompts
 from framework.data.tokenizer import TokenizerConfig, train_tokenizer
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
@@ -49,7 +49,7 @@ class TrainTokenizer:
         directory = runtime.artifact_dir("tokenizer")
         documents = read_documents(inputs.text.path / "train.jsonl")
         texts = (doc.text for doc in itertools.islice(documents, self.config.train_documents))
-        size = train_tokenizer(texts, self.config, directory, self.context)
+        size = train_tokenizer(texts, self.config, directory, self.context, R1_ZERO_CHAT_TEMPLATE)
         runtime.tracker.progress(1, 1, f"{size} tokens")
         return TrainedTokenizer(TokenizerDir(directory))
 

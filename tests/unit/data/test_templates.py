@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from framework.data.templates import (
     R1_CHAT_TEMPLATE,
+    R1_ZERO_CHAT_TEMPLATE,
     V3_CHAT_TEMPLATE,
     checked_length,
     prompt_tokens,
@@ -133,3 +134,9 @@ def test_a_prompt_longer_than_the_context_is_named_with_its_numbers() -> None:
     assert str(caught.value) == (
         "prompt sum-7: tokens: got 60; must be at most 59: the context holds 64, and 5 are for the response"
     )
+
+
+@pytest.mark.parametrize("question", ["Calculate 1 + 2.", " 2 + 2 = ", "Why?"])
+def test_a_chat_with_r1_zero_is_asked_as_it_was_trained(question: str) -> None:
+    rendered = render_chat(R1_ZERO_CHAT_TEMPLATE, [{"role": "user", "content": question}])
+    assert rendered == BOS + render_r1_zero(question)
