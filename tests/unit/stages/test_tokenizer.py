@@ -69,5 +69,5 @@ def test_least_tokens_is_a_lower_bound(tokenized: TokenizeInputs, text: str) -> 
 
 
 def test_a_vocabulary_larger_than_the_models_is_refused() -> None:
-    with pytest.raises(UserError, match="got 300; must be at most model.vocab_size=299"):
+    with pytest.raises(UserError, match=r"got 300; must be at most model\.vocab_size=299"):
         TrainTokenizer(CONFIG, 64, 299)
