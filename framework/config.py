@@ -61,7 +61,7 @@ class RunConfig:
     @property
     def run_dir(self) -> Path:
         """Where the run keeps its artifacts and metrics."""
-        return self.runs_dir / self.run
+        return (self.runs_dir / self.run).absolute()  # workers have another working directory
 
 
 def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> RunConfig:
