@@ -137,9 +137,9 @@ def run_trl(setting: Setting, steps: int, vllm: bool) -> list[Step]:
         "max_model_len": CONTEXT, "steps": WARM_UP + steps, "lr": LR, "threads": setting.threads, "vllm": vllm,
     }  # fmt: skip
     environment = os.environ | {
-        "OMP_NUM_THREADS": str(setting.threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-        "TRL_EXPERIMENTAL_SILENCE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_MLA_DISABLE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
+        "OMP_NUM_THREADS": str(setting.threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_MLA_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
     }  # fmt: skip
     script = Path(__file__).with_name("_trl_grpo.py")
     command = [peer_python(), script, json.dumps(arguments)]
