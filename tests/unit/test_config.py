@@ -203,6 +203,7 @@ def test_to_plain_and_back() -> None:
 def test_compose_gives_frozen_dataclasses() -> None:
     config = compose([*TOY, "stage.train.lr=1e-4", "seed=3"], TOY_CONF)
     assert config.stage == {"write": Write(), "train": Train(lr=1e-4)}
+    assert (config.seed, config.run, config.run_dir) == (3, "toy", Path("runs/toy").absolute())
     assert config.model.name == "v3_tiny"
     assert list(build_graph(config).nodes) == ["write", "train", "evaluate"]
 
