@@ -65,8 +65,6 @@ class DeepSpeedConfig:
                 raise UserError(f"engine.{key}", getattr(self, key), "in [0, 1)")
         if self.eps <= 0 or self.collective_timeout_s <= 0:
             raise UserError("engine.eps, engine.collective_timeout_s", (self.eps, self.collective_timeout_s), "above 0")
-        if self.zero_stage == 3 and self.keep_versions:
-            raise UserError("engine.keep_versions", self.keep_versions, "0 with zero_stage 3, which shards the weights")
 
     def check_topology(self, world: int, experts: int, where: str = "engine") -> None:
         """Raise UserError unless `ep_size` divides both the world size and the number of routed experts.
@@ -180,12 +178,10 @@ class TrainingEngine:
         return values
 
     def snapshot(self) -> Snapshot:
-        """Copy the current weights (not collective). Raises UserError under ZeRO-3, whose weights are shards."""
-        if self.config.zero_stage == 3:
-            raise UserError("engine.zero_stage", 3, "1 or 2 where older weights are kept (KL reference, old versions)")
+        """Copy this rank's weights (under ZeRO-3: its shards) to host memory: a second set may not fit the device."""
         return Snapshot(
-            tuple(p.detach().clone() for p in self._parameters),
-            tuple(bias.detach().clone() for _, bias in self.routing.biases()),
+            tuple(weights.detach().to("cpu", copy=True) for weights in self._local_weights()),
+            tuple(bias.detach().to("cpu", copy=True) for _, bias in self.routing.biases()),
         )
 
     @contextlib.contextmanager
@@ -194,20 +190,27 @@ class TrainingEngine:
         if snapshot is None:
             yield
             return
-        live = [p.data for p in self._parameters]
-        biases = [bias for _, bias in self.routing.biases()]
-        live_biases = [bias.detach().clone() for bias in biases]
+        live = self.snapshot()
+        self._place(snapshot)
         try:
-            for parameter, tensor in zip(self._parameters, snapshot.parameters, strict=True):
-                parameter.data = tensor
-            for bias, tensor in zip(biases, snapshot.biases, strict=True):
-                bias.copy_(tensor)
             yield
         finally:
-            for parameter, tensor in zip(self._parameters, live, strict=True):
-                parameter.data = tensor
-            for bias, tensor in zip(biases, live_biases, strict=True):
-                bias.copy_(tensor)
+            self._place(live)
+
+    def _local_weights(self) -> list[torch.Tensor]:
+        """What this rank holds of each parameter: all of it, or under ZeRO-3 its shard."""
+        if self.config.zero_stage < 3:
+            return [parameter.data for parameter in self._parameters]
+        return [parameter.ds_tensor for parameter in self._parameters]  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def _place(self, weights: Snapshot) -> None:
+        if self.config.zero_stage == 3:
+            self._engine.empty_partition_cache()  # or a parameter still gathered would keep its old values
+        for target, tensor in zip(self._local_weights(), weights.parameters, strict=True):
+            target.data.copy_(tensor)
+        for (_, bias), tensor in zip(self.routing.biases(), weights.biases, strict=True):
+            bias.copy_(tensor)
 
     @property
     def native(self) -> Any:
@@ -238,6 +241,7 @@ def _initialize(model: nn.Module, config: DeepSpeedConfig, moe: bool) -> Any:
             # A fresh contiguous buffer each step costs page faults on a CPU, but without one ZeRO-2 refuses experts,
             # and ZeRO-1 silently reduces expert-parallel gradients over the wrong group.
             "contiguous_gradients": on_gpu or config.zero_stage > 1 or config.ep_size > 1,
+            "stage3_param_persistence_threshold": 0,  # every parameter is a shard between two forwards
         },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
