@@ -45,7 +45,9 @@ def render(run: RunFiles) -> str:
     page = Template(files("framework.observe").joinpath("report.html").read_text(encoding="utf-8"))
     sections = [_header(name, run), _tiles(run), _notes(run.notes), _evaluation(run.evaluations)]
     # Last stage first: it is what people look for.
-    sections += [_stage(stage) for stage in reversed(list(run.history.stages.values()))]
+    stages = list(run.history.stages.values())
+    sections += [_stage(stage) for stage in reversed(stages) if _has_recorded(stage)]
+    sections.append(_other_stages([stage for stage in stages if not _has_recorded(stage)]))
     sections += [_machine(run), _provenance(run.artifacts, run.run_dir), _configuration(run.config)]
     return page.substitute(title=escape(f"{name}: training report"), body="\n".join(filter(None, sections)))
 
@@ -150,9 +152,19 @@ def _stage(stage: StageHistory) -> str:
         )
     if stage.samples:
         parts.append(_samples(stage.samples))
-    if len(parts) == 1:
-        parts.append('<p class="soft">It has recorded no metrics.</p>')
     return "\n".join(parts)
+
+
+def _has_recorded(stage: StageHistory) -> bool:
+    return bool(stage.series or stage.samples or stage.expert_load)
+
+
+def _other_stages(stages: Sequence[StageHistory]) -> str:
+    """Stages without curves, in one line: how long they took."""
+    if not stages:
+        return ""
+    told = [f"{escape(stage.name)} {stage.state} in {format_seconds(stage.seconds)}" for stage in stages]
+    return f'<h2>Other stages</h2><p class="soft">{", ".join(told)}.</p>'
 
 
 def _samples(samples: Mapping[int, Sequence[SampleRow]]) -> str:
