@@ -201,7 +201,7 @@ class TrainingEngine:
         """What this rank holds of each parameter: all of it, or under ZeRO-3 its shard."""
         if self.config.zero_stage < 3:
             return [parameter.data for parameter in self._parameters]
-        return [parameter.ds_tensor for parameter in self._parameters]  # type: ignore[attr-defined]
+        return [parameter.ds_tensor for parameter in self._parameters]
 
     @torch.no_grad()
     def _place(self, weights: Snapshot) -> None:
