@@ -133,6 +133,9 @@ class EngineLoop:
             try:
                 command.result.set_result(command.function(engine))
             except Exception as error:
+                if command.fatal:
+                    with self._lock:
+                        self.error = error  # before anyone hears of it: from here on nothing is accepted
                 command.result.set_exception(error)
                 if command.fatal:
                     raise

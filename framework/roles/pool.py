@@ -143,6 +143,7 @@ class WorkerPool:
         if kill:
             ray.kill(self._manager.actors()[worker], no_restart=False)
         self._manager.set_actor_state(worker, healthy=False)
+        self._last_probe = time.monotonic()  # an actor being killed may still answer a ping
         self._ready.discard(worker)
         lost = [failed, *(call for call in self._calls.values() if call.worker == worker)]
         self._calls = {r: c for r, c in self._calls.items() if c.worker != worker}

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,18 @@ def test_stop_leaves_a_run_that_resumes(tmp_path: Path, caplog: pytest.LogCaptur
     assert started(caplog) == ["train", "evaluate"]
 
 
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """Python's own handlers: a shell starts background jobs with SIGINT ignored, and engines leave handlers behind."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("usual_signals")
 def test_signals_set_the_flag_and_are_given_back() -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with StopFlag().on_signals() as flag:
