@@ -98,10 +98,6 @@ class Ledger:
         """Tickets that are issued or finished, but not trained; those given back are about to be issued again."""
         return len(self._issued) + len(self._finished)
 
-    def is_issued(self, ticket: int) -> bool:
-        """Whether the ticket is waiting for its group."""
-        return ticket in self._issued
-
     def batch_ready(self) -> bool:
         """Whether the first P live tickets are all finished."""
         return len(self._first_live()) == self.batch_size and all(t in self._finished for t in self._first_live())
@@ -125,10 +121,6 @@ class Ledger:
             del self._no_signal[ticket]
             self._consume(ticket, "no_signal")
         self.batches_trained += 1
-
-    def issued_version(self, ticket: int) -> int | None:
-        """Version that a waiting ticket was issued for."""
-        return self._issued.get(ticket)
 
     def save(self, file: Path) -> None:
         """Write the journal: a header line, then a line per consumed ticket. Live tickets are not kept: they rerun."""

@@ -111,10 +111,6 @@ class WorkerPool:
                     outcomes.append(Done(call.worker, call.tag, result))
         return [outcome for outcome in outcomes if not isinstance(outcome.tag, _SetUp)]
 
-    def forget(self, keep: Callable[[Hashable], bool] = lambda tag: False) -> None:
-        """Drop the outcome of every call whose tag is not kept; the actors finish them unheard."""
-        self._calls = {r: c for r, c in self._calls.items() if isinstance(c.tag, _SetUp) or keep(c.tag)}
-
     def shutdown(self) -> None:
         """Kill the actors."""
         import ray

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,24 +22,6 @@ from framework.roles.rl_loop import LearnerLost, TrainResult
 from tests.learners import minibatch, samples, tiny_model
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    import ray
-
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as directory:  # socket paths must be short
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            _temp_dir=directory,
-            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-        )
-        yield
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +50,7 @@ def trained(group: LearnerGroup, timeout_s: float = 120.0) -> TrainResult:
     return result
 
 
-def test_two_ranks_train_publish_die_and_resume(cluster: None, checkpoint: Path, tmp_path: Path) -> None:
+def test_two_ranks_train_publish_die_and_resume(ray_node: None, checkpoint: Path, tmp_path: Path) -> None:
     import ray
 
     group = LearnerGroup(config(checkpoint, ep_size=2), ranks=2)
@@ -102,7 +82,7 @@ def test_two_ranks_train_publish_die_and_resume(cluster: None, checkpoint: Path,
     group.shutdown()
 
 
-def test_a_bad_checkpoint_reaches_the_driver_as_the_users_error(cluster: None, tmp_path: Path) -> None:
+def test_a_bad_checkpoint_reaches_the_driver_as_the_users_error(ray_node: None, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json"):
         LearnerGroup(config(tmp_path, ep_size=1))
 

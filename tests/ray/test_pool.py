@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +15,6 @@ from framework.roles.pool import Done, Lost, WorkerPool
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 
 
 class Worker:
@@ -44,21 +41,6 @@ class Worker:
 
     def apply(self, func: Callable[..., Any], *args: Any) -> Any:
         return func(self, *args)
-
-
-@pytest.fixture(scope="module")
-def ray_node() -> Iterator[None]:
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as directory:  # socket paths must be short
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            _temp_dir=directory,
-            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-        )
-        yield
-        ray.shutdown()
 
 
 @pytest.fixture

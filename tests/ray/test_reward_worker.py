@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,22 +16,6 @@ from tests.contract.test_scorer import is_dead
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def ray_node() -> Iterator[None]:
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as directory:  # socket paths must be short
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            _temp_dir=directory,
-            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-        )
-        yield
-        ray.shutdown()
 
 
 @pytest.fixture
