@@ -1,4 +1,4 @@
-"""Learning-rate schedules of the recipe as one pure function of the step."""
+"""Schedules of the recipe as pure functions of the step: learning rates, and values that change at given steps."""
 
 from __future__ import annotations
 
@@ -49,3 +49,29 @@ class LrSchedule:
         start = max(self.decay_start, self.warmup_steps / self.total_steps)
         decay = max(progress - start, 0.0) / (1 - start)
         return self.lr * (self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * decay)))
+
+
+@dataclass(frozen=True)
+class StepwiseValue:
+    """A value that changes at given steps: `values[i]` holds before step `until[i]`, the last one from there on.
+
+    DeepSeek-V3 section 4.2: the bias update speed and the weight of multi-token prediction.
+    """
+
+    values: tuple[float, ...]
+    until: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.until) + 1:
+            raise UserError("values", self.values, f"must be one more than until={self.until}")
+        if list(self.until) != sorted(set(self.until)) or any(step < 1 for step in self.until):
+            raise UserError("until", self.until, "must be rising steps, from 1")
+
+    def at(self, step: int) -> float:
+        """Value at optimizer step `step`, from 0."""
+        return self.values[sum(step >= change for change in self.until)]
+
+
+def value_at(value: float | StepwiseValue, step: int) -> float:
+    """Value at optimizer step `step`; a plain number never changes."""
+    return value.at(step) if isinstance(value, StepwiseValue) else value
