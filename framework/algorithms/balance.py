@@ -12,11 +12,11 @@ import torch
 
 @dataclass(frozen=True)
 class AuxiliaryLosses:
-    """DeepSeek-V2's balance losses, each without its factor alpha; scalars, differentiable."""
+    """DeepSeek-V2's balance losses of S sequences, each without its factor alpha; differentiable."""
 
-    expert: torch.Tensor
-    device: torch.Tensor
-    communication: torch.Tensor
+    expert_S: torch.Tensor
+    device_S: torch.Tensor
+    communication_S: torch.Tensor
 
 
 def bias_update(load: torch.Tensor, speed: float) -> torch.Tensor:
@@ -44,47 +44,56 @@ def sequence_balance_loss(
     sequence. `scores_TE` are the gate's affinities before the bias (sigmoid), differentiable; `experts_TK` the choice.
     A perfectly balanced sequence gives 1.
     """
-    n_experts, top_k = scores_TE.shape[1], experts_TK.shape[1]
-    n_segments = segment_lengths_S.shape[0]
-    segments = torch.arange(n_segments, device=scores_TE.device)
-    segment_T = segments.repeat_interleave(segment_lengths_S, output_size=scores_TE.shape[0])
+    frequency_SE, _ = _frequencies(scores_TE, experts_TK, segment_lengths_S)
     shares_TE = scores_TE / scores_TE.sum(-1, keepdim=True)
-    zeros_SE = torch.zeros(n_segments, n_experts, dtype=scores_TE.dtype, device=scores_TE.device)
-    lengths_S1 = segment_lengths_S[:, None]
-    frequency_SE = zeros_SE.index_add(0, segment_T, _chosen(experts_TK, scores_TE)) * n_experts / (top_k * lengths_S1)
-    mean_share_SE = zeros_SE.index_add(0, segment_T, shares_TE) / lengths_S1
-    return (frequency_SE * mean_share_SE).sum(-1)
+    return (frequency_SE * _segment_means(shares_TE, segment_lengths_S)).sum(-1)
 
 
 def auxiliary_losses(
-    scores_TE: torch.Tensor, experts_TK: torch.Tensor, n_devices: int, max_devices: int
+    scores_TE: torch.Tensor,
+    experts_TK: torch.Tensor,
+    segment_lengths_S: torch.Tensor,
+    n_devices: int,
+    max_devices: int,
 ) -> AuxiliaryLosses:
-    """Return DeepSeek-V2's expert-, device- and communication-level losses (section 2.2.3).
+    """Return DeepSeek-V2's expert-, device- and communication-level losses (section 2.2.3) of each sequence.
 
     Experts are laid out in D equal groups in order, one a device; a token is sent to at most M = `max_devices` of them.
-    With f_i = E/(K T) * tokens that chose i and P_i = mean score (softmax affinities, not renormalised):
-    expert = sum_i f_i P_i; device = sum_d (mean of f in d) (sum of P in d);
+    With f_i = E/(K T) * tokens that chose i and P_i = mean score (softmax affinities, not renormalised), T the tokens
+    of one sequence: expert = sum_i f_i P_i; device = sum_d (mean of f in d) (sum of P in d);
     communication = sum_d D/(M T) * tokens sent to d * (sum of P in d).
     Raises ValueError if the experts do not divide by the devices.
     """
-    n_tokens, n_experts = scores_TE.shape
-    top_k = experts_TK.shape[1]
+    n_experts = scores_TE.shape[1]
     if n_experts % n_devices:
         raise ValueError(f"{n_experts} experts do not divide over {n_devices} devices")
-    chosen_TE = _chosen(experts_TK, scores_TE)
-    frequency_E = chosen_TE.sum(0) * n_experts / (top_k * n_tokens)
-    mean_score_E = scores_TE.mean(0)
-    per_device = n_experts // n_devices
-    mean_score_D = mean_score_E.view(n_devices, per_device).sum(-1)
-    frequency_D = frequency_E.view(n_devices, per_device).mean(-1)
-    sent_D = (chosen_TE.view(n_tokens, n_devices, per_device).sum(-1) > 0).to(scores_TE.dtype).sum(0)
+    frequency_SE, chosen_TE = _frequencies(scores_TE, experts_TK, segment_lengths_S)
+    mean_score_SE = _segment_means(scores_TE, segment_lengths_S)
+    by_device = (-1, n_devices, n_experts // n_devices)
+    mean_score_SD = mean_score_SE.view(by_device).sum(-1)
+    frequency_SD = frequency_SE.view(by_device).mean(-1)
+    sent_TD = (chosen_TE.view(by_device).sum(-1) > 0).to(scores_TE.dtype)
+    sent_SD = _segment_means(sent_TD, segment_lengths_S) * n_devices / max_devices
     return AuxiliaryLosses(
-        expert=(frequency_E * mean_score_E).sum(),
-        device=(frequency_D * mean_score_D).sum(),
-        communication=(sent_D * n_devices / (max_devices * n_tokens) * mean_score_D).sum(),
+        expert_S=(frequency_SE * mean_score_SE).sum(-1),
+        device_S=(frequency_SD * mean_score_SD).sum(-1),
+        communication_S=(sent_SD * mean_score_SD).sum(-1),
     )
 
 
-def _chosen(experts_TK: torch.Tensor, scores_TE: torch.Tensor) -> torch.Tensor:
-    """Return [T, E] with 1 where the token chose the expert; a count, so it carries no gradient."""
-    return torch.zeros_like(scores_TE, requires_grad=False).scatter(1, experts_TK, 1.0)
+def _frequencies(
+    scores_TE: torch.Tensor, experts_TK: torch.Tensor, segment_lengths_S: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """f [S, E], 1 where balanced, and [T, E] with 1 where the token chose the expert: counts carry no gradient."""
+    chosen_TE = torch.zeros_like(scores_TE, requires_grad=False).scatter(1, experts_TK, 1.0)
+    scale = scores_TE.shape[1] / experts_TK.shape[1]
+    return _segment_means(chosen_TE, segment_lengths_S) * scale, chosen_TE
+
+
+def _segment_means(values_TE: torch.Tensor, segment_lengths_S: torch.Tensor) -> torch.Tensor:
+    """Mean over each sequence's tokens [S, E]."""
+    n_segments = segment_lengths_S.shape[0]
+    segments = torch.arange(n_segments, device=values_TE.device)
+    segment_T = segments.repeat_interleave(segment_lengths_S, output_size=values_TE.shape[0])
+    sums_SE = values_TE.new_zeros(n_segments, values_TE.shape[1]).index_add(0, segment_T, values_TE)
+    return sums_SE / segment_lengths_S[:, None]

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from framework.engines import expert_parallel
-from framework.engines.lr_schedule import LrSchedule
+from framework.engines.lr_schedule import LrSchedule, StepwiseValue, value_at
 from framework.errors import UserError
 
 
@@ -39,8 +39,10 @@ class DeepSpeedConfig:
     weight_decay: float = 0.1  # on matrices; norms and biases are not decayed
     clip: float = 1.0  # global gradient norm; 0 switches clipping off
     token_budget: int = 4096  # tokens of a micro-batch
-    bias_update_speed: float = 0.0  # gamma of the auxiliary-loss-free balancing; 0 freezes the bias
-    balance_alpha: float = 0.0  # weight of the sequence-wise balance loss
+    bias_update_speed: float | StepwiseValue = 0.0  # gamma of the auxiliary-loss-free balancing; 0 freezes the bias
+    balance_alpha: float = 0.0  # weight of the sequence-wise (V2: expert-level) balance loss
+    device_alpha: float = 0.0  # V2's device-level balance loss; devices are the router's expert groups
+    communication_alpha: float = 0.0  # V2's communication balance loss
     gradient_checkpointing: bool = False
     compile: bool = False
     threads: int = 0  # torch threads of this process; 0 leaves them as they are
@@ -57,7 +59,9 @@ class DeepSpeedConfig:
         for key, least in (("ep_size", 1), ("token_budget", 1), ("keep_versions", 0), ("threads", 0)):
             if getattr(self, key) < least:
                 raise UserError(f"engine.{key}", getattr(self, key), f"at least {least}")
-        for key in ("clip", "weight_decay", "bias_update_speed", "balance_alpha"):
+        if isinstance(self.bias_update_speed, float | int) and self.bias_update_speed < 0:
+            raise UserError("engine.bias_update_speed", self.bias_update_speed, "at least 0")
+        for key in ("clip", "weight_decay", "balance_alpha", "device_alpha", "communication_alpha"):
             if getattr(self, key) < 0:
                 raise UserError(f"engine.{key}", getattr(self, key), "at least 0")
         for key in ("beta1", "beta2"):
@@ -65,6 +69,11 @@ class DeepSpeedConfig:
                 raise UserError(f"engine.{key}", getattr(self, key), "in [0, 1)")
         if self.eps <= 0 or self.collective_timeout_s <= 0:
             raise UserError("engine.eps, engine.collective_timeout_s", (self.eps, self.collective_timeout_s), "above 0")
+
+    @property
+    def balance_losses(self) -> bool:
+        """Whether the routes of a forward are needed for its loss."""
+        return self.balance_alpha > 0 or self.device_alpha > 0 or self.communication_alpha > 0
 
     def check_topology(self, world: int, experts: int, where: str = "engine") -> None:
         """Raise UserError unless `ep_size` divides both the world size and the number of routed experts.
@@ -133,7 +142,10 @@ class TrainingEngine:
         self._engine = _initialize(model, config, experts > 0)
         self.model: nn.Module = self._engine.module
         self.device = next(self.model.parameters()).device
-        self.routing = expert_parallel.ExpertRouting(self.model, keep_routes=config.balance_alpha > 0)
+        self.routing = expert_parallel.ExpertRouting(self.model, keep_routes=config.balance_losses)
+        for alpha in ("device_alpha", "communication_alpha"):
+            if getattr(config, alpha) and not all(layer.router.num_expert_groups for _, layer in self.routing.layers):
+                raise UserError(f"engine.{alpha}", getattr(config, alpha), "0: this model's experts have no groups")
         self._parameters = list(self.model.parameters())
         self.steps = 0
 
@@ -154,14 +166,14 @@ class TrainingEngine:
         """Clip, AdamW with the schedule's learning rate, then move the correction biases by the loads."""
         from framework.algorithms.balance import bias_update
 
-        lr = self.config.schedule.at(self.steps)
+        lr, speed = self.config.schedule.at(self.steps), value_at(self.config.bias_update_speed, self.steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._engine.step()
         self.steps += 1
         load_LE = self.routing.take_counts()
-        if load_LE is not None and self.config.bias_update_speed:
-            delta_LE = bias_update(load_LE, self.config.bias_update_speed)
+        if load_LE is not None and speed:
+            delta_LE = bias_update(load_LE, speed)
             for (_, bias_E), delta_E in zip(self.routing.biases(), delta_LE, strict=True):
                 bias_E += delta_E.to(bias_E.device)
         return StepStats(float(self._engine.get_global_grad_norm()), lr, load_LE)

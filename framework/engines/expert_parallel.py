@@ -67,6 +67,8 @@ class Routes:
 
     scores_TE: torch.Tensor  # affinities before the bias (sigmoid or softmax), float32, differentiable
     experts_TK: torch.Tensor  # int64
+    n_groups: int  # of experts, one a device or node; 0: the router knows none
+    groups_per_token: int
 
 
 class ExpertRouting:
@@ -93,20 +95,21 @@ class ExpertRouting:
             router.register_forward_hook(self._route_hook(index))
 
     def _route_hook(self, index: int) -> Any:
-        def hook(_router: nn.Module, _args: Any, output: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+        def hook(router: Any, _args: Any, output: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
             if not self.counting:
                 return
             counts_E = output[2].detach()
             so_far = self._counts[index]
             self._counts[index] = counts_E.clone() if so_far is None else so_far.add_(counts_E)
             if self._scores_TE is not None:
-                self.routes.append(Routes(self._scores_TE, output[1]))
+                groups = router.num_expert_groups or 0, router.num_limited_groups or 0
+                self.routes.append(Routes(self._scores_TE, output[1], *groups))
 
         return hook
 
     def _score_hook(self, score_func: str) -> Any:
         def hook(_gate: nn.Module, _args: Any, logits_TE: torch.Tensor) -> None:
-            if self.counting:
+            if torch.is_grad_enabled():  # in recomputation as well, which must save the same tensors again
                 logits = logits_TE.float()
                 self._scores_TE = logits.sigmoid() if score_func == "sigmoid" else logits.softmax(-1)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +27,7 @@ class DeepSpeedTrainer:
 
         Position t predicts t+1; `mask_BT` [B, T] is 1 where the token *at* that position is a target (default: all).
         Rows are not masked across documents (DeepSeek-V3 §4.1). The loss is the mean over all trained tokens.
-        Metrics: loss (nats per token), grad_norm, lr, tokens, and balance_loss when it is on.
+        Metrics: loss (nats per token), grad_norm, lr, tokens, and balance_loss (as weighted in the sum) when it is on.
         """
         engine, config = self.engine, self.engine.config
         n_rows, length = rows_BT.shape
@@ -65,10 +64,31 @@ class DeepSpeedTrainer:
         output = lm_loss(logits_BTV.flatten(0, 1), rows_BT[:, 1:].flatten(), mask_BT[:, 1:].flatten().float())
         loss = output.loss / tokens
         balance = torch.zeros(())
-        if self.engine.config.balance_alpha and row_share:
-            balance = _balance(self.engine.routing.routes, rows_BT.shape[0]) * row_share
-            loss = loss + self.engine.config.balance_alpha * balance
+        if self.engine.config.balance_losses and row_share:
+            balance = self._balance(rows_BT.shape[0]) * row_share
+            loss = loss + balance
         return loss, torch.tensor([output.metrics["nll"], float(balance.detach())])
+
+    def _balance(self, n_rows: int) -> torch.Tensor:
+        """Weighted balance losses (V3 eq. 17-20; V2 section 2.2.3), mean over sequences, summed over layers.
+
+        All are defined within one sequence, so their mean depends on no micro-batch or rank.
+        """
+        from framework.algorithms.balance import auxiliary_losses, sequence_balance_loss
+
+        config, total = self.engine.config, torch.zeros((), device=self.engine.device)
+        for layer in self.engine.routing.routes:
+            lengths_S = torch.full((n_rows,), layer.scores_TE.shape[0] // n_rows, device=layer.scores_TE.device)
+            if config.balance_alpha:
+                losses_S = sequence_balance_loss(layer.scores_TE, layer.experts_TK, lengths_S)
+                total = total + config.balance_alpha * losses_S.mean()
+            if config.device_alpha or config.communication_alpha:
+                losses = auxiliary_losses(
+                    layer.scores_TE, layer.experts_TK, lengths_S, layer.n_groups, layer.groups_per_token
+                )
+                weighted_S = config.device_alpha * losses.device_S + config.communication_alpha * losses.communication_S
+                total = total + weighted_S.mean()
+        return total
 
     def save(self, directory: Path) -> None:
         """Write engine state for an exact resume."""
@@ -81,14 +101,3 @@ class DeepSpeedTrainer:
     def export(self, directory: Path) -> None:
         """Rank 0 writes a Hugging Face checkpoint."""
         export_hf(self.engine, directory)
-
-
-def _balance(routes: list[Any], n_rows: int) -> torch.Tensor:
-    """Sequence-wise balance loss (DeepSeek-V3 eq. 17-20), mean over sequences, summed over layers."""
-    from framework.algorithms.balance import sequence_balance_loss
-
-    losses = []
-    for layer in routes:
-        lengths_S = torch.full((n_rows,), layer.scores_TE.shape[0] // n_rows, device=layer.scores_TE.device)
-        losses.append(sequence_balance_loss(layer.scores_TE, layer.experts_TK, lengths_S).mean())
-    return torch.stack(losses).sum()

@@ -44,6 +44,8 @@ class DeepSpeedLearner:
         entropy: bool = False,
         packer: Packer = pack,
     ) -> None:
+        if engine.balance_losses:  # RL moves the correction bias, if anything (V3 has no balance loss in RL)
+            raise UserError("engine.balance_alpha", engine.balance_alpha, "0 in RL, as the other balance losses")
         use_packed_attention(model)
         self.engine = TrainingEngine(model, engine)
         self.grpo = grpo

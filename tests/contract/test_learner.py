@@ -242,7 +242,7 @@ def test_pretraining_learns_resumes_and_does_not_depend_on_micro_batches(tmp_pat
     first = trainer(0, 33 * 2)
     steps = [first.train_minibatch(rows_BT) for _ in range(3)]
     assert steps[2].metrics["loss"] < steps[0].metrics["loss"] - 0.1
-    assert steps[0].metrics["balance_loss"] >= 2 * 0.9  # about 1 in each of two MoE layers
+    assert steps[0].metrics["balance_loss"] >= 1e-4 * 2 * 0.9  # about 1 in each of two MoE layers
     whole = trainer(0, 33 * 6)
     for step in steps:
         other = whole.train_minibatch(rows_BT)

@@ -64,17 +64,60 @@ def test_sequence_balance_loss_follows_the_paper_term_by_term() -> None:
 def test_auxiliary_losses_hand_worked() -> None:
     # 4 experts on 2 devices, top-2, M = 2, two tokens: one chooses experts 0 and 1 (device 0 only), one 1 and 2.
     scores_TE = torch.tensor([[0.5, 0.3, 0.1, 0.1], [0.1, 0.4, 0.4, 0.1]], requires_grad=True)
-    losses = auxiliary_losses(scores_TE, torch.tensor([[0, 1], [1, 2]]), n_devices=2, max_devices=2)
+    losses = auxiliary_losses(scores_TE, torch.tensor([[0, 1], [1, 2]]), torch.tensor([2]), n_devices=2, max_devices=2)
     # f = 4/(2*2) * (1, 2, 1, 0); P = (.3, .35, .25, .1)
-    torch.testing.assert_close(losses.expert.item(), 0.3 + 0.7 + 0.25, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(losses.expert_S.item(), 0.3 + 0.7 + 0.25, rtol=1e-6, atol=0.0)
     # per device: f' = (1.5, 0.5), P' = (.65, .35)
-    torch.testing.assert_close(losses.device.item(), 1.5 * 0.65 + 0.5 * 0.35, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(losses.device_S.item(), 1.5 * 0.65 + 0.5 * 0.35, rtol=1e-6, atol=0.0)
     # tokens sent: (2, 1); f'' = 2/(2*2) * (2, 1) = (1, .5)
-    torch.testing.assert_close(losses.communication.item(), 0.65 + 0.5 * 0.35, rtol=1e-6, atol=0.0)
-    losses.communication.backward()
+    torch.testing.assert_close(losses.communication_S.item(), 0.65 + 0.5 * 0.35, rtol=1e-6, atol=0.0)
+    losses.communication_S.sum().backward()
     torch.testing.assert_close(scores_TE.grad, torch.tensor([[0.5, 0.5, 0.25, 0.25]] * 2))
+
+
+def test_auxiliary_losses_follow_the_paper_term_by_term() -> None:
+    """DeepSeek-V2 eq. 23-31 in float64 with V2's D = 8 devices and M = 3."""
+    generator = torch.Generator().manual_seed(1)
+    lengths, n_experts, top_k, n_devices, max_devices = [7, 12], 16, 6, 8, 3
+    logits_TE = torch.randn(19, n_experts, generator=generator, dtype=torch.float64).requires_grad_()
+    groups_TD = logits_TE.detach().view(19, n_devices, 2).amax(-1).topk(max_devices).indices
+    allowed_TD = torch.zeros(19, n_devices).scatter(1, groups_TD, 1.0)
+    experts_TK = logits_TE.detach().masked_fill(allowed_TD.repeat_interleave(2, 1) == 0, -torch.inf).topk(top_k).indices
+
+    def paper(scores_TE: torch.Tensor) -> list[list[torch.Tensor]]:
+        found, start = [], 0
+        for length in lengths:
+            tokens = range(start, start + length)
+            f, p = [], []
+            for i in range(n_experts):
+                chosen = sum(i in experts_TK[t].tolist() for t in tokens)
+                f.append(n_experts / (top_k * length) * chosen)  # eq. 24
+                p.append(torch.stack([scores_TE[t, i] for t in tokens]).sum() / length)  # eq. 25
+            expert = sum((f_i * p_i for f_i, p_i in zip(f, p, strict=True)), torch.zeros(()))  # eq. 23
+            device, communication = torch.zeros(()), torch.zeros(())
+            for d in range(n_devices):
+                members = [2 * d, 2 * d + 1]
+                mean_p = p[members[0]] + p[members[1]]  # eq. 28 and 31
+                device = device + sum(f[i] for i in members) / 2 * mean_p  # eq. 26-27
+                sent = sum(any(i in experts_TK[t].tolist() for i in members) for t in tokens)
+                communication = communication + n_devices / (max_devices * length) * sent * mean_p  # eq. 29-30
+            found.append([expert, device, communication])
+            start += length
+        return found
+
+    scores_TE = logits_TE.softmax(-1)
+    losses = auxiliary_losses(scores_TE, experts_TK, torch.tensor(lengths), n_devices, max_devices)
+    ours = torch.stack([losses.expert_S, losses.device_S, losses.communication_S], -1)
+    expected = torch.stack([torch.stack(row) for row in paper(scores_TE)])
+    torch.testing.assert_close(ours, expected)
+    weights = torch.tensor([0.003, 0.05, 0.02], dtype=torch.float64)
+    (found,) = torch.autograd.grad((ours * weights).sum(), logits_TE, retain_graph=True)
+    (wanted,) = torch.autograd.grad((expected * weights).sum(), logits_TE)
+    torch.testing.assert_close(found, wanted)
+    # With softmax affinities V2's expert-level loss is V3's sequence-wise one.
+    torch.testing.assert_close(losses.expert_S, sequence_balance_loss(scores_TE, experts_TK, torch.tensor(lengths)))
 
 
 def test_experts_must_divide_over_devices() -> None:
     with pytest.raises(ValueError, match="3 devices"):
-        auxiliary_losses(torch.ones(1, 4), torch.tensor([[0]]), n_devices=3, max_devices=1)
+        auxiliary_losses(torch.ones(1, 4), torch.tensor([[0]]), torch.tensor([1]), n_devices=3, max_devices=1)
