@@ -120,6 +120,8 @@ def load_hf(directory: Path, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    import framework.models.deepseek_moe  # noqa: F401  registers a family that transformers lacks
+
     if not (directory / "config.json").is_file():
         raise UserError(str(directory / "config.json"), "no such file", "a checkpoint directory has one")
     check_safetensors(directory)

@@ -262,7 +262,7 @@ def _initialize(model: nn.Module, config: DeepSpeedConfig, moe: bool) -> Any:
         section["bf16"] = {"enabled": True}
         section["data_types"] = {"grad_accum_dtype": "fp32"}
     if moe:
-        section["expert_parallel"] = expert_parallel.autoep_section(config.ep_size, on_gpu)
+        section["expert_parallel"] = expert_parallel.autoep_section(model.config, config.ep_size, on_gpu)
 
     def adamw(groups: Any) -> torch.optim.Optimizer:
         groups = configure_moe_param_groups(list(groups)) if moe else groups

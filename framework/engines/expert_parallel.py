@@ -28,9 +28,11 @@ def routed_experts(model_config: Any) -> int:
     return 0
 
 
-def autoep_section(ep_size: int, on_gpu: bool) -> dict[str, Any]:
+def autoep_section(model_config: Any, ep_size: int, on_gpu: bool) -> dict[str, Any]:
     """The `expert_parallel` section of DeepSpeed's config; the CPU runs grouped GEMMs with an eager SwiGLU."""
     section: dict[str, Any] = {"enabled": True, "autoep_size": ep_size, "use_grouped_mm": True}
+    if model_config.model_type == "deepseek":  # DeepSeekMoE-16B, unknown to AutoEP, has V2's block
+        section["preset_model"] = "deepseek_v2"
     if not on_gpu:
         from deepspeed.moe.ep_experts import EXPERT_ACTIVATIONS, register_expert_activation
 

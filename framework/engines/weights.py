@@ -63,8 +63,13 @@ def common_version(shares: Sequence[PublishedWeights]) -> int:
 
 @functools.cache
 def register_transport() -> None:
-    """Tell vLLM of our transport, once a process; also vLLM's plug-in entry point, for worker processes of its own."""
+    """Tell vLLM of our transport and of the family that transformers lacks, once a process.
+
+    Also vLLM's plug-in entry point, for worker processes of its own.
+    """
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    import framework.models.deepseek_moe  # noqa: F401
 
     WeightTransferEngineFactory.register_engine(
         TRANSPORT, "framework.engines.weight_transfer", "PublishedWeightsTransfer"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from framework.models.spec import ModelConfig, parameter_counts
+from framework.models.spec import MLA, ModelConfig, parameter_counts
 
 GIB = 2**30
 # Share of the dense bf16 peak that DeepSeek reached, FLOPs counted as 6 per active parameter and token.
@@ -78,13 +78,13 @@ def training_memory(
 def sampler_memory(spec: ModelConfig, gpus: int, cached_tokens: int) -> dict[str, float]:
     """Estimate GiB per GPU of one vLLM engine over `gpus` GPUs with room for `cached_tokens` in its KV cache."""
     size = 4 if spec.dtype == "float32" else 2
-    if spec.architecture == "deepseek_v3":  # the latent and the rotary key, the same for all heads
-        per_token_layer = spec.kv_lora_rank + spec.qk_rope_head_dim
+    if spec.architecture in MLA:  # the latent and the rotary key, the same for all heads: whole on every GPU
+        per_token_layer: float = spec.kv_lora_rank + spec.qk_rope_head_dim
     else:
         heads = spec.num_key_value_heads or spec.num_attention_heads
-        per_token_layer = 2 * heads * (spec.hidden_size // spec.num_attention_heads)
+        per_token_layer = 2 * max(heads / gpus, 1) * (spec.hidden_size // spec.num_attention_heads)
     kv = cached_tokens * spec.num_hidden_layers * per_token_layer * size
-    return {"weights": parameter_counts(spec).total * size / gpus / GIB, "KV cache": kv / gpus / GIB}
+    return {"weights": parameter_counts(spec).total * size / gpus / GIB, "KV cache": kv / GIB}
 
 
 def pretraining_hours(spec: ModelConfig, tokens: float, gpus: int, gpu_tflops: float, cores: int) -> float:
@@ -105,7 +105,7 @@ def _training_flops(spec: ModelConfig, tokens: float) -> float:
 
 def _activation_bytes(spec: ModelConfig, tokens: int, size: int, checkpointing: bool) -> float:
     """Layer inputs kept for the backward pass, one layer's inner activations, and the logits."""
-    if spec.architecture == "deepseek_v3":
+    if spec.architecture in MLA:
         heads = spec.num_attention_heads * (2 * (spec.qk_nope_head_dim + spec.qk_rope_head_dim) + 2 * spec.v_head_dim)
         moe_width = (spec.num_experts_per_tok + spec.n_shared_experts) * (3 * spec.moe_intermediate_size)
         inner = heads + max(3 * spec.intermediate_size, moe_width + spec.num_experts_per_tok * 2 * spec.hidden_size)

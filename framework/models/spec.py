@@ -11,7 +11,9 @@ from framework.errors import UserError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-Architecture = Literal["deepseek_v3", "qwen2", "llama"]
+Architecture = Literal["deepseek_v3", "deepseek_v2", "deepseek", "qwen2", "llama"]
+MLA: tuple[Architecture, ...] = ("deepseek_v3", "deepseek_v2")
+MOE: tuple[Architecture, ...] = (*MLA, "deepseek")  # "deepseek" is DeepSeekMoE-16B
 EXPERTS = ".mlp.experts."  # in the name of every routed expert's parameter
 
 
@@ -19,7 +21,8 @@ EXPERTS = ".mlp.experts."  # in the name of every routed expert's parameter
 class ModelConfig:
     """Sizes of a causal language model; field names are Hugging Face's. Defaults are DeepSeek-V3's where it has any.
 
-    The fields of MLA and MoE count for `deepseek_v3` only, `num_key_value_heads` for `qwen2` and `llama` only.
+    The fields of MLA count for `deepseek_v3` and `deepseek_v2` only, those of MoE for these and `deepseek`, and
+    `num_key_value_heads` where there is no MLA. Experts are scored by sigmoid in `deepseek_v3`, else by softmax.
     Raises UserError where sizes contradict each other.
     """
 
@@ -39,7 +42,7 @@ class ModelConfig:
     qk_nope_head_dim: int = 128
     qk_rope_head_dim: int = 64
     v_head_dim: int = 128
-    # Mixture of experts (V3 section 2.1.2)
+    # Mixture of experts (V3 section 2.1.2; V2 section 2.2; DeepSeekMoE section 3)
     n_routed_experts: int = 256
     n_shared_experts: int = 1
     num_experts_per_tok: int = 8
@@ -50,9 +53,10 @@ class ModelConfig:
     routed_scaling_factor: float = 2.5
     norm_topk_prob: bool = True
     num_nextn_predict_layers: int = 0  # multi-token-prediction modules (V3 section 2.2)
-    # Rotary embedding; YaRN once rope_factor > 1 (V3 section 4.3)
+    # Rotary embedding, stretched once rope_factor > 1: YaRN (V3 section 4.3) or Llama 3's rule
     rope_theta: float = 1e4
     rope_factor: float = 1.0
+    rope_type: Literal["yarn", "llama3"] = "yarn"
     original_max_position_embeddings: int = 4096
     rope_mscale: float = 1.0
     rms_norm_eps: float = 1e-6
@@ -61,7 +65,7 @@ class ModelConfig:
     initializer_range: float = 0.006  # as trained (V3 section 4.2); the published config.json says 0.02
     bos_token_id: int = 0
     eos_token_id: int = 1
-    pad_token_id: int = 2
+    pad_token_id: int | None = 2  # its embedding gets no gradient
 
     def __post_init__(self) -> None:
         for name in (
@@ -73,27 +77,41 @@ class ModelConfig:
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name}", getattr(self, name), "must be at least 1")
-        if self.architecture == "deepseek_v3":
+        if self.architecture in MLA:
+            if self.qk_rope_head_dim % 2:
+                raise UserError("model.qk_rope_head_dim", self.qk_rope_head_dim, "must be even: it rotates pairs")
+        else:
+            self._check_heads()
+        if self.architecture in MOE:
             self._check_experts()
-        elif self.num_attention_heads % (self.num_key_value_heads or self.num_attention_heads):
-            allowed = (
-                f"must divide num_attention_heads={self.num_attention_heads}: {_divisors(self.num_attention_heads)}"
-            )
+
+    def _check_heads(self) -> None:
+        heads = self.num_attention_heads
+        if self.hidden_size % (2 * heads):
+            allowed = f"must be an even multiple of num_attention_heads={heads}"
+            raise UserError("model.hidden_size", self.hidden_size, allowed)
+        if self.num_key_value_heads is not None and (self.num_key_value_heads < 1 or heads % self.num_key_value_heads):
+            allowed = f"must divide num_attention_heads={heads}: {_divisors(heads)}"
             raise UserError("model.num_key_value_heads", self.num_key_value_heads, allowed)
 
     def _check_experts(self) -> None:
+        for name in ("n_routed_experts", "n_shared_experts", "moe_intermediate_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}", getattr(self, name), "must be at least 1")
         if self.n_group < 1 or self.n_routed_experts % self.n_group:
             allowed = f"must divide n_routed_experts={self.n_routed_experts}: {_divisors(self.n_routed_experts)}"
             raise UserError("model.n_group", self.n_group, allowed)
         if not 1 <= self.topk_group <= self.n_group:
             raise UserError("model.topk_group", self.topk_group, f"must be 1 to n_group={self.n_group}")
         per_group = self.n_routed_experts // self.n_group
-        if per_group < 2:  # a group's score is the sum of its two best experts
+        if per_group < 2 and self.architecture == "deepseek_v3":  # a group's score is the sum of its two best experts
             raise UserError("model.n_group", self.n_group, "must leave at least 2 routed experts in each group")
         reachable = self.topk_group * per_group
         if not 1 <= self.num_experts_per_tok <= reachable:
             allowed = f"must be 1 to {reachable}, the experts of topk_group={self.topk_group} groups"
             raise UserError("model.num_experts_per_tok", self.num_experts_per_tok, allowed)
+        if self.norm_topk_prob and self.architecture != "deepseek_v3":
+            raise UserError("model.norm_topk_prob", True, f"must be false: {self.architecture} scores by softmax alone")
         if not 0 <= self.first_k_dense_replace <= self.num_hidden_layers:
             allowed = f"must be 0 to num_hidden_layers={self.num_hidden_layers}"
             raise UserError("model.first_k_dense_replace", self.first_k_dense_replace, allowed)
@@ -101,16 +119,18 @@ class ModelConfig:
     @property
     def num_moe_layers(self) -> int:
         """Layers with routed experts."""
-        return self.num_hidden_layers - self.first_k_dense_replace if self.architecture == "deepseek_v3" else 0
+        return self.num_hidden_layers - self.first_k_dense_replace if self.architecture in MOE else 0
 
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Parameters of the model without its MTP modules, which transformers does not build."""
+    """Parameters of the model; `total` and `active` leave out its MTP modules, which transformers does not build."""
 
     total: int
-    active: int  # that one token passes through: everything but the experts it is not routed to
+    active: int  # that one token passes through: everything, both embeddings too, but experts it is not routed to
     routed_experts: int
+    embedding: int  # the input table, of which a token reads one row
+    mtp: int  # of all MTP modules, without the embedding and output head that they share with the model
 
 
 def hf_config(spec: ModelConfig) -> PretrainedConfig:
@@ -123,7 +143,8 @@ def hf_config(spec: ModelConfig) -> PretrainedConfig:
         "intermediate_size": spec.intermediate_size,
         "num_hidden_layers": spec.num_hidden_layers,
         "num_attention_heads": spec.num_attention_heads,
-        "num_key_value_heads": spec.num_key_value_heads or spec.num_attention_heads,
+        # Under MLA no heads are shared; other values would make transformers repeat them.
+        "num_key_value_heads": (spec.architecture not in MLA and spec.num_key_value_heads) or spec.num_attention_heads,
         "max_position_embeddings": spec.max_position_embeddings,
         "rms_norm_eps": spec.rms_norm_eps,
         "tie_word_embeddings": spec.tie_word_embeddings,
@@ -136,34 +157,49 @@ def hf_config(spec: ModelConfig) -> PretrainedConfig:
     }
     if spec.architecture == "qwen2":
         return transformers.Qwen2Config(**common, architectures=["Qwen2ForCausalLM"])
+    common["attention_bias"] = spec.attention_bias
     if spec.architecture == "llama":
-        bias = {"attention_bias": spec.attention_bias}
-        return transformers.LlamaConfig(**common, **bias, architectures=["LlamaForCausalLM"])
-    # No key/value heads are shared under MLA; other values would make transformers repeat them.
-    common["num_key_value_heads"] = spec.num_attention_heads
-    return transformers.DeepseekV3Config(
-        **common,
-        architectures=["DeepseekV3ForCausalLM"],
-        attention_bias=spec.attention_bias,
-        q_lora_rank=spec.q_lora_rank,
-        kv_lora_rank=spec.kv_lora_rank,
-        qk_nope_head_dim=spec.qk_nope_head_dim,
-        qk_rope_head_dim=spec.qk_rope_head_dim,
-        v_head_dim=spec.v_head_dim,
-        n_routed_experts=spec.n_routed_experts,
-        n_shared_experts=spec.n_shared_experts,
-        num_experts_per_tok=spec.num_experts_per_tok,
-        n_group=spec.n_group,
-        topk_group=spec.topk_group,
-        moe_intermediate_size=spec.moe_intermediate_size,
-        first_k_dense_replace=spec.first_k_dense_replace,
-        routed_scaling_factor=spec.routed_scaling_factor,
-        norm_topk_prob=spec.norm_topk_prob,
-        num_mtp_layers=spec.num_nextn_predict_layers,
-        topk_method="noaux_tc",
-        scoring_func="sigmoid",
-        moe_layer_freq=1,
-    )
+        return transformers.LlamaConfig(**common, architectures=["LlamaForCausalLM"])
+    if spec.architecture == "deepseek":
+        from framework.models.deepseek_moe import DeepseekConfig
+
+        return DeepseekConfig(**common, **_moe_keys(spec), architectures=["DeepseekForCausalLM"])
+    keys = common | _moe_keys(spec) | _mla_keys(spec)
+    if spec.architecture == "deepseek_v2":
+        return transformers.DeepseekV2Config(**keys, architectures=["DeepseekV2ForCausalLM"])
+    mtp = {"num_mtp_layers": spec.num_nextn_predict_layers}
+    return transformers.DeepseekV3Config(**keys, **mtp, architectures=["DeepseekV3ForCausalLM"])
+
+
+def _mla_keys(spec: ModelConfig) -> dict[str, Any]:
+    return {
+        "q_lora_rank": spec.q_lora_rank,
+        "kv_lora_rank": spec.kv_lora_rank,
+        "qk_nope_head_dim": spec.qk_nope_head_dim,
+        "qk_rope_head_dim": spec.qk_rope_head_dim,
+        "v_head_dim": spec.v_head_dim,
+    }
+
+
+def _moe_keys(spec: ModelConfig) -> dict[str, Any]:
+    if spec.architecture == "deepseek_v3":
+        topk_method, scoring_func = "noaux_tc", "sigmoid"
+    else:
+        topk_method, scoring_func = ("group_limited_greedy" if spec.n_group > 1 else "greedy"), "softmax"
+    return {
+        "n_routed_experts": spec.n_routed_experts,
+        "n_shared_experts": spec.n_shared_experts,
+        "num_experts_per_tok": spec.num_experts_per_tok,
+        "n_group": spec.n_group,
+        "topk_group": spec.topk_group,
+        "moe_intermediate_size": spec.moe_intermediate_size,
+        "first_k_dense_replace": spec.first_k_dense_replace,
+        "routed_scaling_factor": spec.routed_scaling_factor,
+        "norm_topk_prob": spec.norm_topk_prob,
+        "topk_method": topk_method,
+        "scoring_func": scoring_func,
+        "moe_layer_freq": 1,
+    }
 
 
 def build_model(spec: ModelConfig, seed: int) -> PreTrainedModel:
@@ -188,15 +224,36 @@ def parameter_counts(spec: ModelConfig) -> ParameterCounts:
 
     with torch.device("meta"):
         model = build_model(spec, seed=0)
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total = _size(model)
     routed = sum(parameter.numel() for name, parameter in model.named_parameters() if EXPERTS in name)
     idle = routed * (spec.n_routed_experts - spec.num_experts_per_tok) // spec.n_routed_experts
-    return ParameterCounts(total=total, active=total - idle, routed_experts=routed)
+    # V3 section 2.2: one more block behind a projection of two normalised states; a norm before the shared head.
+    module = _size(model.model.layers[-1]) + 2 * spec.hidden_size**2 + 3 * spec.hidden_size
+    return ParameterCounts(
+        total=total,
+        active=total - idle,
+        routed_experts=routed,
+        embedding=model.model.embed_tokens.weight.numel(),
+        mtp=spec.num_nextn_predict_layers * module,
+    )
+
+
+def _size(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _rope_parameters(spec: ModelConfig) -> dict[str, Any]:
     if spec.rope_factor <= 1:
         return {"rope_type": "default", "rope_theta": spec.rope_theta}
+    if spec.rope_type == "llama3":
+        return {
+            "rope_type": "llama3",
+            "rope_theta": spec.rope_theta,
+            "factor": spec.rope_factor,
+            "original_max_position_embeddings": spec.original_max_position_embeddings,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        }
     return {
         "rope_type": "yarn",
         "rope_theta": spec.rope_theta,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from framework import cli
+from framework.config import group_options
 from framework.errors import RunFailed, UserError
 from framework.roles import cluster as cluster_module
 from tests.unit.test_bad_input import TOY, TOY_CONF
@@ -47,6 +48,13 @@ def test_plan_prints_and_creates_nothing(tmp_path: Path, capsys: pytest.CaptureF
 def test_shipped_job_plans_at_every_scale(overrides: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "job=r1_zero", *overrides.split()]) == 0, capsys.readouterr().err
     assert "Checkpoint from pretrain.base" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", group_options("model"))
+def test_every_model_plans_where_it_belongs(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = "laptop" if model.endswith("_tiny") else "h800_512"
+    assert cli.main(["plan", "job=r1_zero", f"model={model}", f"cluster={cluster}"]) == 0, capsys.readouterr().err
+    assert "DOES NOT FIT" not in capsys.readouterr().out
 
 
 def test_run_then_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

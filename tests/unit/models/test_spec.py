@@ -43,22 +43,76 @@ def shipped(name: str) -> ModelConfig:
     return spec
 
 
-def test_v3_has_the_published_parameter_counts() -> None:
-    counts = parameter_counts(shipped("v3_671b"))
-    assert counts.total / 1e9 == pytest.approx(671.03, abs=0.005)
-    assert counts.active / 1e9 == pytest.approx(37, abs=0.7)  # 37.55 with both embeddings; the paper rounds to 37
-    assert counts.routed_experts == 58 * 256 * 3 * 7168 * 2048
+# Totals in billions, to the digits that the recipe's facts print.
+PUBLISHED = {
+    "v1_67b": "67.43",
+    "moe_16b": "16.38",
+    "v2_236b": "235.74",
+    "v2_lite": "15.71",
+    "v3_671b": "671.03",
+    "qwen_1_5b": "1.777",
+    "qwen_7b": "7.616",
+    "qwen_14b": "14.77",
+    "qwen_32b": "32.76",
+    "llama_8b": "8.03",
+    "llama_70b": "70.55",
+}
 
 
-def test_counts_of_a_dense_model() -> None:
-    # DeepSeek-R1-Distill-Qwen-7B: 7.616B
-    spec = ModelConfig("qwen_7b", 152064, 3584, 28, 28, 18944, 131072, "qwen2", num_key_value_heads=4)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_total_parameters_are_the_published_ones(name: str) -> None:
+    digits = len(PUBLISHED[name].partition(".")[2])
+    assert f"{parameter_counts(shipped(name)).total / 1e9:.{digits}f}" == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "with_embedding", "without"),
+    [("v3_671b", 37.55, 36.63), ("v2_236b", 21.38, 20.85), ("v2_lite", 2.66, 2.45), ("moe_16b", 2.83, 2.62)],
+)
+def test_active_parameters(name: str, with_embedding: float, without: float) -> None:
+    """The papers print 37, 21, 2.4 and 2.8 billion, and do not all count alike.
+
+    DeepSeekMoE's 2.8 needs both embeddings (2.83), V2-Lite's 2.4 leaves out the input embedding (2.45, cut off), V3's
+    37 is either (37.55 cut off, or 36.63), V2's 21 too.
+    """
+    counts = parameter_counts(shipped(name))
+    assert counts.active / 1e9 == pytest.approx(with_embedding, abs=0.005)
+    assert (counts.active - counts.embedding) / 1e9 == pytest.approx(without, abs=0.005)
+
+
+def test_v3_with_its_mtp_module() -> None:
+    """The recipe's facts say 11.5B unique (our 11.61B has eh_proj in it, 0.10B) and 685B on disk, copies included."""
+    spec = shipped("v3_671b")
     counts = parameter_counts(spec)
-    assert counts.total / 1e9 == pytest.approx(7.616, abs=0.001)
-    assert counts.active == counts.total
-    # DeepSeek-R1-Distill-Llama-8B: 8.03B
-    llama = ModelConfig("llama_8b", 128256, 4096, 32, 32, 14336, 131072, "llama", num_key_value_heads=8)
-    assert parameter_counts(llama).total / 1e9 == pytest.approx(8.03, abs=0.005)
+    eh_proj = 2 * spec.hidden_size**2
+    assert f"{(counts.mtp - eh_proj) / 1e9:.1f}" == "11.5"
+    assert (counts.total + counts.mtp + 2 * counts.embedding) / 1e9 == pytest.approx(685, abs=0.6)
+
+
+def test_counts_of_experts_and_dense_models() -> None:
+    assert parameter_counts(shipped("v3_671b")).routed_experts == 58 * 256 * 3 * 7168 * 2048
+    counts = parameter_counts(shipped("qwen_7b"))
+    assert (counts.active, counts.routed_experts, counts.mtp) == (counts.total, 0, 0)
+
+
+def test_students_have_their_families_details() -> None:
+    qwen, math, llama = (hf_config(shipped(name)) for name in ("qwen_14b", "qwen_1_5b", "llama_70b"))
+    assert (qwen.rms_norm_eps, math.rms_norm_eps, math.tie_word_embeddings) == (1e-5, 1e-6, False)
+    with torch.device("meta"):
+        attention = build_model(replace(shipped("qwen_7b"), num_hidden_layers=1), 0).model.layers[0].self_attn
+    assert attention.q_proj.bias is not None
+    assert attention.o_proj.bias is None
+    wanted = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "rope_theta": 5e5}
+    assert wanted.items() <= llama.rope_parameters.items()
+    assert llama.rope_parameters["original_max_position_embeddings"] == 8192
+
+
+@pytest.mark.parametrize(("name", "method"), [("v2_236b", "group_limited_greedy"), ("v2_lite", "greedy")])
+def test_v2_routes_as_published(name: str, method: str) -> None:
+    config = hf_config(shipped(name))
+    assert (config.topk_method, config.scoring_func, config.norm_topk_prob) == (method, "softmax", False)
+    assert config.rope_parameters["mscale_all_dim"] == 0.707
+    assert config.routed_scaling_factor == (16.0 if name == "v2_236b" else 1.0)
 
 
 def test_deepseek_config_carries_what_vllm_needs() -> None:
@@ -111,13 +165,17 @@ def test_correction_bias_stays_in_float32() -> None:
         ({"num_experts_per_tok": 3}, "must be 1 to 2"),
         ({"first_k_dense_replace": 5}, "must be 0 to num_hidden_layers=2"),
         ({"hidden_size": 0}, "must be at least 1"),
+        ({"n_routed_experts": 0}, "must be at least 1"),
+        ({"qk_rope_head_dim": 7}, "must be even"),
+        ({"architecture": "deepseek_v2", "norm_topk_prob": True}, "must be false"),
+        ({"architecture": "llama", "hidden_size": 34, "num_attention_heads": 4}, "even multiple of num_attention_h"),
         ({"architecture": "qwen2", "num_key_value_heads": 3}, "must divide num_attention_heads=2: 1, 2"),
     ],
 )
 def test_sizes_that_contradict_each_other(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         replace(TINY, **change)
-    assert error.value.where == f"model.{next(reversed(change))}"
+    assert error.value.where in {f"model.{key}" for key in change}
 
 
 def test_learner_memory_by_hand() -> None:
@@ -140,9 +198,12 @@ def test_v3_fits_on_512_gpus_under_zero_3_only() -> None:
 
 
 def test_kv_cache_of_the_latent() -> None:
-    # V3: 512 + 64 values for a token in a layer (recipe: V2 section 2.1)
+    # V3: 512 + 64 values for a token in a layer (recipe: V2 section 2.1), which tensor parallelism does not split
     memory = sampler_memory(shipped("v3_671b"), gpus=8, cached_tokens=2**20)
-    assert memory["KV cache"] * 8 * 2**30 == 2**20 * 61 * (512 + 64) * 2
+    assert memory["KV cache"] * 2**30 == 2**20 * 61 * (512 + 64) * 2
+    for gpus, heads in ((2, 2), (8, 1)):  # four key/value heads
+        memory = sampler_memory(shipped("qwen_7b"), gpus=gpus, cached_tokens=2**20)
+        assert memory["KV cache"] * 2**30 == 2**20 * 28 * 2 * heads * 128 * 2
 
 
 def test_hours_reproduce_the_published_ones() -> None:

@@ -1,0 +1,54 @@
+"""Every mixture-of-experts family under DeepSpeed: AutoEP changes no logit, training lowers the loss, exports load."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from framework.config import compose
+from framework.engines.checkpoint import load_hf
+from framework.engines.deepspeed_engine import DeepSpeedConfig
+from framework.engines.lm_trainer import DeepSpeedTrainer
+from framework.engines.lr_schedule import LrSchedule
+from framework.models.spec import ModelConfig, build_model
+
+STEPS = 4
+FAMILIES = {"v3_tiny": {}, "v2_tiny": {"routed_scaling_factor": 16.0}, "moe_tiny": {}}
+
+
+def small(name: str) -> ModelConfig:
+    return replace(compose([f"model={name}"]).model, num_hidden_layers=2, **FAMILIES[name])
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_autoep_computes_what_transformers_does_and_exports_it(name: str, tmp_path: Path) -> None:
+    spec = small(name)
+    plain = build_model(spec, seed=3)
+    config = DeepSpeedConfig(schedule=LrSchedule(lr=1e-3), balance_alpha=1e-3)
+    trainer = DeepSpeedTrainer(build_model(spec, seed=3), config)
+    assert len(trainer.engine.routing.layers) == spec.num_moe_layers == 1
+    rows_BT = torch.randint(spec.vocab_size, (2, 65), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = plain(rows_BT).logits
+        assert relative_error(trainer.engine.model(input_ids=rows_BT).logits, expected) <= 1e-5
+    results = [trainer.train_minibatch(rows_BT) for _ in range(STEPS)]
+    losses = [result.metrics["loss"] for result in results]
+    assert losses == sorted(losses, reverse=True)
+    load_LE = results[-1].expert_load_LE
+    assert load_LE is not None
+    assert load_LE.sum() == rows_BT[:, 1:].numel() * spec.num_experts_per_tok
+    trainer.export(tmp_path)
+    again = load_hf(tmp_path, "float32")
+    assert type(again) is type(plain)
+    with torch.no_grad():
+        trained = trainer.engine.model(input_ids=rows_BT).logits
+        assert relative_error(again(rows_BT).logits, trained) <= 1e-5
+    assert relative_error(trained, expected) > 1e-2
