@@ -19,6 +19,7 @@ from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.errors import RunFailed, Stopped, UserError
 from framework.models.spec import ModelConfig
 from framework.protocols import Tracker
+from framework.roles.cluster import worker_environment
 
 METRICS, STOP = "worker_metrics.jsonl", "STOP"
 STOP_CHECK_STEPS = 10  # steps between looks at the stop file: the ranks must agree
@@ -55,6 +56,7 @@ def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> N
     (run.work_dir / STOP).unlink(missing_ok=True)
     metrics = run.work_dir / METRICS
     metrics.touch()
+    environment = worker_environment(run.engine.threads or run.cpus_per_worker, run.gpus_per_worker > 0)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"run": run},
@@ -72,7 +74,9 @@ def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> N
             storage_path=str(run.work_dir.resolve()),
             failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            worker_runtime_env={"env_vars": _worker_environment(run)},
+            worker_runtime_env={
+                "env_vars": worker_environment(run.engine.threads or run.cpus_per_worker, run.gpus_per_worker > 0)
+            },
         ),
     )
     outcome: list[BaseException | None] = []
@@ -97,12 +101,6 @@ def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> N
         raise _as_framework_error(outcome[0])
     if relay.step < run.steps:
         raise Stopped(f"stopped after {relay.step} of {run.steps} steps; the same command resumes")
-
-
-def _worker_environment(run: LmRun) -> dict[str, str]:
-    threads = str(run.engine.threads or max(1, int(run.cpus_per_worker)))
-    environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    return environment if run.gpus_per_worker else {**environment, "DS_ACCELERATOR": "cpu", "KMP_BLOCKTIME": "0"}
 
 
 def _as_framework_error(error: BaseException) -> BaseException:

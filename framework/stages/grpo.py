@@ -61,11 +61,12 @@ class Grpo:
         from transformers import AutoTokenizer
 
         from framework.roles.clients import RayRewards, RayRollouts
+        from framework.roles.cluster import worker_environment
         from framework.roles.learner import LearnerConfig, LearnerGroup
         from framework.roles.ledger import Ledger
         from framework.roles.rl_loop import RlLoop
         from framework.stages.pretrain import copy_tokenizer
-        from framework.stages.workers import sampling_pools, worker_environment
+        from framework.stages.workers import sampling_pools
 
         config, cluster = self.config, runtime.cluster
         tokenizer = AutoTokenizer.from_pretrained(inputs.base.path)

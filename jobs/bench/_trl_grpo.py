@@ -63,7 +63,7 @@ def main(settings: dict[str, Any]) -> None:
             temperature=1.0,
             beta=0.0,
             use_cpu=True,
-            bf16=False,
+            bf16=settings["dtype"] == "bfloat16",
             gradient_checkpointing=False,
             save_strategy="no",
             logging_steps=1,

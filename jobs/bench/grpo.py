@@ -67,6 +67,7 @@ class Setting:
     checkpoint: Path
     prompts: Sequence[Prompt]
     threads: int
+    dtype: str
 
 
 class PeerFailed(Exception):
@@ -113,8 +114,8 @@ def run_ours(setting: Setting, steps: int, staleness: int) -> list[Step]:
         ),
         GrpoConfig(kl_coef=0.0),
         RewardConfig({"variety": Variety()}),
-        VllmConfig(dtype="float32", max_model_len=CONTEXT, mla=False, kv_cache_gib=0.5),
-        DeepSpeedConfig(dtype="float32", weight_decay=0.0, schedule=LrSchedule(lr=LR)),
+        VllmConfig(dtype=setting.dtype, max_model_len=CONTEXT, mla=False, kv_cache_gib=0.5),
+        DeepSpeedConfig(dtype=setting.dtype, weight_decay=0.0, schedule=LrSchedule(lr=LR)),
         model_config(),
     )  # fmt: skip
     cluster = ClusterConfig(cpus=setting.threads, rollout_cpus=each, learner_cpus=each)
@@ -135,6 +136,7 @@ def run_trl(setting: Setting, steps: int, vllm: bool) -> list[Step]:
         "checkpoint": str(setting.checkpoint), "prompts": [prompt.text for prompt in setting.prompts],
         "prompts_per_step": PROMPTS, "group_size": GROUP, "rows": TRL_ROWS, "max_tokens": setting.max_tokens,
         "max_model_len": CONTEXT, "steps": WARM_UP + steps, "lr": LR, "threads": setting.threads, "vllm": vllm,
+        "dtype": setting.dtype,
     }  # fmt: skip
     environment = os.environ | {
         "OMP_NUM_THREADS": str(setting.threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false",
@@ -156,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=3, help="counted steps of a block")
     parser.add_argument("--rounds", type=int, default=2, help="blocks of each variant")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of both sides")
     parser.add_argument("--threads", type=int, default=2, help="threads and cores of each side")
     arguments = parser.parse_args(argv)
     if any(name.startswith("trl") for name in arguments.variants):
@@ -166,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.lengths:
             lengths, limit = LIMITS[name]
-            setting = make_setting(name, lengths, limit, arguments.threads, Path(folder))
+            setting = make_setting(name, lengths, limit, arguments.threads, Path(folder), arguments.dtype)
             found, failures = measure(setting, arguments.variants, arguments.steps, arguments.rounds)
             rows += [row(variant, setting, steps) for variant, steps in found.items()]
             notes |= {f"{variant}, {name}": error for variant, error in failures.items()} | compare(name, found)
@@ -174,12 +177,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "parameters": parameter_counts(model_config()).total,
         "responses a step": PROMPTS * GROUP,
         "threads": arguments.threads,
+        "dtype": arguments.dtype,
     }
     report("grpo", rows, notes)
     return 0
 
 
-def make_setting(name: str, lengths: Lengths, max_tokens: int, threads: int, folder: Path) -> Setting:
+def make_setting(name: str, lengths: Lengths, max_tokens: int, threads: int, folder: Path, dtype: str) -> Setting:
     """Write the checkpoint and make prompts for any number of steps."""
     from transformers import AutoTokenizer
 
@@ -190,7 +194,7 @@ def make_setting(name: str, lengths: Lengths, max_tokens: int, threads: int, fol
     for index, (left, right) in enumerate(numbers):
         text = f"{left} + {right} ="
         prompts.append(Prompt(f"p{index}", text, "sum", str(left + right), token_ids=tuple(tokenizer.encode(text))))
-    return Setting(name, max_tokens, checkpoint, prompts, threads)
+    return Setting(name, max_tokens, checkpoint, prompts, threads, dtype)
 
 
 def measure(

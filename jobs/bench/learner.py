@@ -21,7 +21,7 @@ from framework.engines.policy_learner import DeepSpeedLearner, Packer
 from framework.models.packed_attention import packed_logprobs, use_packed_attention
 from framework.models.spec import ModelConfig, build_model
 from framework.types import Minibatch, TrainSample
-from jobs.bench._common import report, spread
+from jobs.bench._common import report, run_as_worker, spread
 
 PROMPT = 16  # tokens
 GRPO = GrpoConfig(kl_coef=0.0)
@@ -122,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args(argv)
+    run_as_worker(arguments.threads)
     torch.set_num_threads(arguments.threads)
     rows, notes = [], dict[str, Any]()
     budget = max(arguments.tokens)
