@@ -74,9 +74,7 @@ def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> N
             storage_path=str(run.work_dir.resolve()),
             failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            worker_runtime_env={
-                "env_vars": worker_environment(run.engine.threads or run.cpus_per_worker, run.gpus_per_worker > 0)
-            },
+            worker_runtime_env={"env_vars": environment},
         ),
     )
     outcome: list[BaseException | None] = []
