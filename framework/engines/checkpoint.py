@@ -1,7 +1,8 @@
 """What a learner writes to disk: its own state for an exact resume, and Hugging Face checkpoints for everyone else.
 
-Engine state is DeepSpeed's native checkpoint plus random states and older weights. It resumes on the same topology
-only: with another expert-parallel size DeepSpeed would load it without complaint and corrupt the optimizer.
+Engine state is DeepSpeed's native checkpoint plus random states and older weights. It resumes exactly on the same
+topology, and through a conversion (`universal`) on other ranks and expert-parallel sizes: given native state of another
+size, DeepSpeed would load it without complaint and corrupt the optimizer.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import random
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -21,27 +22,14 @@ import torch.distributed as dist
 
 from framework.engines import expert_parallel
 from framework.engines.deepspeed_engine import Snapshot, TrainingEngine
+from framework.engines.universal import Topology, load_universal, reshard, topology
 from framework.engines.weights import check_safetensors
 from framework.errors import UserError
 
 TAG = "native"
 STATE = "learner"  # the folder of engine state inside a checkpoint that others write to as well
+BIASES = "biases.pt"
 CONTENTS = "engine.json"  # written last, by rank 0
-
-
-@dataclass(frozen=True)
-class Topology:
-    """What a native checkpoint is tied to."""
-
-    world: int
-    ep_size: int
-    zero_stage: int
-    dtype: str
-
-
-def topology(engine: TrainingEngine) -> Topology:
-    """Of a running engine."""
-    return Topology(engine.world, engine.config.ep_size, engine.config.zero_stage, engine.config.dtype)
 
 
 def save_state(
@@ -58,9 +46,11 @@ def save_state(
     dist.barrier()
     engine.native.save_checkpoint(str(directory), tag=TAG, client_state={"steps": engine.steps})
     torch.save(_random_states(), directory / f"random_rank{engine.rank}.pt")
-    if engine.rank < engine.config.ep_size:  # the first replica holds every expert once
+    if engine.rank < topology(engine).snapshot_files():
         tensors = {name: (snap.parameters, snap.biases) for name, snap in snapshots.items()}
-        torch.save(tensors, directory / f"snapshots_ep{engine.rank}.pt")
+        torch.save(tensors, directory / f"snapshots_{engine.rank}.pt")
+    if engine.rank == 0:
+        torch.save([bias for _, bias in engine.routing.biases()], directory / BIASES)
     dist.barrier()
     if engine.rank == 0:
         files = {
@@ -76,24 +66,31 @@ def save_state(
 def load_state(engine: TrainingEngine, directory: Path) -> tuple[dict[str, int], dict[str, Snapshot]]:
     """Restore what `save_state` wrote; return the counters and snapshots.
 
-    Raises UserError that names the file if one is missing or damaged, or the field if the topology differs.
+    State of another world or expert-parallel size is converted; ranks that it did not have take over the random states
+    of those it had. Raises UserError that names the file if one is missing or damaged, or the field (ZeRO stage, dtype)
+    in which the topology differs beyond conversion.
     """
     contents = check_state(directory)
     directory = directory / STATE
-    found, ours = contents["topology"], asdict(topology(engine))
-    if different := [key for key in ours if found.get(key) != ours[key]]:
-        key = different[0]
-        raise UserError(
-            str(directory), f"{key}={found.get(key)}", f"this run has {key}={ours[key]}; resume with the same"
-        )
+    old, ours = Topology(**contents["topology"]), topology(engine)
+    for key in ("zero_stage", "dtype"):
+        if getattr(old, key) != getattr(ours, key):
+            allowed = f"this run has {key}={getattr(ours, key)}; resume with the same"
+            raise UserError(str(directory), f"{key}={getattr(old, key)}", allowed)
     try:
-        engine.native.load_checkpoint(str(directory), tag=TAG)
-        _restore_random_states(_load(directory / f"random_rank{engine.rank}.pt"))
-        tensors = _load(directory / f"snapshots_ep{engine.rank % engine.config.ep_size}.pt")
+        if old == ours:
+            engine.native.load_checkpoint(str(directory), tag=TAG)
+            tensors = _load(directory / f"snapshots_{engine.rank % ours.snapshot_files()}.pt")
+            snapshots = {name: Snapshot(*pair) for name, pair in tensors.items()}
+        else:
+            load_universal(engine, directory / TAG, _load(directory / BIASES))
+            files = [_load(directory / f"snapshots_{index}.pt", mmap=True) for index in range(old.snapshot_files())]
+            snapshots = {n: reshard(engine, [Snapshot(*file[n]) for file in files], old) for n in files[0]}
+        _restore_random_states(_load(directory / f"random_rank{engine.rank % old.world}.pt"))
     except (RuntimeError, EOFError, UnpicklingError, OSError) as error:
         raise UserError(str(directory), str(error).splitlines()[0], "must be an undamaged engine state") from error
     engine.steps = int(contents["counters"]["steps"])
-    return contents["counters"], {name: Snapshot(*pair) for name, pair in tensors.items()}
+    return contents["counters"], snapshots
 
 
 def check_state(directory: Path) -> dict[str, Any]:
@@ -189,5 +186,5 @@ def _restore_random_states(states: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def _load(file: Path) -> Any:
-    return torch.load(file, map_location="cpu", weights_only=False)  # our own file: random states are not tensors
+def _load(file: Path, mmap: bool = False) -> Any:
+    return torch.load(file, map_location="cpu", mmap=mmap, weights_only=False)  # our own file: more than tensors
