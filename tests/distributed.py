@@ -1,4 +1,4 @@
-"""Runs a function on several ranks, each a fresh process joined by gloo, as learner actors are."""
+"""Runs a function on several ranks, each a process of its own, joined by gloo, as learner actors are."""
 
 from __future__ import annotations
 
@@ -9,18 +9,26 @@ import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 TIMEOUT_S = 240.0
+CPU = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+ENGINES = [
+    "deepspeed", "framework.engines.lm_trainer", "framework.engines.policy_learner",
+    "transformers.models.deepseek_v3.modeling_deepseek_v3",
+]  # fmt: skip
 
 
 def run_ranks(function: Callable[..., Any], world: int, *args: Any) -> list[Any]:
     """Return function(*args) of each rank; `function` must be importable. Raises AssertionError with the traceback."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # imports the engines once for all ranks and all tests
+    context.set_forkserver_preload(ENGINES)
     results: Any = context.Queue()
     port = free_port()
     ranks = [context.Process(target=_rank, args=(function, r, world, port, results, args)) for r in range(world)]
-    for process in ranks:
-        process.start()
+    with mock.patch.dict(os.environ, CPU):  # looked up on import
+        for process in ranks:
+            process.start()
     outputs: dict[int, Any] = {}
     try:
         while len(outputs) < world:
@@ -46,7 +54,7 @@ def free_port() -> int:
 
 def _rank(function: Callable[..., Any], rank: int, world: int, port: int, results: Any, args: tuple[Any, ...]) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(port), OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")  # fmt: skip
+                      MASTER_PORT=str(port), **CPU)  # fmt: skip
     try:
         results.put((rank, function(*args), None))
     except BaseException:
