@@ -53,8 +53,7 @@ def load_universal(engine: TrainingEngine, native: Path, biases: Sequence[torch.
     if engine.rank == 0:
         logger.warning("%s was saved by another number of ranks or expert-parallel size: converting it", native)
         shutil.rmtree(converted, ignore_errors=True)
-        _convert(native, converted)
-    dist.barrier()
+    _raise_together(_convert(native, converted) if engine.rank == 0 else None)
     optimizer, config = engine.native.basic_optimizer, engine.native._config
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     config.load_universal_checkpoint = True  # the engine reads it when it loads; else one would have to build another
@@ -75,7 +74,16 @@ def load_universal(engine: TrainingEngine, native: Path, biases: Sequence[torch.
         shutil.rmtree(converted)
 
 
-def _convert(native: Path, converted: Path) -> None:
+def _raise_together(error: Exception | None) -> None:
+    """Raise rank 0's error on every rank, none of which then waits for it."""
+    errors = [None if error is None else f"{type(error).__name__}: {error}"]
+    dist.broadcast_object_list(errors, src=0)
+    if errors[0] is not None:
+        raise RuntimeError(f"cannot be converted: {errors[0]}") from error
+
+
+def _convert(native: Path, converted: Path) -> Exception | None:
+    """Write the universal checkpoint; what went wrong is returned, for the other ranks to hear of."""
     from deepspeed.checkpoint.ds_to_universal import main
 
     options = argparse.Namespace(
@@ -87,8 +95,12 @@ def _convert(native: Path, converted: Path) -> None:
         strict=True,
         inject_missing_state=False,
     )
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-        main(options)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+            main(options)
+    except Exception as error:
+        return error
+    return None
 
 
 def reshard(engine: TrainingEngine, saved: Sequence[Snapshot], old: Topology) -> Snapshot:

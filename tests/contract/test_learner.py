@@ -205,7 +205,7 @@ class TestDeepSpeed:
         assert empty.step == 1
         assert empty.metrics.keys() == learner.train_minibatch(minibatch()).metrics.keys()
 
-    @pytest.mark.parametrize("damage", ["missing", "truncated", "world"])
+    @pytest.mark.parametrize("damage", ["missing", "truncated", "zero_stage"])
     def test_damaged_state_is_refused_by_name(self, damage: str, tmp_path: Path) -> None:
         learner = tiny_learner()
         learner.save(tmp_path)
@@ -217,9 +217,9 @@ class TestDeepSpeed:
             victim.write_bytes(victim.read_bytes()[:-100])
         else:
             contents = json.loads((state / "engine.json").read_text())
-            contents["topology"]["world"] = 2
+            contents["topology"]["zero_stage"] = 2
             (state / "engine.json").write_text(json.dumps(contents))
-        with pytest.raises(UserError, match="world" if damage == "world" else victim.name):
+        with pytest.raises(UserError, match=damage if damage == "zero_stage" else victim.name):
             learner.load(tmp_path)
 
     def test_a_sample_beyond_the_token_budget_is_refused(self) -> None:

@@ -6,6 +6,7 @@ processes serve all layouts. `python -m tests.unit.engines.test_expert_parallel`
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -293,6 +294,18 @@ def test_kept_versions_and_the_reference_resume_elsewhere(runs: Runs, zero_stage
 def test_another_zero_stage_is_refused(runs: Runs) -> None:
     with pytest.raises(UserError, match="zero_stage=3"):
         new_trainer(1, 1).load(runs.directory / "w2_ep1_z3")
+
+
+@pytest.mark.slow
+def test_what_cannot_be_converted_is_one_line(runs: Runs) -> None:
+    state = runs.directory / "w2_ep1_z2" / "learner"
+    state.mkdir(parents=True)
+    (state / "engine.json").write_text(
+        json.dumps({"topology": {"world": 2, "ep_size": 1, "zero_stage": 2, "dtype": "float32"}, "files": {}})
+    )
+    torch.save([], state / "biases.pt")
+    with pytest.raises(UserError, match="cannot be converted"):
+        new_trainer(1, 2).load(state.parent)
 
 
 @pytest.mark.slow
