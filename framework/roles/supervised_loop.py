@@ -7,11 +7,12 @@ stage's work directory (which Ray Train needs on shared storage anyway); the dri
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class LmRun:
     checkpoint_every: int
     seed: int
     workers: int = 1
+    min_workers: int = 0  # elastic: as many workers as there is room for, from this number to `workers`; 0: always all
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
     max_failures: int = 3
@@ -62,7 +64,7 @@ def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> N
         train_loop_config={"run": run},
         torch_config=TorchConfig(backend="nccl" if run.gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=run.workers,
+            num_workers=(run.min_workers, run.workers) if run.min_workers else run.workers,
             use_gpu=run.gpus_per_worker > 0,
             resources_per_worker={
                 "CPU": run.cpus_per_worker,
@@ -168,7 +170,10 @@ def _worker(config: dict[str, Any]) -> None:
     if rows.vocab_size > run.model.vocab_size:
         allowed = f"the tokenizer has {rows.vocab_size} tokens: it does not match this model"
         raise UserError("model.vocab_size", run.model.vocab_size, allowed)
-    trainer = DeepSpeedTrainer(build_model(run.model, run.seed), run.engine)
+    engine, world = run.engine, ray.train.get_context().get_world_size()
+    if run.min_workers:  # experts spread as far as this number of workers allows
+        engine = replace(engine, ep_size=math.gcd(engine.ep_size, world))
+    trainer = DeepSpeedTrainer(build_model(run.model, run.seed), engine)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
@@ -219,8 +224,8 @@ def _metrics(found: Any, window: _Window, step: int, run: LmRun) -> dict[str, fl
 
 def _write(run: LmRun, step: int, metrics: dict[str, float], load_LE: Any) -> None:
     record = {"step": step, "metrics": metrics, "load": None if load_LE is None else load_LE.tolist()}
-    with (run.work_dir / METRICS).open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    with (run.work_dir / METRICS).open("ab", buffering=0) as file:  # in one write: a killed worker leaves no torn line
+        file.write(json.dumps(record).encode() + b"\n")
 
 
 def _validation_loss(trainer: Any, run: LmRun) -> float:

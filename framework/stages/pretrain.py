@@ -23,6 +23,7 @@ class PretrainConfig:
     row_tokens: int = 4096
     engine: DeepSpeedConfig = DeepSpeedConfig()
     workers: int = 0  # data-parallel ranks; 0: cluster.learner_workers
+    min_workers: int = 0  # elastic: goes on with as few as this while a node is away; 0: always with all
     validate_every: int = 1000
     validation_rows: int = 64
     checkpoint_every: int = 1000
@@ -33,6 +34,8 @@ class PretrainConfig:
                 raise UserError(f"stage.pretrain.{name}", getattr(self, name), "must be at least 1")
         if self.workers < 0:
             raise UserError("stage.pretrain.workers", self.workers, "must be 0 (as cluster.learner_workers) or more")
+        if not 0 <= self.min_workers <= (self.workers or self.min_workers):
+            raise UserError("stage.pretrain.min_workers", self.min_workers, f"must be 0 to workers={self.workers}")
 
     @property
     def tokens_per_step(self) -> int:
@@ -89,6 +92,7 @@ class Pretrain:
             checkpoint_every=config.checkpoint_every,
             seed=runtime.seed,
             workers=config.workers or cluster.learner_workers,
+            min_workers=config.min_workers,
             cpus_per_worker=cluster.learner_cpus,
             gpus_per_worker=1.0 if cluster.gpus else 0.0,
         )

@@ -1,0 +1,120 @@
+"""Pretraining under Ray Train: a killed worker costs time only, and the number of workers may change."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from framework.data.shards import TokenRows, write_shards
+from framework.engines.deepspeed_engine import DeepSpeedConfig
+from framework.engines.lm_trainer import DeepSpeedTrainer
+from framework.engines.lr_schedule import LrSchedule
+from framework.models.spec import build_model
+from framework.observe.metrics import Tracker, read_history
+from framework.roles.supervised_loop import LmRun, train_lm
+from tests.distributed import run_ranks
+from tests.learners import TINY_V3, VOCAB
+
+pytestmark = pytest.mark.slow
+ENGINE = DeepSpeedConfig(
+    schedule=LrSchedule(lr=1e-3, warmup_steps=5), token_budget=512, threads=1, bias_update_speed=1e-3, clip=0.5
+)
+FIRST, LAST, CHECKPOINT_EVERY, ROWS, SEED = 80, 110, 20, 6, 3
+
+
+def run_of(directory: Path, steps: int, **changes: Any) -> LmRun:
+    values: dict[str, Any] = {
+        "model": TINY_V3, "engine": ENGINE, "shards": directory / "shards", "tokenizer": directory, "steps": steps,
+        "out": directory / "out", "work_dir": directory / "work", "rows_per_step": ROWS, "row_tokens": 128,
+        "validate_every": 1000, "validation_rows": 1, "checkpoint_every": CHECKPOINT_EVERY, "seed": SEED, "workers": 2,
+        "cpus_per_worker": 0.5,
+    } | changes  # fmt: skip
+    return LmRun(**values)
+
+
+def train_directly(directory: Path) -> list[dict[str, Any]]:
+    """The same training on this gloo rank without Ray: losses by step, then the weights after FIRST and LAST."""
+    run = run_of(directory, LAST)
+    trainer = DeepSpeedTrainer(build_model(run.model, run.seed), run.engine)
+    rows = TokenRows(run.shards, "train", run.row_tokens, run.seed)
+    losses, found = {}, []
+    for step in range(LAST):
+        losses[step + 1] = trainer.train_minibatch(torch.from_numpy(rows.batch(step, ROWS))).metrics["loss"]
+        if step + 1 in (FIRST, LAST):
+            trainer.export(directory / f"direct_{step + 1}")
+            found.append(weights(directory / f"direct_{step + 1}"))
+    return [losses, *found]
+
+
+def weights(checkpoint: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    tensors: dict[str, np.ndarray] = {}
+    for file in checkpoint.glob("*.safetensors"):
+        tensors |= load_file(file)
+    return tensors
+
+
+class Killer:
+    """Kills one training worker once a checkpoint is known to Ray Train and training has gone on from there."""
+
+    def __init__(self, run: LmRun) -> None:
+        self._run = run
+        self.killed: int | None = None
+
+    def __call__(self) -> bool:
+        known = list((self._run.work_dir / "train").glob("checkpoint_manager_snapshot.json"))
+        if self.killed is None and known and "checkpoint_" in known[0].read_text():
+            workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in "".join(p.cmdline())]
+            if workers:
+                workers[-1].send_signal(signal.SIGKILL)
+                self.killed = workers[-1].pid
+        return False
+
+
+def test_a_killed_worker_and_another_number_of_workers_leave_no_trace(ray_node: None, tmp_path: Path) -> None:
+    """A run whose worker is killed ends with the uninterrupted run's weights; then one worker continues it."""
+    (tmp_path / "shards").mkdir()
+    generator = np.random.default_rng(0)
+    documents = [(generator.integers(0, 40) + 3 * np.arange(400)) % VOCAB for _ in range(60)]
+    write_shards(tmp_path / "shards", {"train": documents, "validation": documents[:2]}, VOCAB)  # type: ignore[arg-type]
+    (tmp_path / "work").mkdir()
+    losses, after_first, after_last = run_ranks(train_directly, 2, tmp_path)[0]
+
+    run = run_of(tmp_path, FIRST)
+    killer = Killer(run)
+    with Tracker(tmp_path / "metrics", "pretrain") as tracker:
+        train_lm(run, tracker, killer)
+    assert killer.killed is not None, "no worker was killed: the run was too short"
+    found = weights(run.out)
+    assert found.keys() == after_first.keys()
+    assert all(np.array_equal(found[name], after_first[name]) for name in found)
+    written = [step for step, _ in lines(run)]
+    assert len(written) > len(set(written)), "the restart repeated steps"
+    assert written.count(10) == 1, "and did not begin afresh"
+    recorded = read_history(tmp_path / "metrics").stages["pretrain"].series["train/loss"]
+    assert recorded == {step: losses[step] for step in range(10, FIRST + 1, 10)}
+
+    resumed = run_of(tmp_path, LAST, workers=4, min_workers=1, cpus_per_worker=2.0)  # this node has room for one
+    with Tracker(tmp_path / "metrics", "pretrain") as tracker:
+        train_lm(resumed, tracker, lambda: False)
+    (saved,) = (run.work_dir / "train").glob("checkpoint_*/learner/engine.json")
+    assert json.loads(saved.read_text())["topology"]["world"] == 1
+    recorded = read_history(tmp_path / "metrics").stages["pretrain"].series["train/loss"]
+    assert list(recorded) == list(range(10, LAST + 1, 10))
+    for step, loss in recorded.items():
+        assert loss == pytest.approx(losses[step], rel=1e-5)
+    for name, tensor in weights(resumed.out).items():
+        assert np.linalg.norm(tensor - after_last[name]) <= 1e-5 * np.linalg.norm(after_last[name]), name
+
+
+def lines(run: LmRun) -> list[tuple[int, dict[str, Any]]]:
+    records = [json.loads(line) for line in (run.work_dir / "worker_metrics.jsonl").read_text().splitlines()]
+    return [(record["step"], record["metrics"]) for record in records if record["metrics"]]
