@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import logging
+import os
 import shlex
 import sys
 import tempfile
@@ -102,6 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
 def submit(arguments: argparse.Namespace) -> int:
     """Hand the same run to a Ray cluster as a job."""
     config, _ = _load(arguments)
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     config_dir = ["--config-dir", str(arguments.config_dir)] if arguments.config_dir else []
@@ -112,6 +114,9 @@ def submit(arguments: argparse.Namespace) -> int:
             runtime_env={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}},
             metadata={"run": config.run},
         )
+    except AuthenticationError as error:
+        found = "one that it refuses" if "RAY_AUTH_TOKEN" in os.environ else "not set"
+        raise UserError("RAY_AUTH_TOKEN", found, "must be the cluster's token, with RAY_AUTH_MODE=token") from error
     except (ConnectionError, RuntimeError) as error:
         raise UserError(
             "--address", arguments.address, f"must be a Ray dashboard, e.g. http://head:8265 ({error})"
@@ -142,7 +147,7 @@ def serve(arguments: argparse.Namespace) -> int:
     checkpoint = find_checkpoint(Path(arguments.checkpoint))
     from framework.engines import serving
 
-    serving.serve(checkpoint)
+    serving.serve(checkpoint, arguments.host, arguments.port)
     return EXIT_DONE
 
 
@@ -239,7 +244,10 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--address", required=True, help="Ray dashboard, e.g. http://head:8265")
     commands.add_parser("report", help="write a run's HTML report").add_argument("run", help="its directory or name")
     commands.add_parser("chat", help="talk to a checkpoint").add_argument("checkpoint", help="or a run's directory")
-    commands.add_parser("serve", help="serve a checkpoint").add_argument("checkpoint", help="or a run's directory")
+    command = commands.add_parser("serve", help="serve a checkpoint")
+    command.add_argument("checkpoint", help="or a run's directory")
+    command.add_argument("--host", default="127.0.0.1")
+    command.add_argument("--port", type=int, default=8000)
     command = commands.add_parser("bench", help="run a benchmark")
     command.add_argument("name")
     command.add_argument("arguments", nargs="*")

@@ -31,7 +31,7 @@ def chat(checkpoint: Path, params: SamplingParams | None = None, config: VllmCon
     asyncio.run(_chat(checkpoint, params, config))
 
 
-def serve(checkpoint: Path, host: str = "127.0.0.1", port: int = 8000) -> None:
+def serve(checkpoint: Path, host: str, port: int) -> None:
     """Replace this process with vLLM's server of the OpenAI API; raises UserError for a bad checkpoint or port."""
     check_checkpoint(checkpoint)
     if not 0 < port < 65536:
