@@ -25,6 +25,7 @@ class Manifest:
     inputs: Mapping[str, str]  # edge name -> content hash
     code_version: str
     files: Mapping[str, int]  # relative path -> bytes
+    digests: Mapping[str, str] = field(default_factory=dict)  # relative path -> SHA-256
     counts: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -56,6 +57,16 @@ class Artifact:
                 found = file.stat().st_size if file.is_file() else None
                 if found != size:
                     raise UserError(str(file), f"{found} bytes", f"the manifest says {size} bytes: damaged or changed")
+        return self
+
+    def verify(self) -> Self:
+        """Read every file that the manifest has a digest of; raises UserError for one that differs in content."""
+        if (self.path / MANIFEST).is_file():
+            self.check()
+            for name, expected in self.manifest().digests.items():
+                if (found := file_digest(self.path / name)) != expected:
+                    allowed = f"the manifest says {expected[:12]}: damaged or changed"
+                    raise UserError(str(self.path / name), f"SHA-256 {found[:12]}", allowed)
         return self
 
 
@@ -101,13 +112,13 @@ class Checkpoint(Artifact):
     def check(self) -> Self:
         """As for any artifact; also UserError for cut-off or missing weights, or a tokenizer larger than the model."""
         super().check()
-        config = _read_json(self.path / "config.json")
+        config = read_json(self.path / "config.json")
         tokens, vocabulary = _tokenizer_size(self.path / "tokenizer.json"), config.get("vocab_size")
         if vocabulary is not None and tokens > vocabulary:
             allowed = f"does not match the model, whose vocab_size is {vocabulary} in {self.path / 'config.json'}"
             raise UserError(str(self.path / "tokenizer.json"), f"{tokens} tokens", allowed)
         index = self.path / "model.safetensors.index.json"
-        for name in sorted(set(_read_json(index).get("weight_map", {}).values())) if index.is_file() else ():
+        for name in sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else ():
             if not (self.path / name).is_file():
                 raise UserError(str(self.path / name), "no such file", f"{index.name} names it")
         for file in sorted(self.path.glob("*.safetensors")):
@@ -127,17 +138,19 @@ class EvalReport(Artifact):
     required = ("report.json",)
 
 
-def content_hash(directory: Path) -> tuple[str, dict[str, int]]:
-    """Return the SHA-256 over relative names and bytes of every file but the manifest, and each file's size."""
-    digest, files = hashlib.sha256(), dict[str, int]()
-    for file in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST):
-        name = file.relative_to(directory).as_posix()
-        files[name] = file.stat().st_size
-        digest.update(f"{name}\0{files[name]}\0".encode())
-        with file.open("rb") as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest(), files
+def content_hash(directory: Path) -> tuple[str, dict[str, int], dict[str, str]]:
+    """Return the SHA-256 over names and digests of all files but the manifest; each file's size, and its digest."""
+    found = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
+    names = {file.relative_to(directory).as_posix(): file for file in found}
+    digests = {name: file_digest(file) for name, file in names.items()}
+    lines = "".join(f"{name}\0{digest}\0" for name, digest in digests.items())
+    return hashlib.sha256(lines.encode()).hexdigest(), {n: f.stat().st_size for n, f in names.items()}, digests
+
+
+def file_digest(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def check_safetensors_file(file: Path) -> None:
@@ -154,9 +167,12 @@ def check_safetensors_file(file: Path) -> None:
         raise UserError(str(file), f"{size} bytes", f"its header says {expected} bytes: damaged or cut off")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; raises UserError if it is missing, damaged or no object."""
     try:
         found = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise UserError(str(file), "no such file", "a checkpoint directory has one") from None
     except ValueError as error:
         raise UserError(str(file), " ".join(str(error).split()), "must be JSON: damaged") from None
     if not isinstance(found, dict):
@@ -166,7 +182,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _tokenizer_size(file: Path) -> int:
     """One more than the largest token id of a Hugging Face tokenizer.json; 0 if it lists none."""
-    found = _read_json(file)
+    found = read_json(file)
     model = found.get("model")
     vocabulary = model.get("vocab", {}) if isinstance(model, dict) else {}
     ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
@@ -182,9 +198,17 @@ def write_manifest(
     counts: Mapping[str, float] | None = None,
 ) -> Manifest:
     """Finish `artifact`: hash its content and write its manifest atomically, last."""
-    digest, files = content_hash(artifact.path)
+    digest, files, digests = content_hash(artifact.path)
     manifest = Manifest(
-        type(artifact).__name__, digest, stage, dict(config), dict(inputs), code_version, files, dict(counts or {})
+        type(artifact).__name__,
+        digest,
+        stage,
+        dict(config),
+        dict(inputs),
+        code_version,
+        files,
+        digests,
+        dict(counts or {}),
     )
     temporary = artifact.path / (MANIFEST + ".tmp")
     temporary.write_text(json.dumps(asdict(manifest), indent=1, default=str))

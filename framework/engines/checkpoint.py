@@ -8,6 +8,7 @@ size, DeepSpeed would load it without complaint and corrupt the optimizer.
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Mapping
@@ -20,11 +21,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from framework.artifacts import Checkpoint
 from framework.engines import expert_parallel
 from framework.engines.deepspeed_engine import Snapshot, TrainingEngine
 from framework.engines.universal import Topology, load_universal, reshard, topology
-from framework.engines.weights import check_safetensors
 from framework.errors import UserError
+from framework.models import public_layout
 
 TAG = "native"
 STATE = "learner"  # the folder of engine state inside a checkpoint that others write to as well
@@ -113,20 +115,27 @@ def check_state(directory: Path) -> dict[str, Any]:
 
 
 def load_hf(directory: Path, dtype: str) -> Any:
-    """Build the model of a Hugging Face checkpoint; raises UserError that names the missing or damaged file."""
-    from transformers import AutoModelForCausalLM
+    """Build the model of a Hugging Face checkpoint, FP8 weights dequantised; MTP modules are left out.
+
+    Raises UserError that names the file or tensor of a damaged, incomplete or mismatched checkpoint. Where there is a
+    manifest, contents are held against its digests. Weights are read one at a time, so no second copy is made.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
     from transformers.utils import logging
 
-    import framework.models.deepseek_moe  # noqa: F401  registers a family that transformers lacks
-
-    if not (directory / "config.json").is_file():
-        raise UserError(str(directory / "config.json"), "no such file", "a checkpoint directory has one")
-    check_safetensors(directory)
+    if os.environ.get("RANK", "0") == "0":  # one rank's reading is enough
+        Checkpoint(directory).verify()
+    config = public_layout.read_config(directory)
+    tensors = public_layout.model_tensors(directory, config)
     logging.disable_progress_bar()
     try:
-        return AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype), local_files_only=True)
+        family = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        model = family.from_pretrained(None, config=config, state_dict=tensors, dtype=getattr(torch, dtype))
+        if (directory / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # safetensors, transformers and json each raise their own
         raise UserError(str(directory), str(error).splitlines()[0], "must be a whole checkpoint") from error
+    return model
 
 
 def export_hf(engine: TrainingEngine, directory: Path) -> None:

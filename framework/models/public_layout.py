@@ -1,0 +1,199 @@
+"""Checkpoint directories in the public layout, read a tensor at a time: shards, one tensor an expert, FP8 block scales.
+
+Everything that headers can tell is checked before the first weight is read: each tensor that the model has is there in
+its shape, and nothing else. FP8 weights are multiplied by their scales as they are read (V3's report, section 3.3.2,
+and its published `weight_scale_inv`: one float32 for each 128 x 128 block, cut off at the edges). transformers'
+own dequantisation wants blocks that divide the weight, which V3's latent projection of 576 rows does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from framework.artifacts import check_safetensors_file, read_json
+from framework.errors import UserError, did_you_mean
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+SCALE = "_scale_inv"  # after the name of an FP8 weight
+FP8 = "F8_E4M3"
+PLAIN = ("F32", "BF16", "F16")
+Block = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a shard; `[...]` reads it, as transformers does with what a state dict holds."""
+
+    stored: Any  # safetensors' slice
+    scale: Any | None
+    block: Block
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """From the shard's header."""
+        return tuple(self.stored.get_shape())
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        """Read, dequantise to float32 if it is FP8, and index."""
+        if self.scale is None:
+            found: torch.Tensor = self.stored[index]
+            return found
+        return dequantise(self.stored[...], self.scale[...], self.block)[index]
+
+
+def dequantise(weight_MN: torch.Tensor, scale_mn: torch.Tensor, block: Block) -> torch.Tensor:
+    """Return float32 [M, N]: each block of FP8 weights times its scale; m = ceil(M / rows), n = ceil(N / columns)."""
+    out_MN, (rows, columns) = weight_MN.float(), block
+    for index, scale_n in enumerate(scale_mn.float()):
+        scale_N = scale_n.repeat_interleave(columns)[: out_MN.shape[1]]
+        out_MN[index * rows : (index + 1) * rows] *= scale_N
+    return out_MN
+
+
+def read_config(directory: Path) -> Any:
+    """Return the Hugging Face config of the dequantised model.
+
+    Raises UserError if it is missing, damaged or of an unknown model_type.
+    """
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    import framework.models.deepseek_moe  # noqa: F401  registers a family that transformers lacks
+
+    file = directory / "config.json"
+    kind = read_json(file).get("model_type")
+    if kind not in CONFIG_MAPPING:
+        allowed = f"{did_you_mean(str(kind), CONFIG_MAPPING)}model_type must be a family that transformers knows"
+        raise UserError(str(file), f"model_type={kind}", allowed)
+    if CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(str(file), f"model_type={kind}", "must be a causal language model's")
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # each config class raises its own
+        raise UserError(str(file), str(error), f"must be a config of {kind}") from error
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
+
+
+def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """Return every tensor by its name, none of them read yet; scales are folded into the weights that they belong to.
+
+    Raises UserError that names the file or tensor: a shard that is missing, cut off or unreadable, a tensor that is
+    not where the index says, a weight without its scale or with one of another block size, an unknown format.
+    """
+    slices = _slices(directory)
+    config = directory / "config.json"
+    block = _block(config)
+    tensors = {}
+    for name, (file, stored) in slices.items():
+        kind, where = stored.get_dtype(), f"{file}: {name}"
+        if name.endswith(SCALE) and name.removesuffix(SCALE) in slices:
+            name = name.removesuffix(SCALE)
+            if (of := slices[name][1].get_dtype()) != FP8:
+                raise UserError(where, f"a scale of a {of} weight", f"only {FP8} weights have scales")
+        elif kind == FP8:
+            if block is None:
+                raise UserError(str(config), "no quantization_config", f"{name} is FP8, so its block size must be told")
+            _, scale = slices.get(name + SCALE, (None, None))
+            if scale is None:
+                raise UserError(f"{where}{SCALE}", "no such tensor", f"the FP8 weight {name} needs its scales")
+            grid = [-(-size // b) for size, b in zip(stored.get_shape(), block, strict=False)]
+            if scale.get_shape() != grid:
+                allowed = f"must be {grid}: blocks of {block} over {stored.get_shape()}"
+                raise UserError(f"{where}{SCALE}", scale.get_shape(), allowed)
+            tensors[name] = StoredTensor(stored, scale, block)
+        elif kind in PLAIN:
+            tensors[name] = StoredTensor(stored, None, (1, 1))
+        else:
+            raise UserError(where, kind, f"must be one of {', '.join((*PLAIN, FP8))}")
+    return tensors
+
+
+def model_tensors(directory: Path, config: Any) -> dict[str, StoredTensor]:
+    """Return the tensors of the model proper, checked against it; MTP modules (V3 section 2.2) are left out.
+
+    Raises UserError as `stored_tensors`, and for the first tensor that is missing, of another shape, or unknown.
+    """
+    expected, optional = _expected_shapes(config)
+    layers = getattr(config, "num_hidden_layers", 0)
+    extra = tuple(f"model.layers.{layers + i}." for i in range(getattr(config, "num_nextn_predict_layers", 0) or 0))
+    found = {
+        name: tensor
+        for name, tensor in stored_tensors(directory).items()
+        if not name.startswith(extra) and not name.endswith("rotary_emb.inv_freq")  # as old Llama checkpoints have
+    }
+    where = f"{directory}: "
+    for name, shape in expected.items():
+        if name not in found:
+            if name not in optional:
+                raise UserError(where + name, "no such tensor", f"config.json's {config.model_type} model has it")
+        elif found[name].shape != shape:
+            raise UserError(where + name, found[name].shape, f"must be {shape} by config.json")
+    for name in found:
+        if name not in expected:
+            raise UserError(where + name, "an unknown tensor", f"config.json's {config.model_type} model has none such")
+    return found
+
+
+def read_tensors(directory: Path, prefix: str, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (full name, tensor in `dtype`, dequantised) of all that starts with `prefix`; correction biases in float32.
+
+    Raises UserError as `stored_tensors`.
+    """
+    for name, tensor in stored_tensors(directory).items():
+        if name.startswith(prefix):
+            yield name, tensor[...].to(torch.float32 if name.endswith("e_score_correction_bias") else dtype)
+
+
+def _slices(directory: Path) -> dict[str, tuple[Path, Any]]:
+    """Name -> (shard, safetensors' slice) of every tensor of the checkpoint, scales too."""
+    from safetensors import SafetensorError, safe_open
+
+    index, slices = directory / INDEX, dict[str, tuple[Path, Any]]()
+    weight_map: Mapping[str, str] | None = read_json(index).get("weight_map", {}) if index.is_file() else None
+    for shard in [SINGLE] if weight_map is None else sorted(set(weight_map.values())):
+        file = directory / shard
+        if not file.is_file():
+            allowed = f"{INDEX} names it" if weight_map is not None else f"a checkpoint has this or {INDEX}"
+            raise UserError(str(file), "no such file", allowed)
+        check_safetensors_file(file)
+        try:
+            opened: Any = safe_open(file, framework="pt")
+        except SafetensorError as error:
+            raise UserError(str(file), str(error), "must be a whole safetensors file") from None
+        slices |= {name: (file, opened.get_slice(name)) for name in opened.keys()}  # noqa: SIM118  not a dict
+    for name, shard in (weight_map or {}).items():
+        if name not in slices or slices[name][0].name != shard:
+            raise UserError(f"{directory / shard}: {name}", "no such tensor", f"{INDEX} says that it is there")
+    return slices
+
+
+def _block(config: Path) -> Block | None:
+    """Rows and columns that share a scale, by config.json; None if it is not quantised."""
+    quantization = read_json(config).get("quantization_config")
+    if quantization is None:
+        return None
+    method, size = quantization.get("quant_method"), quantization.get("weight_block_size")
+    if method != "fp8" or quantization.get("fmt", "e4m3") != "e4m3":
+        allowed = "only block-scaled fp8 in e4m3 is read; convert other formats first"
+        raise UserError(str(config), f"quantization_config={quantization}", allowed)
+    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)):
+        raise UserError(str(config), f"weight_block_size={size}", "must be rows and columns, such as [128, 128]")
+    return size[0], size[1]
+
+
+def _expected_shapes(config: Any) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """Shapes by the names of a checkpoint, and the names that may be absent because they are tied to others."""
+    from transformers import AutoModelForCausalLM
+    from transformers.core_model_loading import revert_weight_conversion
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    shapes = {n: tuple(t.shape) for n, t in revert_weight_conversion(model, model.state_dict()).items()}
+    tied = set(getattr(model, "all_tied_weights_keys", {}))
+    return shapes, tied
