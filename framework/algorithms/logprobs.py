@@ -41,6 +41,12 @@ def _accurate(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def _scaled(logits_CV: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Logits / temperature in an accurate dtype; at temperature 1 float32 logits are not copied."""
+    accurate_CV = logits_CV.to(_accurate(logits_CV.dtype))
+    return accurate_CV if temperature == 1 else accurate_CV / temperature
+
+
 def _chunks(logits_TV: torch.Tensor) -> Iterator[slice]:
     length, vocabulary = logits_TV.shape
     step = max(1, CHUNK_ELEMENTS // vocabulary)
@@ -54,8 +60,7 @@ class _TokenLogprobs(torch.autograd.Function):
         log_normalizer_T = torch.empty(logits_TV.shape[0], dtype=_accurate(logits_TV.dtype), device=logits_TV.device)
         chosen_T = logits_TV.gather(-1, targets_T[:, None]).squeeze(-1).to(log_normalizer_T.dtype) / temperature
         for rows in _chunks(logits_TV):
-            scaled_CV = logits_TV[rows].to(log_normalizer_T.dtype) / temperature
-            log_normalizer_T[rows] = torch.logsumexp(scaled_CV, dim=-1)
+            log_normalizer_T[rows] = torch.logsumexp(_scaled(logits_TV[rows], temperature), dim=-1)
         ctx.save_for_backward(logits_TV, targets_T, log_normalizer_T)
         ctx.temperature = temperature
         return chosen_T - log_normalizer_T
@@ -68,8 +73,8 @@ class _TokenLogprobs(torch.autograd.Function):
         scaled_grad_T = grad_T.to(log_normalizer_T.dtype) / ctx.temperature
         for rows in _chunks(logits_TV):
             # d logprob / d logits = (onehot(target) - softmax) / temperature
-            chunk_CV = logits_TV[rows].to(log_normalizer_T.dtype) / ctx.temperature
-            chunk_CV.sub_(log_normalizer_T[rows, None]).exp_().mul_(-scaled_grad_T[rows, None])
+            chunk_CV = _scaled(logits_TV[rows], ctx.temperature) - log_normalizer_T[rows, None]
+            chunk_CV.exp_().mul_(-scaled_grad_T[rows, None])
             chunk_CV.scatter_add_(-1, targets_T[rows, None], scaled_grad_T[rows, None])
             grad_TV[rows] = chunk_CV.to(grad_TV.dtype)
         return grad_TV, None, None

@@ -35,7 +35,7 @@ class DeepSpeedTrainer:
             mask_BT = torch.ones_like(rows_BT)
         tokens = float(mask_BT[:, 1:].sum())
         share = range(engine.rank, n_rows, engine.world)
-        per_micro = max(1, config.token_budget // length)
+        per_micro = max(1, config.token_budget // (length - 1))
         n_micros = math.ceil(math.ceil(n_rows / engine.world) / per_micro)  # the same on every rank
         sums = torch.zeros(2, device=engine.device)
         for index in range(n_micros):
