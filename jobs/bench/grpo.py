@@ -130,8 +130,11 @@ def run_ours(setting: Setting, steps: int, staleness: int) -> list[Step]:
     return recorder.steps[WARM_UP : WARM_UP + steps]
 
 
-def run_trl(setting: Setting, steps: int, vllm: bool) -> list[Step]:
-    """Steps of TRL's trainer in an interpreter of its own; raises PeerFailed with its error's last line."""
+def run_trl(setting: Setting, steps: int, vllm: bool = False, passive: bool = False) -> list[Step]:
+    """Steps of TRL's trainer in an interpreter of its own; raises PeerFailed with its error's last line.
+
+    `passive`: idle threads sleep, as ours do. Spinning, OpenMP's default, is faster while nothing else runs.
+    """
     arguments = {
         "checkpoint": str(setting.checkpoint), "prompts": [prompt.text for prompt in setting.prompts],
         "prompts_per_step": PROMPTS, "group_size": GROUP, "rows": TRL_ROWS, "max_tokens": setting.max_tokens,
@@ -139,10 +142,12 @@ def run_trl(setting: Setting, steps: int, vllm: bool) -> list[Step]:
         "dtype": setting.dtype,
     }  # fmt: skip
     environment = os.environ | {
-        "OMP_NUM_THREADS": str(setting.threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": str(setting.threads), "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_MLA_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
     }  # fmt: skip
+    if passive:
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
     script = Path(__file__).with_name("_trl_grpo.py")
     command = [peer_python(), script, json.dumps(arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -246,7 +251,8 @@ def compare(lengths: str, found: Mapping[str, Sequence[Step]]) -> dict[str, Any]
 
 VARIANTS: dict[str, Callable[[Setting, int], list[Step]]] = {
     "ours-sync": lambda setting, steps: run_ours(setting, steps, staleness=0),
-    "trl": lambda setting, steps: run_trl(setting, steps, vllm=False),
+    "trl": run_trl,
+    "trl-passive": lambda setting, steps: run_trl(setting, steps, passive=True),
     "ours-async": lambda setting, steps: run_ours(setting, steps, staleness=1),
     "trl-vllm": lambda setting, steps: run_trl(setting, steps, vllm=True),
 }
