@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,19 +58,20 @@ class TokenRows:
         if self.n_rows < 1:
             raise UserError(str(file), f"{len(self._ids)} tokens", f"at least one row of {row_tokens + 1} is needed")
 
-    def batch(self, step: int, rows: int) -> npt.NDArray[np.int64]:
-        """Rows of optimizer step `step` [B, T + 1]: the next `rows` of a new random order each epoch."""
-        return np.stack([self._row(place) for place in range(step * rows, (step + 1) * rows)])
+    def batch(self, first: int, rows: int) -> npt.NDArray[np.int64]:
+        """Return rows `first` to `first + rows` of training [B, T + 1]; each epoch has a random order of its own."""
+        return np.stack([self._row(place) for place in range(first, first + rows)])
 
-    def first(self, rows: int) -> Iterator[npt.NDArray[np.int64]]:
-        """The first rows in file order, for validation, one [1, T + 1] at a time."""
-        for row in range(min(rows, self.n_rows)):
-            yield self._ids[row * self.row_tokens : (row + 1) * self.row_tokens + 1].astype(np.int64)[None]
+    def head(self, rows: int) -> npt.NDArray[np.int64]:
+        """Return at most `rows` rows in file order [B, T + 1], for validation."""
+        return np.stack([self._read(row) for row in range(min(rows, self.n_rows))])
+
+    def _read(self, row: int) -> npt.NDArray[np.int64]:
+        return self._ids[row * self.row_tokens : (row + 1) * self.row_tokens + 1].astype(np.int64)
 
     def _row(self, place: int) -> npt.NDArray[np.int64]:
         epoch, offset = divmod(place, self.n_rows)
-        row = int(self._order(epoch)[offset])
-        return self._ids[row * self.row_tokens : (row + 1) * self.row_tokens + 1].astype(np.int64)
+        return self._read(int(self._order(epoch)[offset]))
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         if getattr(self, "_cached_epoch", None) != epoch:

@@ -6,20 +6,45 @@ Dimensions: B rows, T tokens of a row, L MoE layers, E routed experts.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from framework.algorithms.balance import auxiliary_losses, sequence_balance_loss
+from framework.algorithms.lm_loss import lm_loss
+from framework.data.packing import pack_documents, to_device
 from framework.engines.checkpoint import export_hf, load_state, save_state
 from framework.engines.deepspeed_engine import DeepSpeedConfig, TrainingEngine
-from framework.types import StepResult
+from framework.models.packed_attention import SegmentLayout, use_packed_attention
+from framework.types import Int32, MicroBatch, StepResult
+
+
+@dataclass(frozen=True)
+class _Micro:
+    """One forward's worth of tokens on this rank; S sequences, N tokens in all."""
+
+    inputs: dict[str, Any]  # of the model
+    targets_N: torch.Tensor
+    weights_N: torch.Tensor  # 1 where the target is learned
+    lengths_S: torch.Tensor  # of the sequences that the balance losses are defined on
+    n_sequences: int  # of the global batch; 0: a placeholder that only keeps ranks in step
 
 
 class DeepSpeedTrainer:
-    """Causal language-model training with the published schedule, bias update and sequence-wise balance loss."""
+    """Causal language-model training with the published schedule, bias update and balance losses.
 
-    def __init__(self, model: nn.Module, config: DeepSpeedConfig) -> None:
+    A trainer takes whole rows (pretraining), or with `isolated` documents that do not see each other (fine-tuning).
+    """
+
+    def __init__(self, model: nn.Module, config: DeepSpeedConfig, isolated: bool = False) -> None:
+        if isolated:
+            use_packed_attention(model)
+        self.isolated = isolated
         self.engine = TrainingEngine(model, config)
 
     def train_minibatch(self, rows_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> StepResult:
@@ -29,56 +54,81 @@ class DeepSpeedTrainer:
         Rows are not masked across documents (DeepSeek-V3 §4.1). The loss is the mean over all trained tokens.
         Metrics: loss (nats per token), grad_norm, lr, tokens, and balance_loss (as weighted in the sum) when it is on.
         """
-        engine, config = self.engine, self.engine.config
-        n_rows, length = rows_BT.shape
         if mask_BT is None:
             mask_BT = torch.ones_like(rows_BT)
-        tokens = float(mask_BT[:, 1:].sum())
+        return self._step(self._row_micros(rows_BT, mask_BT), float(mask_BT[:, 1:].sum()), len(rows_BT))
+
+    def train_documents(self, documents: Sequence[Int32], trained: Sequence[Int32] | None = None) -> StepResult:
+        """One optimizer step on whole documents ([T] token ids each), packed, attending to themselves alone (V3 §5.1).
+
+        `trained` ([T] of 0 and 1 for each) marks the tokens to learn, by default all. The same on every rank; loss and
+        metrics as `train_minibatch`, whatever the packing. Raises UserError if one is longer than the token budget.
+        """
+        engine = self.engine
+        packed = pack_documents(
+            documents, engine.config.token_budget, trained=trained, rank=engine.rank, ranks=engine.world
+        )
+        tokens = sum(float(marks[1:].sum()) for marks in trained or [np.ones_like(ids) for ids in documents])
+        return self._step([_packed_micro(to_device(micro, engine.device)) for micro in packed], tokens, len(documents))
+
+    @torch.no_grad()
+    def validation_loss(self, rows_BT: torch.Tensor) -> float:
+        """Mean next-token loss in nats; every rank computes its share of the rows."""
+        total = torch.zeros(2, dtype=torch.float64, device=self.engine.device)
+        for micro in self._row_micros(rows_BT, torch.ones_like(rows_BT)):
+            output = lm_loss(self.engine.model(**micro.inputs).logits.flatten(0, 1), micro.targets_N, micro.weights_N)
+            total += torch.tensor([output.metrics["nll"], output.tokens], dtype=total.dtype, device=total.device)
+        nll, tokens = self.engine.sum_over_ranks(total).tolist()
+        return float(nll / tokens)
+
+    def _row_micros(self, rows_BT: torch.Tensor, mask_BT: torch.Tensor) -> Iterator[_Micro]:
+        """This rank's rows, as many micro-batches as every other rank has."""
+        engine, (n_rows, length) = self.engine, rows_BT.shape
         share = range(engine.rank, n_rows, engine.world)
-        per_micro = max(1, config.token_budget // (length - 1))
-        n_micros = math.ceil(math.ceil(n_rows / engine.world) / per_micro)  # the same on every rank
-        sums = torch.zeros(2, device=engine.device)
-        for index in range(n_micros):
+        per_micro = max(1, engine.config.token_budget // (length - 1))
+        for index in range(math.ceil(math.ceil(n_rows / engine.world) / per_micro)):
             chosen = list(share[index * per_micro : (index + 1) * per_micro])
             # A rank without rows left still takes part in the expert all-to-alls: one row, weight 0.
             rows = rows_BT[chosen or [0]].to(engine.device)
-            mask = (mask_BT[chosen or [0]] * bool(chosen)).to(engine.device)
-            loss, parts = self._loss(rows, mask, tokens, len(chosen) / n_rows)
-            engine.backward(loss, last=index == n_micros - 1)
+            mask = mask_BT[chosen or [0]].to(engine.device) * bool(chosen)
+            lengths_S = torch.full((len(rows),), length - 1, device=engine.device)
+            inputs = {"input_ids": rows[:, :-1], "use_cache": False}
+            yield _Micro(inputs, rows[:, 1:].flatten(), mask[:, 1:].flatten().float(), lengths_S, len(chosen))
+
+    def _step(self, micros: Iterable[_Micro], tokens: float, n_sequences: int) -> StepResult:
+        """One optimizer step; losses are parts of the mean over the global batch's `tokens` and `n_sequences`."""
+        engine = self.engine
+        sums, micros = torch.zeros(2, device=engine.device), list(micros)
+        for index, micro in enumerate(micros):
+            loss, parts = self._loss(micro, tokens, n_sequences)
+            engine.backward(loss, last=index == len(micros) - 1)
             sums += parts.to(engine.device)
         stats = engine.step()
         loss_sum, balance = engine.sum_over_ranks(sums).tolist()
         metrics = {"loss": loss_sum / tokens, "grad_norm": stats.grad_norm, "lr": stats.lr, "tokens": tokens}
-        if config.balance_alpha:
+        if engine.config.balance_losses:
             metrics["balance_loss"] = balance
         load = stats.expert_load_LE
         return StepResult(engine.steps, metrics, None if load is None else load.double().cpu().numpy())
 
-    def _loss(
-        self, rows_BT: torch.Tensor, mask_BT: torch.Tensor, tokens: float, row_share: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _loss(self, micro: _Micro, tokens: float, n_sequences: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss of a micro-batch as its part of the global mean, and [sum of nll, part of the balance loss]."""
-        from framework.algorithms.lm_loss import lm_loss
-
-        logits_BTV = self.engine.forward(counted=row_share > 0, input_ids=rows_BT[:, :-1], use_cache=False).logits
-        output = lm_loss(logits_BTV.flatten(0, 1), rows_BT[:, 1:].flatten(), mask_BT[:, 1:].flatten().float())
+        logits_NV = self.engine.forward(counted=micro.n_sequences > 0, **micro.inputs).logits.flatten(0, 1)
+        output = lm_loss(logits_NV, micro.targets_N, micro.weights_N)
         loss = output.loss / tokens
         balance = torch.zeros(())
-        if self.engine.config.balance_losses and row_share:
-            balance = self._balance(rows_BT.shape[0]) * row_share
+        if self.engine.config.balance_losses and micro.n_sequences:
+            balance = self._balance(micro.lengths_S) * (micro.n_sequences / n_sequences)
             loss = loss + balance
         return loss, torch.tensor([output.metrics["nll"], float(balance.detach())])
 
-    def _balance(self, n_rows: int) -> torch.Tensor:
+    def _balance(self, lengths_S: torch.Tensor) -> torch.Tensor:
         """Weighted balance losses (V3 eq. 17-20; V2 section 2.2.3), mean over sequences, summed over layers.
 
         All are defined within one sequence, so their mean depends on no micro-batch or rank.
         """
-        from framework.algorithms.balance import auxiliary_losses, sequence_balance_loss
-
         config, total = self.engine.config, torch.zeros((), device=self.engine.device)
         for layer in self.engine.routing.routes:
-            lengths_S = torch.full((n_rows,), layer.scores_TE.shape[0] // n_rows, device=layer.scores_TE.device)
             if config.balance_alpha:
                 losses_S = sequence_balance_loss(layer.scores_TE, layer.experts_TK, lengths_S)
                 total = total + config.balance_alpha * losses_S.mean()
@@ -101,3 +151,13 @@ class DeepSpeedTrainer:
     def export(self, directory: Path) -> None:
         """Rank 0 writes a Hugging Face checkpoint."""
         export_hf(self.engine, directory)
+
+
+def _packed_micro(micro: MicroBatch) -> _Micro:
+    inputs = {
+        "input_ids": micro.token_ids_T[None],
+        "position_ids": micro.position_ids_T[None],
+        "segments": SegmentLayout.of(micro),
+        "use_cache": False,
+    }
+    return _Micro(inputs, micro.targets_T, micro.mask_T, micro.segment_lengths_S, len(micro.sample_index_S))

@@ -13,7 +13,8 @@ from framework.errors import UserError
 class LrSchedule:
     """Linear warm-up, then constant, cosine or multistep. Steps count from 0; the first trains at lr / warmup_steps.
 
-    DeepSeek-V3 §4.2 (constant, then cosine to a tenth), V2 §3.1.2 and MoE §5.1.2 (multistep: x0.316 at 60-80%, 90%).
+    DeepSeek-V3 §4.2 (constant, cosine to a tenth, constant, a smaller constant at the end), V2 §3.1.2 and MoE §5.1.2
+    (multistep: x0.316 at 60-80%, 90%).
     """
 
     lr: float = 3e-6
@@ -21,7 +22,10 @@ class LrSchedule:
     warmup_steps: int = 0
     total_steps: int = 0  # needed by cosine and multistep
     decay_start: float = 0.0  # cosine: share of total_steps that stays at lr
+    decay_end: float = 1.0  # cosine: share of total_steps from which the rate is lr * final_ratio
     final_ratio: float = 0.1  # cosine: last lr / lr
+    tail_start: float = 1.0  # cosine: share of total_steps from which the rate is tail_lr
+    tail_lr: float = 0.0
     milestones: tuple[float, ...] = (0.8, 0.9)  # multistep: shares of total_steps
     factor: float = 0.316  # multistep: per milestone
 
@@ -34,8 +38,10 @@ class LrSchedule:
             raise UserError("schedule.warmup_steps", self.warmup_steps, "at least 0")
         if self.kind != "constant" and self.total_steps <= self.warmup_steps:
             raise UserError("schedule.total_steps", self.total_steps, f"above warmup_steps = {self.warmup_steps}")
-        if not 0 <= self.decay_start < 1:
-            raise UserError("schedule.decay_start", self.decay_start, "in [0, 1)")
+        if not 0 <= self.decay_start < self.decay_end <= self.tail_start <= 1:
+            shares = (self.decay_start, self.decay_end, self.tail_start)
+            allowed = "must rise from 0 to 1: 0 <= decay_start < decay_end <= tail_start <= 1"
+            raise UserError("schedule.decay_start, decay_end, tail_start", shares, allowed)
 
     def at(self, step: int) -> float:
         """Learning rate of optimizer step `step`, from 0."""
@@ -46,8 +52,10 @@ class LrSchedule:
         progress = min(step / self.total_steps, 1.0)
         if self.kind == "multistep":
             return self.lr * self.factor ** sum(progress >= milestone for milestone in self.milestones)
+        if progress >= self.tail_start < 1:
+            return self.tail_lr
         start = max(self.decay_start, self.warmup_steps / self.total_steps)
-        decay = max(progress - start, 0.0) / (1 - start)
+        decay = min(max(progress - start, 0.0) / (self.decay_end - start), 1.0)
         return self.lr * (self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * decay)))
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from framework.engines.batch_schedule import BatchSchedule
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.errors import RunFailed, Stopped, UserError
 from framework.models.spec import ModelConfig
@@ -37,8 +38,7 @@ class LmRun:
     out: Path  # the Hugging Face checkpoint
     work_dir: Path
     steps: int
-    rows_per_step: int
-    row_tokens: int
+    batches: BatchSchedule
     validate_every: int
     validation_rows: int
     checkpoint_every: int
@@ -166,7 +166,9 @@ def _worker(config: dict[str, Any]) -> None:
     run: LmRun = config["run"]
     torch.set_num_threads(run.engine.threads or max(1, int(run.cpus_per_worker)))
     rank = ray.train.get_context().get_world_rank()
-    rows = TokenRows(run.shards, "train", run.row_tokens, run.seed)
+    row_tokens, batches = run.batches.row_tokens, run.batches
+    rows = TokenRows(run.shards, "train", row_tokens, run.seed)
+    held_out = torch.from_numpy(TokenRows(run.shards, "validation", row_tokens, seed=0).head(run.validation_rows))
     if rows.vocab_size > run.model.vocab_size:
         allowed = f"the tokenizer has {rows.vocab_size} tokens: it does not match this model"
         raise UserError("model.vocab_size", run.model.vocab_size, allowed)
@@ -181,14 +183,14 @@ def _worker(config: dict[str, Any]) -> None:
     step = trainer.engine.steps
     window = _Window(time.monotonic(), step)
     while step < run.steps:
-        result = trainer.train_minibatch(torch.from_numpy(rows.batch(step, run.rows_per_step)))
+        result = trainer.train_minibatch(torch.from_numpy(rows.batch(batches.first_row(step), batches.rows_at(step))))
         step = result.step
         validate = step % run.validate_every == 0 or step == run.steps
         if rank == 0 and (step % 10 == 0 or step == run.steps):
             _write(run, step, _metrics(result.metrics, window, step, run), result.expert_load_LE)
             window = _Window(time.monotonic(), step)
         if validate:
-            loss = _validation_loss(trainer, run)
+            loss = trainer.validation_loss(held_out)
             if rank == 0:
                 _write(run, step, {"validation/loss": loss}, None)
             window = _Window(time.monotonic(), step)
@@ -218,7 +220,7 @@ class _Window:
 
 def _metrics(found: Any, window: _Window, step: int, run: LmRun) -> dict[str, float]:
     seconds = time.monotonic() - window.started
-    tokens = (step - window.step) * run.rows_per_step * run.row_tokens
+    tokens = run.batches.tokens(step) - run.batches.tokens(window.step)
     return {**{f"train/{name}": float(value) for name, value in found.items()}, "train/tokens_per_s": tokens / seconds}
 
 
@@ -226,22 +228,3 @@ def _write(run: LmRun, step: int, metrics: dict[str, float], load_LE: Any) -> No
     record = {"step": step, "metrics": metrics, "load": None if load_LE is None else load_LE.tolist()}
     with (run.work_dir / METRICS).open("ab", buffering=0) as file:  # in one write: a killed worker leaves no torn line
         file.write(json.dumps(record).encode() + b"\n")
-
-
-def _validation_loss(trainer: Any, run: LmRun) -> float:
-    """Mean next-token loss in nats on the first validation rows; every rank computes all of them."""
-    import torch
-
-    from framework.data.shards import TokenRows
-
-    total, tokens = 0.0, 0
-    rows = TokenRows(run.shards, "validation", run.row_tokens, seed=0)
-    with torch.no_grad():
-        for row in rows.first(run.validation_rows):
-            row_BT = torch.from_numpy(row).to(trainer.engine.device)
-            logits_BTV = trainer.engine.model(input_ids=row_BT[:, :-1], use_cache=False).logits.float()
-            total += float(
-                torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), row_BT[:, 1:].flatten(), reduction="sum")
-            )
-            tokens += row_BT[:, 1:].numel()
-    return total / tokens

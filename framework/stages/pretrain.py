@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 
 from framework.artifacts import Checkpoint, TokenizerDir, TokenShards
+from framework.engines.batch_schedule import BatchRamp, BatchSchedule
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
@@ -21,6 +22,7 @@ class PretrainConfig:
     steps: int = 235_000
     rows_per_step: int = 15_360
     row_tokens: int = 4096
+    ramp: BatchRamp | None = None  # of rows_per_step, at the start
     engine: DeepSpeedConfig = DeepSpeedConfig()
     workers: int = 0  # data-parallel ranks; 0: cluster.learner_workers
     min_workers: int = 0  # elastic: goes on with as few as this while a node is away; 0: always with all
@@ -38,9 +40,9 @@ class PretrainConfig:
             raise UserError("stage.pretrain.min_workers", self.min_workers, f"must be 0 to workers={self.workers}")
 
     @property
-    def tokens_per_step(self) -> int:
-        """Tokens of one optimizer step, over all ranks."""
-        return self.rows_per_step * self.row_tokens
+    def batches(self) -> BatchSchedule:
+        """Rows of each step."""
+        return BatchSchedule(self.rows_per_step, self.row_tokens, self.ramp)
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,7 @@ class Pretrain:
             out=directory,
             work_dir=runtime.work_dir,
             steps=config.steps,
-            rows_per_step=config.rows_per_step,
-            row_tokens=config.row_tokens,
+            batches=config.batches,
             validate_every=config.validate_every,
             validation_rows=config.validation_rows,
             checkpoint_every=config.checkpoint_every,
@@ -113,13 +114,14 @@ class Pretrain:
             micro_tokens=config.engine.token_budget,
             checkpointing=config.engine.gradient_checkpointing,
         )
-        tokens = config.steps * config.tokens_per_step
+        tokens, last = config.batches.tokens(config.steps), config.rows_per_step * config.row_tokens
+        first = config.batches.tokens(1)
         return StageEstimate(
             batch={
                 "steps": config.steps,
-                "tokens a step": config.tokens_per_step,
+                "tokens a step": last if first == last else f"{first:,} to {last:,}",
                 "tokens": f"{tokens / 1e9:,.3f} B",
-                "micro-batches a rank and step": -(-config.tokens_per_step // (workers * config.engine.token_budget)),
+                "micro-batches a rank and step": -(-last // (workers * config.engine.token_budget)),
             },
             roles=(RoleEstimate("learner", workers, workers if cluster.gpus else 0, memory.parts()),),
             hours=pretraining_hours(self.model, tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus),

@@ -105,7 +105,7 @@ class TorchLoop:
 
     def step(self) -> None:
         """One optimizer step."""
-        rows_BT = torch.from_numpy(self.rows.batch(self.done, self.per_step))
+        rows_BT = torch.from_numpy(self.rows.batch(self.done * self.per_step, self.per_step))
         logits_BTV = self.model(input_ids=rows_BT[:, :-1], use_cache=False).logits
         cross_entropy(logits_BTV.flatten(0, 1), rows_BT[:, 1:].flatten()).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

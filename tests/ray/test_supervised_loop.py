@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from framework.data.shards import TokenRows, write_shards
+from framework.engines.batch_schedule import BatchSchedule
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lm_trainer import DeepSpeedTrainer
 from framework.engines.lr_schedule import LrSchedule
@@ -32,7 +33,7 @@ FIRST, LAST, CHECKPOINT_EVERY, ROWS, SEED = 80, 110, 20, 6, 3
 def run_of(directory: Path, steps: int, **changes: Any) -> LmRun:
     values: dict[str, Any] = {
         "model": TINY_V3, "engine": ENGINE, "shards": directory / "shards", "tokenizer": directory, "steps": steps,
-        "out": directory / "out", "work_dir": directory / "work", "rows_per_step": ROWS, "row_tokens": 128,
+        "out": directory / "out", "work_dir": directory / "work", "batches": BatchSchedule(ROWS, 128),
         "validate_every": 1000, "validation_rows": 1, "checkpoint_every": CHECKPOINT_EVERY, "seed": SEED, "workers": 2,
         "cpus_per_worker": 0.5,
     } | changes  # fmt: skip
@@ -43,10 +44,10 @@ def train_directly(directory: Path) -> list[dict[str, Any]]:
     """The same training on this gloo rank without Ray: losses by step, then the weights after FIRST and LAST."""
     run = run_of(directory, LAST)
     trainer = DeepSpeedTrainer(build_model(run.model, run.seed), run.engine)
-    rows = TokenRows(run.shards, "train", run.row_tokens, run.seed)
+    rows = TokenRows(run.shards, "train", run.batches.row_tokens, run.seed)
     losses, found = {}, []
     for step in range(LAST):
-        losses[step + 1] = trainer.train_minibatch(torch.from_numpy(rows.batch(step, ROWS))).metrics["loss"]
+        losses[step + 1] = trainer.train_minibatch(torch.from_numpy(rows.batch(step * ROWS, ROWS))).metrics["loss"]
         if step + 1 in (FIRST, LAST):
             trainer.export(directory / f"direct_{step + 1}")
             found.append(weights(directory / f"direct_{step + 1}"))

@@ -1,0 +1,92 @@
+"""Supervised training: packed documents and whole rows against a plain loop; validation shared by the ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from framework.engines.deepspeed_engine import DeepSpeedConfig
+from framework.engines.lm_trainer import DeepSpeedTrainer
+from framework.engines.lr_schedule import LrSchedule
+from framework.errors import UserError
+from tests.distributed import run_ranks
+from tests.learners import VOCAB, tiny_model
+
+STEPS, LR, CLIP = 3, 3e-3, 0.5
+
+
+def batch(step: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Documents of uneven lengths and the tokens to learn of each: its second half, as a chat's answer."""
+    rng = np.random.default_rng(step)
+    documents = [rng.integers(0, VOCAB, n).astype(np.int32) for n in (5, 40, 17, 3, 29, 17, 60, 8)]
+    return documents, [(np.arange(len(ids)) >= len(ids) // 2).astype(np.int32) for ids in documents]
+
+
+def plain_losses() -> list[tuple[float, float]]:
+    """(loss, gradient norm) by step of a plain loop over one document at a time."""
+    model = tiny_model().train()
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer, found = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95)), []
+    for step in range(STEPS):
+        documents, trained = batch(step)
+        tokens, total = sum(int(marks[1:].sum()) for marks in trained), 0.0
+        for ids, marks in zip(documents, trained, strict=True):
+            ids_T, learned_T = torch.from_numpy(ids).long(), torch.from_numpy(marks[1:]) > 0
+            logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0, :-1]
+            loss = cross_entropy(logits_TV[learned_T], ids_T[1:][learned_T], reduction="sum") / tokens
+            loss.backward()
+            total += float(loss.detach())
+        found.append((total, float(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP))))
+        optimizer.step()
+        optimizer.zero_grad()
+    return found
+
+
+def trained_losses(token_budget: int, ep_size: int = 1, balance_alpha: float = 0.0) -> list[tuple[float, float]]:
+    """The same from the trainer, documents packed."""
+    config = DeepSpeedConfig(
+        schedule=LrSchedule(lr=LR), token_budget=token_budget, clip=CLIP, ep_size=ep_size, balance_alpha=balance_alpha
+    )
+    trainer = DeepSpeedTrainer(tiny_model(), config, isolated=True)
+    metrics = [trainer.train_documents(*batch(step)).metrics for step in range(STEPS)]
+    return [(found["loss"], found["grad_norm"]) for found in metrics]
+
+
+def test_packed_documents_train_as_one_at_a_time() -> None:
+    expected = plain_losses()
+    for token_budget in (64, 400):  # about one document a micro-batch, and all in one
+        np.testing.assert_allclose(trained_losses(token_budget), expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_neither_ranks_nor_expert_parallelism_change_a_step() -> None:
+    alone = trained_losses(100, balance_alpha=1e-2)
+    for losses in run_ranks(trained_losses, 2, 100, 2, 1e-2):
+        np.testing.assert_allclose(losses, alone, rtol=1e-5)
+
+
+def test_a_document_above_the_token_budget_is_refused() -> None:
+    trainer = DeepSpeedTrainer(tiny_model(), DeepSpeedConfig(token_budget=16), isolated=True)
+    with pytest.raises(UserError, match="token_budget"):
+        trainer.train_documents(*batch(0))
+
+
+def validation(rows_BT: torch.Tensor) -> float:
+    return DeepSpeedTrainer(tiny_model(), DeepSpeedConfig(token_budget=64)).validation_loss(rows_BT)
+
+
+@pytest.mark.slow
+def test_validation_loss_is_the_mean_over_all_ranks_rows() -> None:
+    rows_BT = torch.randint(VOCAB, (5, 33), generator=torch.Generator().manual_seed(0))
+    model: Any = tiny_model().eval()
+    with torch.no_grad():
+        logits_BTV = model(input_ids=rows_BT[:, :-1]).logits
+    expected = float(cross_entropy(logits_BTV.flatten(0, 1), rows_BT[:, 1:].flatten()))
+    assert validation(rows_BT) == pytest.approx(expected, rel=1e-5)
+    assert run_ranks(validation, 2, rows_BT) == pytest.approx([expected] * 2, rel=1e-5)
