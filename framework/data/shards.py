@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from framework.data.shuffle import shuffled
 from framework.errors import UserError
 
 META = "meta.json"
@@ -60,7 +61,7 @@ class TokenRows:
 
     def batch(self, first: int, rows: int) -> npt.NDArray[np.int64]:
         """Return rows `first` to `first + rows` of training [B, T + 1]; each epoch has a random order of its own."""
-        return np.stack([self._row(place) for place in range(first, first + rows)])
+        return np.stack([self._read(shuffled(self.seed, place, self.n_rows)) for place in range(first, first + rows)])
 
     def head(self, rows: int) -> npt.NDArray[np.int64]:
         """Return at most `rows` rows in file order [B, T + 1], for validation."""
@@ -68,13 +69,3 @@ class TokenRows:
 
     def _read(self, row: int) -> npt.NDArray[np.int64]:
         return self._ids[row * self.row_tokens : (row + 1) * self.row_tokens + 1].astype(np.int64)
-
-    def _row(self, place: int) -> npt.NDArray[np.int64]:
-        epoch, offset = divmod(place, self.n_rows)
-        return self._read(int(self._order(epoch)[offset]))
-
-    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
-        if getattr(self, "_cached_epoch", None) != epoch:
-            self._cached_epoch: int | None = epoch
-            self._cached_order = np.random.default_rng((self.seed, epoch)).permutation(self.n_rows)
-        return self._cached_order

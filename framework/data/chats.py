@@ -1,0 +1,141 @@
+"""Conversations as token ids with marks on what a model learns to say, in memory-mapped shards read whole and shuffled.
+
+Dimensions: T tokens of one conversation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from framework.data.readers import Row, read_rows
+from framework.data.shuffle import shuffled
+from framework.data.templates import render_chat
+from framework.data.tokenizer import ASSISTANT
+from framework.errors import UserError
+from framework.types import Int32
+
+META, TOKENS, MARKS, ENDS = "meta.json", "chats.bin", "marks.bin", "ends.npy"
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Chat:
+    """One conversation of a ChatSet."""
+
+    id: str
+    messages: tuple[Message, ...]  # {"role": system, user or assistant, "content": text}, an assistant's last
+
+
+@dataclass(frozen=True)
+class EncodedChat:
+    """What a trainer takes."""
+
+    token_ids: Int32  # [T]
+    learned: Int32  # [T], 1 on the tokens of an answer and its end
+
+
+@dataclass(frozen=True)
+class ChatShardsMeta:
+    """What the shards hold."""
+
+    chats: int
+    tokens: int
+    vocab_size: int
+
+
+def read_chats(path: Path) -> Iterator[Chat]:
+    """Yield the conversations (`id`, `messages`) of a .jsonl file; raises UserError naming file and line."""
+    for row in read_rows(path):
+        yield Chat(str(row.fields.get("id", row.where)), tuple(_messages(row)))
+
+
+def encode_chat(tokenizer: Any, template: str, chat: Chat) -> EncodedChat:
+    """Encode turn by turn, so that marks fall between tokens, and learn every answer that the template shows whole.
+
+    R1's template drops the reasoning of past answers: those are context only, the last one keeps its reasoning.
+    Raises UserError if a turn changes what stands before it.
+    """
+    ids: list[int] = []
+    learned: list[int] = []
+    shown = ""
+    for end in range(1, len(chat.messages) + 1):
+        last, message = end == len(chat.messages), chat.messages[end - 1]
+        text = render_chat(
+            template, chat.messages[:end], False, tokenizer.bos_token, tokenizer.eos_token, keep_last_reasoning=last
+        )
+        if not text.startswith(shown):
+            raise UserError(
+                f"chat {chat.id}: message {end}", message["role"], "changes what the template put before it"
+            )
+        added, shown = text[len(shown) :], text
+        answers = message["role"] == "assistant"
+        head = added.index(ASSISTANT) + len(ASSISTANT) if answers else len(added)
+        whole = answers and added[head:].startswith(message["content"])
+        for piece, mark in ((added[:head], 0), (added[head:], int(whole))):
+            piece_ids = tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
+            ids += piece_ids
+            learned += [mark] * len(piece_ids)
+    return EncodedChat(np.asarray(ids, np.int32), np.asarray(learned, np.int32))
+
+
+def write_chat_shards(directory: Path, chats: Iterable[EncodedChat], vocab_size: int) -> ChatShardsMeta:
+    """Write conversations one after another, their marks beside them, and where each ends."""
+    ends, dtype = [0], np.uint16 if vocab_size <= 2**16 else np.uint32
+    with (directory / TOKENS).open("wb") as tokens, (directory / MARKS).open("wb") as marks:
+        for chat in chats:
+            tokens.write(chat.token_ids.astype(dtype).tobytes())
+            marks.write(chat.learned.astype(np.uint8).tobytes())
+            ends.append(ends[-1] + len(chat.token_ids))
+    np.save(directory / ENDS, np.asarray(ends, np.int64))
+    meta = ChatShardsMeta(len(ends) - 1, ends[-1], vocab_size)
+    (directory / META).write_text(json.dumps(asdict(meta)))
+    return meta
+
+
+class ChatRows:
+    """Conversations of shards by place in an endless order: each epoch is shuffled anew by the seed alone."""
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        try:
+            self.meta = ChatShardsMeta(**json.loads((directory / META).read_text()))
+            self._ends = np.load(directory / ENDS)
+            dtype = np.uint16 if self.meta.vocab_size <= 2**16 else np.uint32
+            self._tokens, self._marks = (
+                np.memmap(directory / TOKENS, dtype, "r"),
+                np.memmap(directory / MARKS, np.uint8, "r"),
+            )
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(str(directory), str(error), "must be chat shards as the framework writes them") from None
+        if not len(self._tokens) == len(self._marks) == self._ends[-1] == self.meta.tokens or not self.meta.chats:
+            raise UserError(
+                str(directory), f"{len(self._tokens)} tokens", f"meta.json says {self.meta.tokens}: damaged"
+            )
+        self.seed = seed
+
+    def batch(self, first: int, rows: int) -> tuple[list[Int32], list[Int32]]:
+        """Return token ids and marks ([T] each) of the conversations at `first` to `first + rows`."""
+        chosen = [shuffled(self.seed, place, self.meta.chats) for place in range(first, first + rows)]
+        return [self._slice(self._tokens, i) for i in chosen], [self._slice(self._marks, i) for i in chosen]
+
+    def _slice(self, array: npt.NDArray[Any], chat: int) -> Int32:
+        return np.asarray(array[self._ends[chat] : self._ends[chat + 1]], np.int32)
+
+
+def _messages(row: Row) -> Sequence[Message]:
+    """Check the fields of one line."""
+    messages = row.fields.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise UserError(f"{row.where}: messages", messages, "must be a list of {role, content}")
+    for message in messages:
+        if not isinstance(message, dict) or {type(message.get(k)) for k in ("role", "content")} != {str}:
+            raise UserError(f"{row.where}: messages", message, "each must have a role and a content, both strings")
+    if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+        raise UserError(f"{row.where}: messages", messages[-1]["role"], "must end with an assistant's answer")
+    return messages
