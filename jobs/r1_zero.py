@@ -1,9 +1,10 @@
-"""R1-Zero: text and prompts -> tokenizer -> V3-Base -> GRPO with verifiable rewards -> R1-Zero, both evaluated."""
+"""R1-Zero: prompts, cleaned text -> tokenizer -> V3-Base -> GRPO with verifiable rewards -> R1-Zero, both evaluated."""
 
 from __future__ import annotations
 
 from framework.config import RunConfig
 from framework.graph.nodes import Graph
+from framework.stages.clean import Clean
 from framework.stages.collect import Collect, check_given_prompts
 from framework.stages.evaluate import Evaluate
 from framework.stages.grpo import Grpo
@@ -23,10 +24,11 @@ def build(config: RunConfig) -> Graph:
     pretrain.engine.check_topology(pretrain.workers or ranks, experts, "stage.pretrain.engine")
     graph = Graph()
     collect = graph.add("collect", Collect(config.data))
-    text, prompts = collect.out("text"), collect.out("prompts")
+    prompts = collect.out("prompts")
+    text = graph.add("clean", Clean(stage["clean"]), text=collect.out("text"), prompts=prompts).out("text")
     train_tokenizer = TrainTokenizer(stage["tokenizer"], model.max_position_embeddings, model.vocab_size)
     tokenizer = graph.add("tokenizer", train_tokenizer, text=text).out("tokenizer")
-    tokenize = Tokenize(rollout.max_model_len, max_tokens)
+    tokenize = Tokenize(stage["tokenize"], rollout.max_model_len, max_tokens)
     shards = graph.add("tokenize", tokenize, text=text, tokenizer=tokenizer, prompts=prompts).out("shards")
     base = graph.add("pretrain", Pretrain(pretrain, model), shards=shards, tokenizer=tokenizer).out("base")
     graph.add("eval_base", Evaluate(stage["evaluate"], "base", rollout, rewards), checkpoint=base, prompts=prompts)

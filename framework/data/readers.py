@@ -158,7 +158,7 @@ def _check(row: Row, known: Mapping[str, str], required: tuple[str, ...]) -> Non
         if name not in row.fields:
             raise UserError(row.where, f"no field '{name}'", f"fields {', '.join(required)} must be there")
     for name, value in row.fields.items():
-        if isinstance(value, str) and not _is_unicode(value):
+        if isinstance(value, str) and not is_unicode(value):
             raise UserError(f"{row.where}: {name}", value[:60], "holds half of a surrogate pair, which is no text")
         if not _fits(value, known[name]):
             raise UserError(f"{row.where}: {name}", _short(value), f"must be {known[name]}")
@@ -175,7 +175,7 @@ def _fits(value: object, kind: str) -> bool:
     return isinstance(value, str)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -11,7 +11,8 @@ from framework.errors import UserError
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
-SPECIAL_TOKENS = (BOS, EOS, PAD, USER, ASSISTANT)
+FIM_HOLE, FIM_BEGIN, FIM_END = "<｜fim▁hole｜>", "<｜fim▁begin｜>", "<｜fim▁end｜>"
+SPECIAL_TOKENS = (BOS, EOS, PAD, USER, ASSISTANT, FIM_HOLE, FIM_BEGIN, FIM_END)
 
 # V3's pre-tokenizer: digit runs, then CJK and kana runs, then words with one leading blank or punctuation, punctuation
 # runs with the newlines behind them, and blanks.

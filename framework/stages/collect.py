@@ -1,4 +1,4 @@
-"""Collect: generated (or given) prompts, split for good, and pretraining text with worked solutions."""
+"""Collect: generated (or given) prompts, split for good, and pretraining text: worked solutions or a given corpus."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from framework.artifacts import PromptSet, TextSet
+from framework.data.corpus import check_corpus, read_corpus
 from framework.data.readers import Document, read_prompts, write_documents, write_prompts
 from framework.data.solutions import StyleConfig, document
 from framework.data.tasks import TaskConfig, generate, split_of, unique_prompts
@@ -20,7 +21,11 @@ from framework.types import Prompt
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """Tasks and sizes. `train_prompts_file` and `heldout_prompts_file` replace the generated prompts."""
+    """Tasks and sizes. `train_prompts_file` and `heldout_prompts_file` replace the generated prompts.
+
+    `documents_files` (see `data.corpus`), all of their documents, replace the `documents` that are generated;
+    `validation_documents` of them are set apart at random.
+    """
 
     tasks: Mapping[str, TaskConfig] = field(default_factory=dict)
     styles: StyleConfig = StyleConfig()
@@ -31,6 +36,7 @@ class CollectConfig:
     heldout_share: float = 0.1  # of all different questions
     train_prompts_file: Path | None = None
     heldout_prompts_file: Path | None = None
+    documents_files: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -38,6 +44,7 @@ class CollectConfig:
         for name in ("documents", "validation_documents", "train_prompts", "heldout_prompts"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name}", getattr(self, name), "must be at least 1")
+        check_corpus(self.documents_files)
         if not 0 < self.heldout_share < 1:
             raise UserError("data.heldout_share", self.heldout_share, "must lie between 0 and 1")
         if (self.train_prompts_file is None) != (self.heldout_prompts_file is None):
@@ -77,11 +84,15 @@ class Collect:
         text, prompts = runtime.artifact_dir("text"), runtime.artifact_dir("prompts")
         write_prompts(prompts / "train.jsonl", train)
         write_prompts(prompts / "heldout.jsonl", heldout)
-        banned = {prompt.text for prompt in heldout}
-        documents = self._documents(runtime.seed, banned, config.documents + config.validation_documents)
-        write_documents(text / "validation.jsonl", documents[: config.validation_documents])
-        write_documents(text / "train.jsonl", documents[config.validation_documents :])
-        runtime.tracker.progress(len(documents), len(documents), f"{len(train)} prompts")
+        if config.documents_files:
+            size = self._write_corpus(runtime.seed, text)
+        else:
+            banned = {prompt.text for prompt in heldout}
+            documents = self._documents(runtime.seed, banned, config.documents + config.validation_documents)
+            write_documents(text / "validation.jsonl", documents[: config.validation_documents])
+            write_documents(text / "train.jsonl", documents[config.validation_documents :])
+            size = len(documents)
+        runtime.tracker.progress(size, size, f"{len(train)} prompts")
         return Collected(TextSet(text), PromptSet(prompts))
 
     def _prompts(self, seed: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -94,6 +105,18 @@ class Collect:
             for place, (split, size) in enumerate(sizes.items())
         )
         return train, heldout
+
+    def _write_corpus(self, seed: int, directory: Path) -> int:
+        """Write the given documents in their order, those of validation drawn at random; returns how many."""
+        files, apart = self.config.documents_files, self.config.validation_documents
+        size = sum(1 for _ in read_corpus(files))
+        if size <= apart:
+            raise UserError("data.documents_files", f"{size} documents", f"must be more than the {apart} of validation")
+        chosen = set(random.Random(seed).sample(range(size), apart))
+        for split in ("validation", "train"):
+            wanted = (doc for place, doc in enumerate(read_corpus(files)) if (place in chosen) == (split != "train"))
+            write_documents(directory / f"{split}.jsonl", wanted)
+        return size
 
     def _documents(self, seed: int, banned: set[str], size: int) -> list[Document]:
         """Documents on questions of the train side, the tasks in proportion to their weights, in random order."""

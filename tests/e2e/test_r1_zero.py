@@ -10,7 +10,7 @@ from framework.artifacts import Manifest
 from tests.e2e.runs import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-NODES = ("collect", "tokenizer", "tokenize", "pretrain", "eval_base", "grpo", "eval_r1_zero")
+NODES = ("collect", "clean", "tokenizer", "tokenize", "pretrain", "eval_base", "grpo", "eval_r1_zero")
 
 
 def test_every_node_leaves_an_artifact_with_its_provenance(whole_run: Run) -> None:

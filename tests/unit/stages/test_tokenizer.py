@@ -54,9 +54,9 @@ def test_a_prompt_too_long_for_its_response_is_refused_before_pretraining(
     size = len(prompt_tokens(tokenizer, Prompt("", text, "", "")))
     assert least_tokens(text, 1) == 1
     inputs = TokenizeInputs(tokenized.text, tokenized.tokenizer, prompts(tmp_path, "1 plus 2", text))
-    Tokenize(size + 8, 8).run(inputs, runtime(tmp_path / "fits"))
+    Tokenize(context=size + 8, max_new_tokens=8).run(inputs, runtime(tmp_path / "fits"))
     with pytest.raises(UserError, match=f"prompt p1: tokens: got {size}; must be at most {size - 1}"):
-        Tokenize(size + 7, 8).run(inputs, runtime(tmp_path / "too_long"))
+        Tokenize(context=size + 7, max_new_tokens=8).run(inputs, runtime(tmp_path / "too_long"))
     assert not (tmp_path / "too_long" / "out" / "shards").exists()
 
 

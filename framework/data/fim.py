@@ -1,0 +1,72 @@
+"""What V3 does to the text of a document when it is tokenized: fill-in-the-middle, and cuts in combined tokens."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from framework.data.tokenizer import FIM_BEGIN, FIM_END, FIM_HOLE
+from framework.errors import UserError
+
+_COMBINED = re.compile(r"( ?[^\w\s\ufffd]+)([\r\n]+)")  # \ufffd: a token that ends within a character
+
+
+class Decoder(Protocol):
+    """What is needed of a Hugging Face tokenizer."""
+
+    def __len__(self) -> int: ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of some tokens."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Return the tokens of a text."""
+        ...
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Raise UserError unless `rate` is a share."""
+    if not 0 <= rate <= 1:
+        raise UserError(name, rate, "must lie between 0 and 1")
+
+
+def fill_in_the_middle(text: str, rate: float, key: str) -> str:
+    """Return prefix, suffix, middle behind their marks for a share `rate` of texts (DeepSeek-V3 section 4.1, PSM).
+
+    `key` alone decides which texts and where they are cut: between code points, the middle not empty. A text that
+    holds one of the marks, or nothing, stays as it is.
+    """
+    if not rate or not text or any(mark in text for mark in (FIM_BEGIN, FIM_HOLE, FIM_END)):
+        return text
+    rng = random.Random(f"fim {key}")
+    if rng.random() >= rate:
+        return text
+    start, end = sorted(rng.sample(range(len(text) + 1), 2))
+    return f"{FIM_BEGIN}{text[:start]}{FIM_HOLE}{text[end:]}{FIM_END}{text[start:end]}"
+
+
+def combined_tokens(tokenizer: Decoder) -> dict[int, list[int]]:
+    """Return token -> the tokens of its halves, for those of punctuation followed by line breaks (".\\n")."""
+    found = {}
+    for token in range(len(tokenizer)):
+        if match := _COMBINED.fullmatch(tokenizer.decode([token])):
+            found[token] = [i for half in match.groups() for i in tokenizer.encode(half, add_special_tokens=False)]
+    return found
+
+
+def split_combined(ids: Sequence[int], halves: Mapping[int, Sequence[int]], rate: float, key: str) -> list[int]:
+    """Return `ids` with a share `rate` of the tokens in `halves` replaced by theirs (DeepSeek-V3 section 4.1).
+
+    So a prompt that ends in punctuation without a line break is no rare case for the model (token boundary bias).
+    `key` alone decides which.
+    """
+    if not rate or halves.keys().isdisjoint(ids):
+        return list(ids)
+    rng = random.Random(f"split {key}")
+    result: list[int] = []
+    for token in ids:
+        result += halves[token] if token in halves and rng.random() < rate else [token]
+    return result

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+import pytest
+
+from framework.data.cleaning import CleanConfig, Cleaner, Dropped, words
+from framework.data.readers import Document
+from framework.errors import UserError
+from framework.types import Prompt
+
+ONLY_10_GRAMS = CleanConfig(exact=False, near_threshold=None)
+ONLY_NEAR = CleanConfig(exact=False, decontamination_words=0)
+
+
+def judged(config: CleanConfig, texts: Iterable[str], *heldout: Prompt) -> list[tuple[str, str] | None]:
+    """Reason and origin of each document, None for those that stay; ids are places."""
+    cleaner = Cleaner(config, heldout)
+    found = [cleaner.judge(Document(str(place), text)) for place, text in enumerate(texts)]
+    assert all(drop is None or drop.id == str(place) for place, drop in enumerate(found))
+    return [drop and (drop.reason, drop.of) for drop in found]
+
+
+def question(text: str, answer: str = "1") -> Prompt:
+    return Prompt("q", text, "t", answer)
+
+
+def test_words_are_case_blind_and_tell_operators_apart() -> None:
+    assert words("Is **1+5** well-known?") == ["is", "1", "+", "5", "well", "known"]
+    assert words("1 - 5 = 数学é") == ["1", "-", "5", "数", "学", "é"]
+
+
+def test_exact_duplicates_differ_in_case_and_white_space_at_most() -> None:
+    config = CleanConfig(near_threshold=None)
+    found = judged(config, ["A b c", "a  B\nc ", "a b c.", "A b c"])
+    assert found == [None, ("exact_duplicate", "0"), None, ("exact_duplicate", "0")]
+    assert judged(CleanConfig(exact=False, near_threshold=None), ["a", "a"]) == [None, None]
+
+
+def test_ten_shared_words_contaminate_and_nine_do_not() -> None:
+    prompt = question("w0 w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w11")
+    ten, nine = "x W1, w2 w3 w4 w5 w6 w7: w8 w9 w10 y", "x w1 w2 w3 w4 w5 w6 w7 w8 w9 y w10"
+    assert judged(ONLY_10_GRAMS, [ten, nine], prompt) == [("contaminated", "q"), None]
+
+
+def test_a_long_reference_answer_contaminates_and_a_short_one_does_not() -> None:
+    solution = "first we add the two and then we take the half"
+    texts = [f"So {solution}.", "the answer 1"]
+    assert judged(ONLY_10_GRAMS, texts, question("how many are there", solution)) == [("contaminated", "q"), None]
+    assert judged(ONLY_10_GRAMS, texts, question("how many are there", "1")) == [None, None]
+
+
+def test_a_short_question_is_searched_for_whole() -> None:
+    texts = ["User: calculate 1 + 5! Then", "Calculate 1 - 5.", "calculate 1 and + 5", "Calculate 1 +", "1 + 5"]
+    assert judged(ONLY_10_GRAMS, texts, question("Calculate 1 + 5.")) == [("contaminated", "q"), *[None] * 4]
+    assert judged(ONLY_10_GRAMS, ["why not", "x why not y"], question("Why not?")) == [None, None]  # two words only
+
+
+def test_decontamination_can_be_off() -> None:
+    config = CleanConfig(exact=False, near_threshold=None, decontamination_words=0)
+    assert judged(config, ["calculate 1 + 5"], question("calculate 1 + 5")) == [None]
+
+
+def test_near_duplicates_are_those_above_the_threshold() -> None:
+    rng = random.Random(0)
+    texts, expected = [], []
+    for place in range(0, 300, 3):
+        base = [f"{rng.randrange(10**6)}" for _ in range(204)]  # 200 shingles
+        near, far = list(base), list(base)
+        near[100] = "x"  # 5 shingles of 200 change: similarity 195/205 = 0.95
+        far[20::20] = ["x"] * len(far[20::20])  # 10 places, 50 shingles: 150/250 = 0.6
+        texts += [" ".join(text) for text in (base, near, far)]
+        expected += [None, ("near_duplicate", str(place)), None]
+    assert judged(ONLY_NEAR, texts) == expected
+
+
+def test_texts_shorter_than_a_shingle_and_without_words() -> None:
+    assert judged(ONLY_NEAR, ["a b", "a b!", "b a", "...", "!!"]) == [None, ("near_duplicate", "0"), None, None, None]
+
+
+def test_a_contaminated_document_stands_for_no_duplicate() -> None:
+    text = "calculate 1 + 5"
+    found = Cleaner(CleanConfig(), [question(text)])
+    assert [found.judge(Document(i, text)) for i in "ab"] == [Dropped(i, "contaminated", "q") for i in "ab"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("near_threshold", value) for value in (0.0, 1.5)),
+        ("shingle_words", 0),
+        ("permutations", 8),
+        ("decontamination_words", -1),
+    ],
+)
+def test_values_out_of_range_are_named(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"stage.clean.{name}"):
+        CleanConfig(**{name: value})  # type: ignore[arg-type]
