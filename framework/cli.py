@@ -64,9 +64,11 @@ def _dispatch(argv: list[str]) -> int:
 def plan(arguments: argparse.Namespace) -> int:
     """Print what `run` would do; needs no GPU and starts nothing."""
     from framework.graph.plan import describe_plan
+    from framework.models.estimate import describe_parameters
 
     config, graph = _load(arguments)
-    title = f"job {config.job.name}, model {config.model.name}, run directory {config.run_dir}"
+    title = f"job {config.job.name}, run directory {config.run_dir}\nmodel {config.model.name}: "
+    title += describe_parameters(config.model)
     print(describe_plan(graph, config.cluster, title))
     return EXIT_DONE
 

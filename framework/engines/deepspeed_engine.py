@@ -20,6 +20,7 @@ from torch import nn
 from framework.engines import expert_parallel
 from framework.engines.lr_schedule import LrSchedule, StepwiseValue, value_at
 from framework.errors import UserError
+from framework.models.estimate import REDUCE_BUCKET
 
 
 @dataclass(frozen=True)
@@ -253,6 +254,8 @@ def _initialize(model: nn.Module, config: DeepSpeedConfig, moe: bool) -> Any:
             # A fresh contiguous buffer each step costs page faults on a CPU, but without one ZeRO-2 refuses experts,
             # and ZeRO-1 silently reduces expert-parallel gradients over the wrong group.
             "contiguous_gradients": on_gpu or config.zero_stage > 1 or config.ep_size > 1,
+            # DeepSpeed allocates the whole bucket: its default of 5e8 elements is 2 GB of float32 for a tiny model too.
+            "reduce_bucket_size": min(REDUCE_BUCKET, sum(parameter.numel() for parameter in model.parameters())),
             "stage3_param_persistence_threshold": 0,  # every parameter is a shard between two forwards
         },
         "zero_allow_untested_optimizer": True,

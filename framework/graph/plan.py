@@ -19,6 +19,9 @@ class RoleEstimate:
     workers: int
     gpus: int = 0  # all workers together; 0: CPU
     memory_gib: Mapping[str, float] = field(default_factory=dict)  # part, e.g. "weights" -> GiB per GPU
+    # The same for other ways to shard: row -> column -> part -> GiB; and which of them is `memory_gib`.
+    choices: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    chosen: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def _describe_estimate(estimate: StageEstimate, cluster: ClusterConfig) -> Itera
         yield f"   {role.name}: {role.workers} workers on {f'{role.gpus} GPUs' if role.gpus else 'CPU'}"
         if role.memory_gib:
             yield f"     {_memory(role, cluster)}"
+        yield from (f"     {line}" for line in _choices(role, cluster))
     yield f"   about {_duration(estimate.hours)}{_cost(estimate.hours, cluster)}"
 
 
@@ -94,6 +98,31 @@ def _memory(role: RoleEstimate, cluster: ClusterConfig) -> str:
     if role.gpus and total > cluster.gpu_memory_gib:
         text += f"  DOES NOT FIT in {cluster.gpu_memory_gib:g} GiB"
     return text
+
+
+def _choices(role: RoleEstimate, cluster: ClusterConfig) -> Iterable[str]:
+    """A table of the role's choices, each cell its total and parts."""
+    if not role.choices:
+        return
+    first = next(iter(role.choices.values()))
+    totals = [sum(parts.values()) for row in role.choices.values() for parts in row.values()]
+    scale, unit = (1, "GiB") if max(totals) >= 1 else (1024, "MiB")
+    limit = cluster.gpu_memory_gib if role.gpus else float("inf")
+
+    def cell(row: str, column: str, parts: Mapping[str, float]) -> str:
+        total = sum(parts.values())
+        mark = "*" if (row, column) == role.chosen else " "
+        return f"{mark}{total * scale:,.1f}{'!' if total > limit else ''} = " + "+".join(
+            f"{gib * scale:,.1f}" for gib in parts.values()
+        )
+
+    rows = [["", *(f" {column}" for column in first)]]
+    rows += [[row, *(cell(row, *item) for item in columns.items())] for row, columns in role.choices.items()]
+    widths = [max(len(texts[index]) for texts in rows) for index in range(len(rows[0]))]
+    explained = f"{unit}: {' + '.join(next(iter(first.values())))}; * as configured"
+    yield explained + (f", ! more than {limit:g}" if role.gpus else "")
+    for texts in rows:
+        yield "  ".join(text.ljust(width) for text, width in zip(texts, widths, strict=True)).rstrip()
 
 
 def _type_of(edge: Edge) -> type[Artifact]:

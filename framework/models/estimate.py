@@ -1,12 +1,19 @@
-"""Memory and time that a model needs, before any of it exists, for `framework plan`; right to tens of per cent."""
+"""Memory and time that a model needs, before any of it exists, for `framework plan`.
+
+Training memory to a tenth, as measured on CPU ranks (`framework bench memory`); the rest to tens of per cent.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from framework.algorithms.logprobs import CHUNK_ELEMENTS
 from framework.models.spec import MLA, ModelConfig, parameter_counts
 
 GIB = 2**30
+PARTS = ("weights", "gradients", "optimizer", "activations")
+REDUCE_BUCKET = 500_000_000  # gradient elements that DeepSpeed reduces at a time: its default
+LIVE_PARAMETERS = 1_000_000_000  # that ZeRO-3 holds whole at a time: its default
 # Share of the dense bf16 peak that DeepSeek reached, FLOPs counted as 6 per active parameter and token.
 # V3 Table 1: 2.664M H800 hours for 14.8T tokens.
 PRETRAIN_UTILISATION = 0.351
@@ -23,8 +30,23 @@ ASSUMPTIONS = (
 
 
 @dataclass(frozen=True)
+class RankLayout:
+    """What decides the memory of one rank of a DeepSpeed learner, beside the model."""
+
+    dtype: str  # of weights and activations
+    zero_stage: int
+    ep_size: int
+    world: int
+    micro_tokens: int  # of a micro-batch
+    checkpointing: bool = False
+    segment: int = 0  # tokens that attend to each other; needed on CPU only
+    packed: bool = False  # packed attention repeats shared keys and values
+    on_gpu: bool = True
+
+
+@dataclass(frozen=True)
 class TrainingMemory:
-    """GiB per GPU of a DeepSpeed learner."""
+    """Bytes per rank when it is highest: in the second of several micro-batches, gradients of the first at hand."""
 
     weights: float
     gradients: float
@@ -36,48 +58,58 @@ class TrainingMemory:
         """Sum of the parts."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
-    def parts(self) -> dict[str, float]:
+    def gib(self) -> dict[str, float]:
         """As `RoleEstimate.memory_gib` takes it."""
-        return {
-            "weights": self.weights,
-            "gradients": self.gradients,
-            "optimizer": self.optimizer,
-            "activations": self.activations,
-        }
+        return {name: getattr(self, name) / GIB for name in PARTS}
 
 
-def training_memory(
-    spec: ModelConfig,
-    zero_stage: int,
-    ep_size: int,
-    world: int,
-    micro_tokens: int,
-    checkpointing: bool = True,
-) -> TrainingMemory:
-    """Estimate a learner's memory: `world` ranks, routed experts spread over `ep_size` of them, no pipeline.
+def training_memory(spec: ModelConfig, layout: RankLayout) -> TrainingMemory:
+    """Estimate a learner's memory: routed experts spread over `ep_size` ranks, no pipeline, no MTP modules.
 
-    `micro_tokens` are the tokens of one packed micro-batch. ZeRO-1 shards the optimizer over all ranks, ZeRO-2 the
-    gradients too, ZeRO-3 the weights too.
+    ZeRO-1 shards the optimizer over all ranks (experts over those that hold the same ones, which comes to the same
+    number), ZeRO-2 the gradients too, ZeRO-3 the weights too. Checked against measured memory by
+    `framework bench memory`.
     """
+    counts, size = parameter_counts(spec), _size_of(layout.dtype)
+    resident = counts.total - counts.routed_experts + counts.routed_experts / layout.ep_size
+    shard = counts.total / layout.world
+    bucket = min(REDUCE_BUCKET, counts.total) * size * (1 + layout.on_gpu)  # a second one where it overlaps
+    weights, gradients, passing = resident * size, 4 * shard, bucket
+    if layout.zero_stage == 1:
+        # bfloat16: DeepSpeed keeps its own next to the float32 sum. float32: it never gives its bucket back.
+        spare = 0 if layout.dtype == "bfloat16" or not (layout.on_gpu or layout.ep_size > 1) else bucket
+        gradients, passing = resident * (6 if layout.dtype == "bfloat16" else 4) + spare, 0
+    if layout.zero_stage == 3:
+        gradients, passing = gradients + min(REDUCE_BUCKET, counts.total) * size, 0
+        weights = (shard + _gathered(spec, layout)) * size
+    return TrainingMemory(weights, gradients, 12 * shard, _activations(spec, layout, passing))
+
+
+def _gathered(spec: ModelConfig, layout: RankLayout) -> float:
+    """Parameters that ZeRO-3 holds whole at a time: as many as it may, but at least a layer; none of a sole owner."""
     counts = parameter_counts(spec)
-    size = 4 if spec.dtype == "float32" else 2
-    resident = counts.total - counts.routed_experts + counts.routed_experts / ep_size
-    sharded = counts.total / world
-    # ZeRO-3 gathers one layer's own weights at a time; its experts stay spread over ep_size ranks.
-    layer = (counts.total - counts.routed_experts) / spec.num_hidden_layers
-    expert_layer = counts.routed_experts / max(spec.num_moe_layers, 1) / ep_size
-    weights = sharded + layer + expert_layer if zero_stage == 3 else resident
-    return TrainingMemory(
-        weights=weights * size / GIB,
-        gradients=(sharded if zero_stage >= 2 else resident) * size / GIB,
-        optimizer=sharded * 12 / GIB,
-        activations=_activation_bytes(spec, micro_tokens, size, checkpointing) / GIB,
-    )
+    experts = counts.routed_experts / layout.ep_size if layout.world > layout.ep_size else 0
+    spread = counts.total - counts.routed_experts if layout.world > 1 else 0
+    layer = spread / spec.num_hidden_layers + experts / max(spec.num_moe_layers, 1)
+    return min(spread + experts, max(LIVE_PARAMETERS, layer))
+
+
+def describe_parameters(spec: ModelConfig) -> str:
+    """Total and active parameters in one line, for people."""
+    counts = parameter_counts(spec)
+    text = f"{_count(counts.total)} parameters"
+    if counts.active < counts.total:
+        text += f", {_count(counts.active)} active ({_count(counts.active - counts.embedding)} without input embedding)"
+    return text + (f"; MTP modules {_count(counts.mtp)}" if counts.mtp else "")
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f}B" if number >= 1e9 else f"{number / 1e6:.2f}M"
 
 
 def sampler_memory(spec: ModelConfig, gpus: int, cached_tokens: int) -> dict[str, float]:
     """Estimate GiB per GPU of one vLLM engine over `gpus` GPUs with room for `cached_tokens` in its KV cache."""
-    size = 4 if spec.dtype == "float32" else 2
+    size = _size_of(spec.dtype)
     if spec.architecture in MLA:  # the latent and the rotary key, the same for all heads: whole on every GPU
         per_token_layer: float = spec.kv_lora_rank + spec.qk_rope_head_dim
     else:
@@ -103,17 +135,55 @@ def _training_flops(spec: ModelConfig, tokens: float) -> float:
     return 6.0 * parameter_counts(spec).active * tokens
 
 
-def _activation_bytes(spec: ModelConfig, tokens: int, size: int, checkpointing: bool) -> float:
-    """Layer inputs kept for the backward pass, one layer's inner activations, and the logits."""
+def _activations(spec: ModelConfig, layout: RankLayout, bucket: float) -> float:
+    """Tensors kept for the backward pass, at its start (logits and their gradient) or in its widest layer.
+
+    `bucket`: bytes of gradients on their way between ranks. Every width below is what transformers' modules, AutoEP's
+    experts and algorithms/logprobs keep for a token.
+    """
+    size, tokens, hidden = _size_of(layout.dtype), layout.micro_tokens, spec.hidden_size
+    layers = [_layer_bytes(spec, layout, moe=False)] * (spec.num_hidden_layers - spec.num_moe_layers)
+    layers += [_layer_bytes(spec, layout, moe=True)] * spec.num_moe_layers
+    logits = tokens * (_norm_bytes(hidden, size) + 2 * spec.vocab_size * size)
+    logits += min(CHUNK_ELEMENTS, tokens * spec.vocab_size) * (4 if layout.dtype == "float32" else 8)
+    if layout.checkpointing:
+        kept = spec.num_hidden_layers * hidden * size
+        return tokens * kept + max(logits, tokens * max(saved + short for saved, short in layers) + bucket)
+    everything = sum(saved for saved, _ in layers)
+    return tokens * everything + max(logits, tokens * layers[-1][1] + bucket)
+
+
+def _norm_bytes(width: int, size: int) -> int:
+    """RMSNorm: its input in float32, that normalised, and its output, which the projections behind it keep."""
+    return width * (4 + 2 * size)
+
+
+def _layer_bytes(spec: ModelConfig, layout: RankLayout, moe: bool) -> tuple[float, float]:
+    """(kept for the backward pass, short-lived in it), per token of one layer."""
+    size, hidden, heads = _size_of(layout.dtype), spec.hidden_size, spec.num_attention_heads
+    saved = 2.0 * _norm_bytes(hidden, size) + 4 * heads  # a float32 a head: the softmax's normaliser
+    temporary = 0.0
     if spec.architecture in MLA:
-        heads = spec.num_attention_heads * (2 * (spec.qk_nope_head_dim + spec.qk_rope_head_dim) + 2 * spec.v_head_dim)
-        moe_width = (spec.num_experts_per_tok + spec.n_shared_experts) * (3 * spec.moe_intermediate_size)
-        inner = heads + max(3 * spec.intermediate_size, moe_width + spec.num_experts_per_tok * 2 * spec.hidden_size)
+        key, value = spec.qk_nope_head_dim + spec.qk_rope_head_dim, spec.v_head_dim
+        saved += _norm_bytes(spec.q_lora_rank or 0, size) + _norm_bytes(spec.kv_lora_rank, size)
+        # Queries and keys; what kv_b_proj gives; the output twice, as o_proj wants another layout.
+        saved += heads * (2 * key + spec.qk_nope_head_dim + value + 2 * value) * size
+        if key != value and not layout.on_gpu:  # no fused kernel on CPU: every head's L x L matrix
+            saved += heads * (layout.segment - spec.qk_nope_head_dim) * size
+            temporary = 2 * heads * layout.segment * size
     else:
-        inner = 4 * spec.hidden_size + 3 * spec.intermediate_size
-    inner += 6 * spec.hidden_size  # residual stream, norms and projections
-    logits = spec.vocab_size * 2 * size  # and their gradient; algorithms/logprobs makes no fp32 copy
-    kept = spec.num_hidden_layers * spec.hidden_size * size
-    if checkpointing:  # the logits are gone by the time the first layer is computed again
-        return float(tokens) * (kept + max(inner * size, logits))
-    return float(tokens) * (kept + spec.num_hidden_layers * inner * size + logits)
+        shared = heads if layout.packed else spec.num_key_value_heads or heads
+        saved += (3 * heads + 2 * shared) * (hidden // heads) * size
+    if not moe:
+        width, copies = spec.intermediate_size, 0
+    else:
+        width, copies = spec.num_experts_per_tok * spec.moe_intermediate_size, spec.num_experts_per_tok
+        saved += (2 * copies * hidden + 4 * spec.n_shared_experts * spec.moe_intermediate_size) * size
+        saved += 12 * spec.n_routed_experts + (0 if layout.dtype == "float32" else 4 * hidden)  # the router's float32
+    saved += 4 * width * size  # gate, its activation, up, their product
+    mixing = 12 * copies * hidden  # experts' outputs are weighed and summed in float32: three such tensors at once
+    return saved, max(temporary, (2 * hidden + 1.5 * width) * size, mixing)
+
+
+def _size_of(dtype: str) -> int:
+    return 4 if dtype == "float32" else 2

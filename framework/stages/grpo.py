@@ -106,19 +106,13 @@ class Grpo:
 
     def estimate(self, cluster: ClusterConfig) -> StageEstimate:
         """Batch arithmetic, memory per GPU of learner and sampler, hours from the response tokens at the limit."""
-        from framework.models.estimate import rl_hours, sampler_memory, training_memory
+        from framework.models.estimate import rl_hours, sampler_memory
+        from framework.stages.memory import learner_role
 
         config = self.config
         workers, samplers = cluster.learner_workers, cluster.rollout_workers
         gpus = samplers * self.rollout.tensor_parallel_size if cluster.gpus else 0
-        memory = training_memory(
-            self.model,
-            zero_stage=self.learner.zero_stage,
-            ep_size=self.learner.ep_size,
-            world=workers,
-            micro_tokens=self.learner.token_budget,
-            checkpointing=self.learner.gradient_checkpointing,
-        )
+        segment = self.rollout.max_model_len
         responses = config.steps * config.prompts_per_step * config.group_size
         cached = self.rollout.max_num_seqs * self.rollout.max_model_len
         sampler = sampler_memory(self.model, self.rollout.tensor_parallel_size, cached)
@@ -134,7 +128,7 @@ class Grpo:
             },
             roles=(
                 RoleEstimate("rollout", samplers, gpus, sampler),
-                RoleEstimate("learner", workers, workers if cluster.gpus else 0, memory.parts()),
+                learner_role(self.model, self.learner, workers, cluster, segment, packed=True),
                 RoleEstimate("reward", cluster.reward_workers),
             ),
             hours=rl_hours(self.model, responses * config.max_tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus),

@@ -11,7 +11,7 @@ from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
-from framework.graph.plan import RoleEstimate, StageEstimate
+from framework.graph.plan import StageEstimate
 from framework.models.spec import ModelConfig
 
 
@@ -102,18 +102,11 @@ class Pretrain:
 
     def estimate(self, cluster: ClusterConfig) -> StageEstimate:
         """Memory by ZeRO and expert-parallel size, and hours from the tokens."""
-        from framework.models.estimate import pretraining_hours, training_memory
+        from framework.models.estimate import pretraining_hours
+        from framework.stages.memory import learner_role
 
         config = self.config
         workers = config.workers or cluster.learner_workers
-        memory = training_memory(
-            self.model,
-            zero_stage=config.engine.zero_stage,
-            ep_size=config.engine.ep_size,
-            world=workers,
-            micro_tokens=config.engine.token_budget,
-            checkpointing=config.engine.gradient_checkpointing,
-        )
         tokens, last = config.batches.tokens(config.steps), config.rows_per_step * config.row_tokens
         first = config.batches.tokens(1)
         return StageEstimate(
@@ -123,7 +116,7 @@ class Pretrain:
                 "tokens": f"{tokens / 1e9:,.3f} B",
                 "micro-batches a rank and step": -(-last // (workers * config.engine.token_budget)),
             },
-            roles=(RoleEstimate("learner", workers, workers if cluster.gpus else 0, memory.parts()),),
+            roles=(learner_role(self.model, config.engine, workers, cluster, config.row_tokens),),
             hours=pretraining_hours(self.model, tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus),
         )
 

@@ -38,3 +38,27 @@ def test_plan_without_a_gpu_has_no_cost() -> None:
     text = describe_plan(graph, ClusterConfig(), "title")
     assert "2 CPU cores, no GPU" in text
     assert "$" not in text
+
+
+def test_choices_are_a_table_that_marks_the_configured_one_and_what_does_not_fit() -> None:
+    fits, large = {"weights": 20.0, "optimizer": 30.5}, {"weights": 1000.0, "optimizer": 30.5}
+    role = RoleEstimate(
+        "learner", 8, 8, fits, choices={"EP 1": {"A": large, "B": fits}, "EP 2": {"A": fits, "B": fits}},
+        chosen=("EP 2", "B"),
+    )  # fmt: skip
+    estimate = StageEstimate(roles=(role,))
+
+    @dataclass(frozen=True)
+    class Sharded(Write):
+        def estimate(self, cluster: ClusterConfig) -> StageEstimate:
+            return estimate
+
+    graph = Graph()
+    graph.add("write", Sharded())
+    lines = [line.strip() for line in describe_plan(graph, ClusterConfig(gpus_per_node=8), "title").splitlines()]
+    at = lines.index("GiB: weights + optimizer; * as configured, ! more than 80")
+    assert [line.split() for line in lines[at + 1 : at + 4]] == [
+        ["A", "B"],
+        ["EP", "1", "1,030.5!", "=", "1,000.0+30.5", "50.5", "=", "20.0+30.5"],
+        ["EP", "2", "50.5", "=", "20.0+30.5", "*50.5", "=", "20.0+30.5"],
+    ]

@@ -11,7 +11,14 @@ import yaml
 
 from framework.config import CONF, build_component
 from framework.errors import UserError
-from framework.models.estimate import pretraining_hours, rl_hours, sampler_memory, training_memory
+from framework.models.estimate import (
+    RankLayout,
+    describe_parameters,
+    pretraining_hours,
+    rl_hours,
+    sampler_memory,
+    training_memory,
+)
 from framework.models.spec import ModelConfig, build_model, hf_config, parameter_counts
 
 TINY = ModelConfig(
@@ -87,6 +94,12 @@ def test_v3_with_its_mtp_module() -> None:
     eh_proj = 2 * spec.hidden_size**2
     assert f"{(counts.mtp - eh_proj) / 1e9:.1f}" == "11.5"
     assert (counts.total + counts.mtp + 2 * counts.embedding) / 1e9 == pytest.approx(685, abs=0.6)
+
+
+def test_parameters_in_one_line() -> None:
+    expected = "671.03B parameters, 37.55B active (36.63B without input embedding); MTP modules 11.61B"
+    assert describe_parameters(shipped("v3_671b")) == expected
+    assert describe_parameters(shipped("qwen_7b")) == "7.62B parameters"
 
 
 def test_counts_of_experts_and_dense_models() -> None:
@@ -178,23 +191,42 @@ def test_sizes_that_contradict_each_other(change: dict[str, Any], message: str) 
     assert error.value.where in {f"model.{key}" for key in change}
 
 
+LAYOUT = RankLayout(dtype="float32", zero_stage=1, ep_size=1, world=1, micro_tokens=8, on_gpu=False)
+
+
 def test_learner_memory_by_hand() -> None:
     counts = parameter_counts(TINY)
-    whole = training_memory(TINY, zero_stage=1, ep_size=1, world=1, micro_tokens=8)
-    assert whole.weights * 2**30 == pytest.approx(4 * counts.total)
-    assert whole.optimizer * 2**30 == pytest.approx(12 * counts.total)
-    spread = training_memory(TINY, zero_stage=1, ep_size=2, world=4, micro_tokens=8)
-    assert spread.weights * 2**30 == pytest.approx(4 * (counts.total - counts.routed_experts / 2))
-    assert spread.optimizer == pytest.approx(whole.optimizer / 4)
-    zero2 = training_memory(TINY, zero_stage=2, ep_size=2, world=4, micro_tokens=8)
-    assert zero2.gradients * 2**30 == pytest.approx(4 * counts.total / 4)
-    assert zero2.weights == spread.weights
+    whole = training_memory(TINY, LAYOUT)
+    assert (whole.weights, whole.gradients, whole.optimizer) == (4 * counts.total, 4 * counts.total, 12 * counts.total)
+    assert sum(whole.gib().values()) == pytest.approx(whole.total / 2**30)
+    spread = training_memory(TINY, replace(LAYOUT, ep_size=2, world=4, dtype="bfloat16"))
+    resident = counts.total - counts.routed_experts / 2
+    # bfloat16 gradients and their float32 sum; two replicas of each expert shard its optimizer, four those of the rest
+    assert (spread.weights, spread.gradients) == (2 * resident, 6 * resident)
+    assert spread.optimizer == 12 * counts.total / 4
+    zero2 = training_memory(TINY, replace(LAYOUT, zero_stage=2, ep_size=2, world=4))
+    assert (zero2.weights, zero2.gradients) == (4 * resident, 4 * counts.total / 4)
 
 
-def test_v3_fits_on_512_gpus_under_zero_3_only() -> None:
+def test_activations_by_hand() -> None:
+    """A dense layer: two norms (12 bytes each in float32), attention, and the four widths of its feed-forward part."""
+    spec = ModelConfig("dense", 64, 32, 3, 2, 48, 64, "llama", dtype="float32", num_key_value_heads=1)
+    norm, attention = 12 * 32, (3 * 2 + 2) * 16 * 4 + 4 * 2
+    layer = 2 * norm + attention + 4 * 48 * 4
+    logits, chunk = norm + 2 * 64 * 4, 4 * 64
+    assert training_memory(spec, LAYOUT).activations == 8 * (3 * layer + logits + chunk)
+    short = (2 * 32 + 1.5 * 48) * 4
+    recomputed = training_memory(replace(spec, vocab_size=8), replace(LAYOUT, checkpointing=True))
+    assert recomputed.activations == 8 * (3 * 32 * 4 + layer + short)
+    packed = training_memory(spec, replace(LAYOUT, packed=True)).activations
+    assert packed - training_memory(spec, LAYOUT).activations == 8 * 3 * 2 * 16 * 4  # one more key and value head
+
+
+def test_v3_pretrains_on_512_gpus_under_zero_3_only() -> None:
     spec = shipped("v3_671b")
-    assert training_memory(spec, 1, 64, 512, 16384).total > 80
-    assert training_memory(spec, 3, 64, 512, 16384).total < 80
+    layout = RankLayout("bfloat16", 3, 64, 512, 16384, checkpointing=True)
+    assert training_memory(spec, layout).total < 64 * 2**30
+    assert training_memory(spec, replace(layout, zero_stage=2)).total > 80 * 2**30
 
 
 def test_kv_cache_of_the_latent() -> None:

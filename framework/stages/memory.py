@@ -1,0 +1,47 @@
+"""A learner's memory for the plan: as configured, and for every ZeRO stage and expert-parallel size beside it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import gcd
+
+from framework.engines.deepspeed_engine import DeepSpeedConfig
+from framework.graph.cluster import ClusterConfig
+from framework.graph.plan import RoleEstimate
+from framework.models.spec import ModelConfig
+
+
+def learner_role(
+    spec: ModelConfig, engine: DeepSpeedConfig, workers: int, cluster: ClusterConfig, segment: int, packed: bool = False
+) -> RoleEstimate:
+    """Estimate `workers` ranks of `engine`; `segment` is the most tokens that attend to each other."""
+    from framework.models.estimate import RankLayout, training_memory
+
+    layout = RankLayout(
+        dtype=engine.dtype,
+        zero_stage=engine.zero_stage,
+        ep_size=engine.ep_size,
+        world=workers,
+        micro_tokens=engine.token_budget,
+        checkpointing=engine.gradient_checkpointing,
+        segment=segment,
+        packed=packed,
+        on_gpu=cluster.gpus > 0,
+    )
+    most = gcd(workers, spec.n_routed_experts) if spec.num_moe_layers else 1
+    table = {
+        f"EP {size}": {
+            f"ZeRO-{stage}": training_memory(spec, replace(layout, zero_stage=stage, ep_size=size)).gib()
+            for stage in (1, 2, 3)
+        }
+        for size in range(1, most + 1)
+        if most % size == 0
+    }
+    return RoleEstimate(
+        "learner",
+        workers,
+        workers if cluster.gpus else 0,
+        training_memory(spec, layout).gib(),
+        choices=table,
+        chosen=(f"EP {engine.ep_size}", f"ZeRO-{engine.zero_stage}"),
+    )

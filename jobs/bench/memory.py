@@ -1,0 +1,248 @@
+"""Estimated memory of a training rank (`framework plan`) against measured, by part, for several families and layouts.
+
+Measured on CPU ranks, exactly: weights, optimizer state and standing gradient buffers are the storages of live tensors,
+the rest comes from every allocation and release that PyTorch's CPU allocator reports during one optimizer step of two
+micro-batches. What the first backward leaves behind are gradients; the second micro-batch's peak above that are
+activations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import multiprocessing
+import os
+import socket
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from framework.algorithms.lm_loss import lm_loss
+from framework.engines.deepspeed_engine import DeepSpeedConfig, TrainingEngine
+from framework.models.estimate import PARTS, RankLayout, TrainingMemory, training_memory
+from framework.models.spec import ModelConfig, build_model, parameter_counts
+from jobs.bench._common import report
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes of one rank; `peak` is of the whole step, not the sum of the parts."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model under an engine's configuration, fed rows of `length` tokens."""
+
+    spec: ModelConfig
+    config: DeepSpeedConfig
+    length: int
+
+    def estimate(self, world: int) -> TrainingMemory:
+        """What `framework plan` would say of a CPU rank."""
+        config = self.config
+        return training_memory(
+            self.spec,
+            RankLayout(
+                dtype=config.dtype,
+                zero_stage=config.zero_stage,
+                ep_size=config.ep_size,
+                world=world,
+                micro_tokens=config.token_budget,
+                checkpointing=config.gradient_checkpointing,
+                segment=self.length,
+                on_gpu=False,
+            ),
+        )
+
+
+def measure(case: Case) -> Measured:
+    """Train this rank's model for a step of two micro-batches, then measure another; every rank calls it."""
+    from torch.autograd.profiler import profile, record_function
+
+    spec, config, length = case.spec, case.config, case.length
+    others = _live()  # what earlier engines of this process left; held, so that no address is used again
+    engine, rows = TrainingEngine(build_model(spec, seed=0), config), max(1, config.token_budget // length)
+    micros = torch.randint(spec.vocab_size, (2, rows, length + 1))
+    for index, micro in enumerate(micros):
+        _backward(engine, micro, last=index == 1)
+    engine.step()
+    weights = _size(_storages(_weights(engine.model)))
+    optimizer = _size(_storages(_optimizer_tensors(engine.native.optimizer)))
+    gathered = list[int]()
+
+    def whole(*_: Any) -> None:
+        gathered.append(_size(_storages([*_weights(engine.model), *engine.model.parameters()])) - weights)
+
+    engine.model.lm_head.register_forward_hook(whole, prepend=True)
+    with profile(use_cpu=True, profile_memory=True) as profiler:
+        for index, micro in enumerate(micros):
+            _backward(engine, micro, last=index == 1)
+            if index == 0:
+                # Counted anew: what gloo's threads release, the profiler does not see.
+                gradients = _storages(p.grad for p in engine.model.parameters() if p.grad is not None)
+                held = _size(storage for storage in _live() | gradients if storage not in others) - micros.nbytes
+            with record_function(f"micro-batch {index}"):
+                pass
+        engine.step()
+    sizes, marks = _replay(profiler)
+    second = sizes[marks["micro-batch 0"] :]
+    above = max(second[: marks["micro-batch 1"] - marks["micro-batch 0"] + 1]) - second[0]
+    return Measured(
+        weights=weights + max(gathered),
+        gradients=held - weights - optimizer,
+        optimizer=optimizer,
+        activations=above - max(gathered),
+        peak=held + max(second) - second[0],
+    )
+
+
+def _backward(engine: TrainingEngine, rows_BT: torch.Tensor, last: bool) -> None:
+    logits_BTV = engine.forward(input_ids=rows_BT[:, :-1], use_cache=False).logits
+    targets_N = rows_BT[:, 1:].flatten()
+    engine.backward(lm_loss(logits_BTV.flatten(0, 1), targets_N, torch.ones(len(targets_N))).loss, last)
+
+
+def _live() -> set[torch.UntypedStorage]:
+    gc.collect()
+    return _storages(found for found in gc.get_objects() if isinstance(found, torch.Tensor))
+
+
+def _storages(tensors: Iterable[torch.Tensor]) -> set[torch.UntypedStorage]:
+    """Each once: PyTorch keeps one Python object a storage for as long as it lives."""
+    return {tensor.untyped_storage() for tensor in tensors if tensor.device.type != "meta"}
+
+
+def _size(storages: Iterable[torch.UntypedStorage]) -> int:
+    return sum(storage.nbytes() for storage in storages)
+
+
+def _weights(model: torch.nn.Module) -> Iterable[torch.Tensor]:
+    for parameter in model.parameters():
+        yield getattr(parameter, "ds_tensor", parameter.data)
+    yield from model.buffers()
+
+
+def _optimizer_tensors(optimizer: Any) -> Iterable[torch.Tensor]:
+    inner = optimizer.optimizer  # PyTorch's, inside DeepSpeed's
+    for group in inner.param_groups:
+        yield from group["params"]
+    for state in inner.state.values():
+        yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+    yield from getattr(optimizer, "fp32_partitioned_groups_flat", ())
+
+
+def _replay(profiler: Any) -> tuple[list[int], dict[str, int]]:
+    """Bytes allocated since the start after each event, and the index of the last event before each mark."""
+    sizes, marks = [0], {}
+    for event in sorted(profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            sizes.append(sizes[-1] + event.nbytes())
+        elif event.name().startswith("micro-batch"):
+            marks[event.name()] = len(sizes) - 1
+    return sizes, marks
+
+
+def families(hidden: int, layers: int, vocabulary: int) -> dict[str, ModelConfig]:
+    """One model of each kind: eight experts, keys and values of 64, which the CPU has a fused attention kernel for."""
+    v3 = ModelConfig(
+        name="v3", vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, dtype="float32",
+        num_attention_heads=hidden // 64, intermediate_size=8 * hidden // 3, max_position_embeddings=4096,
+        q_lora_rank=hidden // 3, kv_lora_rank=hidden // 3, qk_nope_head_dim=48, qk_rope_head_dim=16, v_head_dim=64,
+        n_routed_experts=8, num_experts_per_tok=4, n_group=4, topk_group=2, moe_intermediate_size=hidden // 2,
+        first_k_dense_replace=1,
+    )  # fmt: skip
+    softmax = replace(v3, norm_topk_prob=False, n_shared_experts=2)
+    return {
+        "v3": v3,
+        "v2": replace(softmax, name="v2", architecture="deepseek_v2"),
+        "moe": replace(softmax, name="moe", architecture="deepseek"),
+        "dense": replace(v3, name="dense", architecture="qwen2", num_key_value_heads=hidden // 64 // 2),
+    }
+
+
+def measure_cases(cases: Sequence[Case]) -> list[Measured]:
+    """`measure` of each case, in this rank."""
+    return [measure(case) for case in cases]
+
+
+def on_ranks(world: int, cases: Sequence[Case]) -> list[Measured]:
+    """Rank 0's measurements; the ranks are fresh processes joined by gloo."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(world) as pool:
+        return pool.starmap(_rank, [(rank, world, port, cases) for rank in range(world)], chunksize=1)[0]
+
+
+def _rank(rank: int, world: int, port: int, cases: Sequence[Case]) -> list[Measured]:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    return measure_cases(cases)
+
+
+def shipped_cases(world: int, tokens: int) -> Iterator[Case]:
+    """One rank: every family with and without checkpointing. Two: every ZeRO stage and expert-parallel size."""
+    found = families(hidden=384, layers=4, vocabulary=4096)
+    base = DeepSpeedConfig(token_budget=tokens)
+    if world == 1:
+        for spec in found.values():
+            for dtype in ("float32", "bfloat16"):
+                for checkpointing in (False, True):
+                    yield Case(spec, replace(base, dtype=dtype, gradient_checkpointing=checkpointing), tokens // 4)
+        return
+    for stage in (1, 2, 3):
+        for ep_size in (1, 2):
+            for dtype in ("float32", "bfloat16"):
+                yield Case(found["v3"], replace(base, dtype=dtype, zero_stage=stage, ep_size=ep_size), tokens // 4)
+
+
+def row(world: int, case: Case, measured: Measured) -> dict[str, Any]:
+    """MiB measured of each part, and by how many per cent the estimate differs."""
+    estimate, config = case.estimate(world), case.config
+    cells: dict[str, Any] = {
+        "family": case.spec.name,
+        "million": round(parameter_counts(case.spec).total / 1e6, 1),
+        "ranks": world,
+        "zero": config.zero_stage,
+        "ep": config.ep_size,
+        "dtype": config.dtype,
+        "ckpt": "on" if config.gradient_checkpointing else "off",
+    }
+    for name in (*PARTS, "peak"):
+        found, guess = getattr(measured, name), estimate.total if name == "peak" else getattr(estimate, name)
+        cells |= {name: round(found / MIB, 1), f"{name} %": round(100 * (guess / found - 1), 1)}
+    return cells
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; `framework bench memory`."""
+    parser = argparse.ArgumentParser(prog="framework bench memory", description=__doc__)
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens of a micro-batch")
+    parser.add_argument("--ranks", type=int, nargs="+", choices=[1, 2], default=[1, 2])
+    arguments = parser.parse_args(argv)
+    rows = []
+    for world in arguments.ranks:
+        cases = list(shipped_cases(world, arguments.tokens))
+        rows += [row(world, *pair) for pair in zip(cases, on_ranks(world, cases), strict=True)]
+    worst = {f"largest error of {name}, %": max(abs(r[f"{name} %"]) for r in rows) for name in (*PARTS, "peak")}
+    report("memory", rows, {"unit": "MiB of rank 0; % is estimate against measured", **worst})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
