@@ -157,7 +157,7 @@ def _packed_micro(micro: MicroBatch) -> _Micro:
     inputs = {
         "input_ids": micro.token_ids_T[None],
         "position_ids": micro.position_ids_T[None],
-        "segments": SegmentLayout.of(micro),
+        "segments": SegmentLayout.of_lengths(micro.segment_lengths_S.tolist()),
         "use_cache": False,
     }
     return _Micro(inputs, micro.targets_T, micro.mask_T, micro.segment_lengths_S, len(micro.sample_index_S))

@@ -31,7 +31,8 @@ class DeepSpeedLearner:
     """`protocols.Learner` on DeepSpeed. Every method is collective: all ranks call it with the same arguments.
 
     The reference policy and kept versions are copies of this rank's weights that a forward borrows; there is no
-    second model. Version 0 is the weights that the learner was built with; each `publish` makes the next.
+    second model. What samples of a micro-batch begin with alike is computed once, and counts once in expert loads.
+    Version 0 is the weights that the learner was built with; each `publish` makes the next.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ N segments of a run, L its length, K trained positions.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from framework.algorithms.logprobs import token_entropy, token_logprobs
+from framework.models.shared_prefixes import SharedPrefixes, shared_prefixes
 from framework.types import MicroBatch
 
 NAME = "packed"
@@ -31,6 +32,7 @@ class SegmentLayout:
     """The runs of equally long segments of a packed row; made once for a micro-batch, passed to every layer."""
 
     runs: tuple[tuple[int, int], ...]  # (N, L) of each, in row order
+    shared: SharedPrefixes | None = None  # the model runs on its nodes, attention on the whole row
 
     @classmethod
     def of_lengths(cls, lengths: Iterable[int]) -> SegmentLayout:
@@ -39,12 +41,15 @@ class SegmentLayout:
 
     @classmethod
     def of(cls, micro: MicroBatch) -> SegmentLayout:
-        """Return the layout of a micro-batch."""
-        return cls.of_lengths(micro.segment_lengths_S.tolist())
+        """Return the layout of a micro-batch, equal prefixes of its segments shared where that pays."""
+        lengths = micro.segment_lengths_S.tolist()
+        return replace(cls.of_lengths(lengths), shared=shared_prefixes(micro.token_ids_T, lengths))
 
     @property
     def n_tokens(self) -> int:
-        """T."""
+        """What the model runs on: T, or as many as there are nodes."""
+        if self.shared is not None:
+            return self.shared.position_U.numel()
         return sum(rows * length for rows, length in self.runs)
 
 
@@ -77,20 +82,38 @@ def packed_attention(
     heads, n_tokens = query.shape[1:3]
     if query.shape[0] != 1 or n_tokens != segments.n_tokens or key.shape[2] != n_tokens:
         raise ValueError(f"layout of {segments.n_tokens} tokens, query {tuple(query.shape)}, key {tuple(key.shape)}")
+    shared = segments.shared
+    if shared is not None:
+        key, value = key.index_select(2, shared.node_T), value.index_select(2, shared.node_T)
+        query = query.index_select(2, shared.node_Q)
     groups = heads // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     # One split for all runs: its backward is one concatenation, where slices would each add into a whole row of zeros.
-    sizes = [rows * length for rows, length in segments.runs]
-    split_states = [torch.split(states[0], sizes, dim=1) for states in (query, key, value)]
+    common = 0 if shared is None else shared.common
+    q_prefix, *q_runs = torch.split(
+        query[0], [common, *(rows * (length - common) for rows, length in segments.runs)], 1
+    )
+    k_runs, v_runs = (torch.split(x[0], [rows * length for rows, length in segments.runs], 1) for x in (key, value))
     outputs = []
-    for run, *states in zip(segments.runs, *split_states, strict=True):
+    if common:  # what all segments begin with attends to itself, once
+        k, v = k_runs[0][:, :common], v_runs[0][:, :common]
+        outputs.append(scaled_dot_product_attention(q_prefix, k, v, dropout_p=dropout, scale=scaling, is_causal=True))
+    for (rows, length), *states in zip(segments.runs, q_runs, k_runs, v_runs, strict=True):
         # Heads as the batch and segments as the "heads": both are independent, and so nothing is transposed.
-        q, k, v = (x.unflatten(1, run) for x in states)
-        output = scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling, is_causal=True)
+        q, k, v = (x.view(heads, rows, -1, x.shape[-1]) for x in states)
+        mask = _causal(length, common, query.device) if common else None
+        output = scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, scale=scaling, is_causal=mask is None)
         outputs.append(output.flatten(1, 2))
     merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)  # [H, T, D]
+    if shared is not None:
+        merged = merged.index_select(1, shared.place_U)
     return merged.transpose(0, 1).unsqueeze(0).contiguous(), None
+
+
+def _causal(length: int, first: int, device: torch.device) -> torch.Tensor:
+    """[L - first, L]: what each position from `first` on may see."""
+    return torch.ones(length - first, length, dtype=torch.bool, device=device).tril(first)
 
 
 def use_packed_attention(model: Any) -> None:
@@ -112,14 +135,13 @@ def forward_packed(
 
     `keep_K` (int64 positions) computes logits_KV there only. Pass a `layout` to share it between forwards.
     """
-    kept = {} if keep_K is None else {"logits_to_keep": keep_K}
-    output = model(
-        input_ids=micro.token_ids_T[None],
-        position_ids=micro.position_ids_T[None],
-        use_cache=False,
-        segments=layout or SegmentLayout.of(micro),
-        **kept,
-    )
+    layout = layout or SegmentLayout.of(micro)
+    token_ids, position_ids, keep = micro.token_ids_T, micro.position_ids_T, keep_K
+    if layout.shared is not None:
+        token_ids, position_ids = token_ids[layout.shared.position_U], position_ids[layout.shared.position_U]
+        keep = layout.shared.node_T if keep is None else layout.shared.node_T[keep]
+    kept = {} if keep is None else {"logits_to_keep": keep}
+    output = model(input_ids=token_ids[None], position_ids=position_ids[None], use_cache=False, segments=layout, **kept)
     logits_TV: torch.Tensor = output.logits[0]
     return logits_TV
 
