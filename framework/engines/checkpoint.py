@@ -114,19 +114,23 @@ def check_state(directory: Path) -> dict[str, Any]:
     return contents
 
 
-def load_hf(directory: Path, dtype: str) -> Any:
+def load_hf(directory: Path, dtype: str, ep_size: int = 1) -> Any:
     """Build the model of a Hugging Face checkpoint, FP8 weights dequantised; MTP modules are left out.
 
     Raises UserError that names the file or tensor of a damaged, incomplete or mismatched checkpoint. Where there is a
-    manifest, contents are held against its digests. Weights are read one at a time, so no second copy is made.
+    manifest, contents are held against its digests. Weights are read one at a time, so no second copy is made; with
+    `ep_size` above 1 only the experts of this rank (RANK) have values, which are all that AutoEP takes.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
     from transformers.utils import logging
 
-    if os.environ.get("RANK", "0") == "0":  # one rank's reading is enough
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0:  # one rank's reading is enough
         Checkpoint(directory).verify()
     config = public_layout.read_config(directory)
-    tensors = public_layout.model_tensors(directory, config)
+    tensors: dict[str, Any] = dict(public_layout.model_tensors(directory, config))
+    if ep_size > 1:
+        tensors = dict(public_layout.local_experts(tensors, rank % ep_size, ep_size, getattr(torch, dtype)))
     logging.disable_progress_bar()
     try:
         family = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]

@@ -267,20 +267,21 @@ def _initialize(model: nn.Module, config: DeepSpeedConfig, moe: bool) -> Any:
     if moe:
         section["expert_parallel"] = expert_parallel.autoep_section(model.config, config.ep_size, on_gpu)
 
-    def adamw(groups: Any) -> torch.optim.Optimizer:
-        groups = configure_moe_param_groups(list(groups)) if moe else groups
+    def adamw(parameters: Any) -> torch.optim.Optimizer:
+        trained = [p for p in parameters if p.requires_grad]
+        matrices, others = ([p for p in trained if (p.dim() > 1) is matrix] for matrix in (True, False))
+        named = ("decayed", matrices, config.weight_decay), ("not_decayed", others, 0.0)
+        groups = [{"params": found, "weight_decay": decay, "name": name} for name, found, decay in named if found]
         return torch.optim.AdamW(
-            groups, lr=config.schedule.at(0), betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+            configure_moe_param_groups(groups) if moe else groups,
+            lr=config.schedule.at(0),
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=True,
         )
 
-    named = list(model.named_parameters())
-    groups = [
-        {"params": [p for _, p in named if p.dim() > 1], "weight_decay": config.weight_decay, "name": "decayed"},
-        {"params": [p for _, p in named if p.dim() <= 1], "weight_decay": 0.0, "name": "not_decayed"},
-    ]
-    engine, *_ = deepspeed.initialize(
-        model=model, model_parameters=[g for g in groups if g["params"]], optimizer=adamw, config=section
-    )
+    # No `model_parameters`: DeepSpeed takes the model's after AutoEP, or it would keep the experts that it replaced.
+    engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=section)
     if config.compile:
         engine.compile()
     engine.train()

@@ -8,6 +8,7 @@ own dequantisation wants blocks that divide the weight, which V3's latent projec
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 SCALE = "_scale_inv"  # after the name of an FP8 weight
 FP8 = "F8_E4M3"
 PLAIN = ("F32", "BF16", "F16")
+EXPERT = re.compile(r"(.*\.mlp\.experts)\.\d+\.(?:gate|up|down)_proj\.weight")
 Block = tuple[int, int]
 
 
@@ -44,6 +46,27 @@ class StoredTensor:
             found: torch.Tensor = self.stored[index]
             return found
         return dequantise(self.stored[...], self.scale[...], self.block)[index]
+
+
+@dataclass(frozen=True)
+class LocalExperts:
+    """A layer's experts fused as transformers holds them, [E, ...], of which only `local` are read and have values.
+
+    The memory of the others is never touched, so the machine never provides it.
+    """
+
+    parts: tuple[tuple[StoredTensor, ...], ...]  # of each expert: gate and up, or down
+    local: range
+    dtype: torch.dtype
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        """Read the local experts, one tensor at a time."""
+        rows = [part.shape[0] for part in self.parts[0]]
+        fused = torch.empty(len(self.parts), sum(rows), self.parts[0][0].shape[1], dtype=self.dtype)
+        for expert in self.local:
+            for part, place in zip(self.parts[expert], torch.split(fused[expert], rows), strict=True):
+                place.copy_(part[...])
+        return fused[index]
 
 
 def dequantise(weight_MN: torch.Tensor, scale_mn: torch.Tensor, block: Block) -> torch.Tensor:
@@ -137,6 +160,20 @@ def model_tensors(directory: Path, config: Any) -> dict[str, StoredTensor]:
     for name in found:
         if name not in expected:
             raise UserError(where + name, "an unknown tensor", f"config.json's {config.model_type} model has none such")
+    return found
+
+
+def local_experts(
+    tensors: Mapping[str, StoredTensor], ep_rank: int, ep_size: int, dtype: torch.dtype
+) -> dict[str, StoredTensor | LocalExperts]:
+    """Replace each layer's experts by fused ones, of which expert-parallel rank `ep_rank` reads its share alone."""
+    found: dict[str, StoredTensor | LocalExperts] = {n: t for n, t in tensors.items() if not EXPERT.fullmatch(n)}
+    for layer in dict.fromkeys(match[1] for name in tensors if (match := EXPERT.fullmatch(name))):
+        n_experts = sum(name.startswith(f"{layer}.") and name.endswith(".down_proj.weight") for name in tensors)
+        local = range(n_experts * ep_rank // ep_size, n_experts * (ep_rank + 1) // ep_size)
+        for fused, names in (("gate_up_proj", ("gate_proj", "up_proj")), ("down_proj", ("down_proj",))):
+            parts = [tuple(tensors[f"{layer}.{e}.{name}.weight"] for name in names) for e in range(n_experts)]
+            found[f"{layer}.{fused}"] = LocalExperts(tuple(parts), local, dtype)
     return found
 
 

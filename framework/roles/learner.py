@@ -58,7 +58,7 @@ class LearnerWorker:
         from framework.engines.policy_learner import DeepSpeedLearner
 
         self._learner = DeepSpeedLearner(
-            load_hf(config.checkpoint, config.engine.dtype),
+            load_hf(config.checkpoint, config.engine.dtype, config.engine.ep_size),
             config.engine,
             config.grpo,
             temperature=config.temperature,

@@ -100,6 +100,9 @@ def learn(directory: Path) -> dict[str, Learned]:
         learner = DeepSpeedLearner(varied(spec), config, GrpoConfig(kl_coef=0.0))
         learner.export(directory / name / "before")
         before = learner.logprobs(sequences())
+        local = load_hf(directory / name / "before", "float32", config.ep_size)  # this rank's experts alone
+        again = DeepSpeedLearner(local, config, GrpoConfig(kl_coef=0.0)).logprobs(sequences())
+        assert all(np.array_equal(a, b) for a, b in zip(before, again, strict=True))
         learner.train_minibatch(Minibatch(sequences(), len(sequences())))
         published = learner.publish()
         learner.export(directory / name / "after")

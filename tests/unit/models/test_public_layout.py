@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,14 @@ from safetensors.torch import load_file, save_file
 from framework.artifacts import Checkpoint, write_manifest
 from framework.engines.checkpoint import load_hf
 from framework.errors import UserError
-from framework.models.public_layout import dequantise, read_tensors
+from framework.models.public_layout import (
+    StoredTensor,
+    dequantise,
+    local_experts,
+    model_tensors,
+    read_config,
+    read_tensors,
+)
 from framework.models.spec import build_model
 from tests.unit.models.test_spec import TINY
 
@@ -152,6 +159,31 @@ def test_the_mtp_layer_is_read_dequantised(stored: tuple[Path, Tensors]) -> None
 def test_blocks_may_be_cut_off_at_the_edges(shape: tuple[int, int]) -> None:
     weight, scale = quantise(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
     assert torch.equal(dequantise(weight, scale, (BLOCK, BLOCK)), restore(weight, scale))
+
+
+def test_a_rank_reads_its_own_experts_alone(stored: tuple[Path, Tensors]) -> None:
+    directory, values = stored
+    whole = model_tensors(directory, read_config(directory))
+    read: set[str] = set()
+
+    @dataclass(frozen=True)
+    class Recorded(StoredTensor):
+        name: str = ""
+
+        def __getitem__(self, index: Any) -> torch.Tensor:
+            read.add(self.name)
+            return super().__getitem__(index)
+
+    recorded = {n: Recorded(t.stored, t.scale, t.block, n) for n, t in whole.items()}
+    found = local_experts(recorded, ep_rank=1, ep_size=2, dtype=torch.float32)
+    gate_up, down = (found[f"model.layers.1.mlp.experts.{name}"][...] for name in ("gate_up_proj", "down_proj"))
+    assert found.keys() - whole.keys() == {f"model.layers.1.mlp.experts.{n}" for n in ("gate_up_proj", "down_proj")}
+    assert read == {f"model.layers.1.mlp.experts.{e}.{n}_proj.weight" for e in (2, 3) for n in ("gate", "up", "down")}
+    assert (gate_up.shape, down.shape) == ((4, 2 * 136, 192), (4, 192, 136))
+    for e in (2, 3):
+        gate, up, lower = (values[f"model.layers.1.mlp.experts.{e}.{n}_proj.weight"] for n in ("gate", "up", "down"))
+        assert torch.equal(gate_up[e], torch.cat([gate, up]))
+        assert torch.equal(down[e], lower)
 
 
 Damage = Callable[[Path], None]
