@@ -41,11 +41,10 @@ class CleanConfig:
     decontamination_words: int = 10  # n of the n-grams shared with a held-out prompt; 0: off
 
     def __post_init__(self) -> None:
-        if self.near_threshold is not None and not 0 < self.near_threshold <= 1:
-            raise UserError(
-                "stage.clean.near_threshold", self.near_threshold, "must lie above 0 and up to 1, or be null: off"
-            )
-        for name, least in (("shingle_words", 1), ("permutations", 16), ("decontamination_words", 0)):
+        if self.near_threshold is not None and not 0.1 <= self.near_threshold <= 0.95:
+            allowed = "must lie between 0.1 and 0.95, or be null: off"
+            raise UserError("stage.clean.near_threshold", self.near_threshold, allowed)
+        for name, least in (("shingle_words", 1), ("permutations", 32), ("decontamination_words", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"stage.clean.{name}", getattr(self, name), f"must be at least {least}")
 
@@ -62,7 +61,7 @@ class Dropped:
 class Cleaner:
     """Judges documents in the order in which they come: of duplicates the first stays.
 
-    Memory grows with the documents kept: about 0.2 kB each for exact duplicates and 6 kB more for near ones at 128
+    Memory grows with the documents kept: about 0.2 kB each for exact duplicates and 5.5 kB more for near ones at 128
     permutations (signature and LSH buckets). A corpus beyond memory is cleaned in parts.
     """
 
@@ -125,7 +124,8 @@ class NearDuplicates:
         self._threshold, self._shingle_words = threshold, config.shingle_words
         # CRC-32 is enough and fast: datasketch mixes hashes before it permutes them
         self._empty = MinHash(config.permutations, seed=1, hashfunc=zlib.crc32)
-        self._index = MinHashLSH(threshold, config.permutations)
+        # false proposals are found out below, so the bands are chosen to miss little
+        self._index = MinHashLSH(threshold, config.permutations, weights=(0.1, 0.9))
         self._kept: list[tuple[str, npt.NDArray[np.uint32]]] = []  # id and signature
 
     def first_like(self, document_id: str, text: Sequence[str]) -> str | None:

@@ -33,19 +33,31 @@ def check_rate(name: str, rate: float) -> None:
         raise UserError(name, rate, "must lie between 0 and 1")
 
 
-def fill_in_the_middle(text: str, rate: float, key: str) -> str:
-    """Return prefix, suffix, middle behind their marks for a share `rate` of texts (DeepSeek-V3 section 4.1, PSM).
+def cut_for_fim(text: str, rate: float, key: str) -> tuple[str, ...]:
+    """Return prefix, suffix and middle of a share `rate` of texts (DeepSeek-V3 section 4.1, PSM), of others the text.
 
-    `key` alone decides which texts and where they are cut: between code points, the middle not empty. A text that
-    holds one of the marks, or nothing, stays as it is.
+    `key` alone decides which texts and where they are cut: between code points, the middle not empty.
     """
-    if not rate or not text or any(mark in text for mark in (FIM_BEGIN, FIM_HOLE, FIM_END)):
-        return text
     rng = random.Random(f"fim {key}")
-    if rng.random() >= rate:
-        return text
+    if not text or rng.random() >= rate:
+        return (text,)
     start, end = sorted(rng.sample(range(len(text) + 1), 2))
-    return f"{FIM_BEGIN}{text[:start]}{FIM_HOLE}{text[end:]}{FIM_END}{text[start:end]}"
+    return text[:start], text[end:], text[start:end]
+
+
+def fim_ids(parts: Sequence[Sequence[int]], marks: Sequence[int]) -> list[int]:
+    """Join the tokens of what `cut_for_fim` returned, the three marks before the three parts, none before a whole."""
+    if len(parts) == 1:
+        return list(parts[0])
+    return [token for mark, part in zip(marks, parts, strict=True) for token in (mark, *part)]
+
+
+def fim_marks(vocabulary: Mapping[str, int]) -> list[int]:
+    """Return the ids of the marks, in the order of their parts; raises UserError if the tokenizer lacks one."""
+    for mark in (FIM_BEGIN, FIM_HOLE, FIM_END):
+        if mark not in vocabulary:
+            raise UserError("stage.tokenize.fim_rate", f"a tokenizer without {mark}", "must be 0 with this tokenizer")
+    return [vocabulary[mark] for mark in (FIM_BEGIN, FIM_HOLE, FIM_END)]
 
 
 def combined_tokens(tokenizer: Decoder) -> dict[int, list[int]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from framework.artifacts import PromptSet, TextSet, TokenizerDir, TokenShards
-from framework.data.fim import check_rate, combined_tokens, fill_in_the_middle, split_combined
-from framework.data.readers import Document, read_documents, read_prompts
+from framework.data.fim import check_rate, combined_tokens, cut_for_fim, fim_ids, fim_marks, split_combined
+from framework.data.readers import read_documents, read_prompts
 from framework.data.shards import write_shards
 from framework.data.templates import R1_ZERO_CHAT_TEMPLATE, tokenize_prompts
 from framework.data.tokenizer import TokenizerConfig, train_tokenizer
@@ -120,13 +120,19 @@ class Tokenize:
 
 
 def _encoded(file: Path, tokenizer: Any, config: TokenizeConfig, seed: int, batch: int = 1000) -> Iterator[list[int]]:
+    """Token ids of each document. Names of special tokens in a text are text there, not those tokens."""
     halves = combined_tokens(tokenizer) if config.split_rate else {}
-
-    def text_of(document: Document) -> str:
-        return fill_in_the_middle(document.text, config.fim_rate, f"{seed} {document.id}")
-
+    marks = fim_marks(tokenizer.get_vocab()) if config.fim_rate else []
+    begin = tokenizer("")["input_ids"]
     documents = read_documents(file)
     while chunk := list(itertools.islice(documents, batch)):
-        encoded = tokenizer([text_of(document) for document in chunk])["input_ids"]
-        for document, ids in zip(chunk, encoded, strict=True):
-            yield [*split_combined(ids, halves, config.split_rate, f"{seed} {document.id}"), tokenizer.eos_token_id]
+        keys = [f"{seed} {document.id}" for document in chunk]
+        cuts = [
+            cut_for_fim(document.text, config.fim_rate, key) if marks else (document.text,)
+            for document, key in zip(chunk, keys, strict=True)
+        ]
+        texts = [part for parts in cuts for part in parts]
+        encoded = iter(tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        for key, parts in zip(keys, cuts, strict=True):
+            ids = fim_ids(list(itertools.islice(encoded, len(parts))), marks)
+            yield [*begin, *split_combined(ids, halves, config.split_rate, key), tokenizer.eos_token_id]

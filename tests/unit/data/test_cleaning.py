@@ -4,6 +4,8 @@ import random
 from collections.abc import Iterable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from framework.data.cleaning import CleanConfig, Cleaner, Dropped, words
 from framework.data.readers import Document
@@ -85,12 +87,42 @@ def test_a_contaminated_document_stands_for_no_duplicate() -> None:
     assert [found.judge(Document(i, text)) for i in "ab"] == [Dropped(i, "contaminated", "q") for i in "ab"]
 
 
+LETTERS = st.lists(st.sampled_from("abc"), min_size=1, max_size=8).map(" ".join)
+
+
+@given(st.lists(LETTERS, max_size=20), st.lists(LETTERS, max_size=4))
+def test_contamination_is_a_shared_passage(texts: list[str], questions: list[str]) -> None:
+    config = CleanConfig(exact=False, near_threshold=None, decontamination_words=4)
+    found = judged(config, texts, *map(question, questions))
+    passages = {q[i : i + 7] for q in questions for i in range(0, len(q) - 6, 2)} | {
+        q for q in questions if len(q) == 5
+    }
+    assert [drop is not None for drop in found] == [any(passage in text for passage in passages) for text in texts]
+
+
+@settings(max_examples=30)
+@given(st.lists(LETTERS, max_size=20))
+def test_clean_text_stays_when_it_is_cleaned_again(texts: list[str]) -> None:
+    kept = [t for t, drop in zip(texts, judged(CleanConfig(shingle_words=2), texts), strict=True) if drop is None]
+    assert judged(CleanConfig(shingle_words=2), kept) == [None] * len(kept)
+    assert set(kept) <= set(texts)
+    assert len(set(kept)) == len(kept)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.8, 0.95])
+@pytest.mark.parametrize("permutations", [32, 256])
+def test_the_ends_of_the_ranges_work(threshold: float, permutations: int) -> None:
+    config = CleanConfig(False, threshold, permutations=permutations)
+    texts = [" ".join(f"{i}{j}" for j in range(900)) for i in "ab"]
+    assert judged(config, [*texts, texts[1] + " c"]) == [None, None, ("near_duplicate", "1")]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("near_threshold", value) for value in (0.0, 1.5)),
+        *(("near_threshold", value) for value in (0.0, 1.0)),
         ("shingle_words", 0),
-        ("permutations", 8),
+        ("permutations", 16),
         ("decontamination_words", -1),
     ],
 )

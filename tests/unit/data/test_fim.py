@@ -6,40 +6,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framework.data.fim import combined_tokens, fill_in_the_middle, split_combined
+from framework.data.fim import combined_tokens, cut_for_fim, fim_ids, fim_marks, split_combined
 from framework.data.tokenizer import FIM_BEGIN, FIM_END, FIM_HOLE, TokenizerConfig, train_tokenizer
+from framework.errors import UserError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 
-def reassembled(text: str) -> str:
-    begin, text = text[: len(FIM_BEGIN)], text[len(FIM_BEGIN) :]
-    assert begin == FIM_BEGIN
-    prefix, rest = text.split(FIM_HOLE)
-    suffix, middle = rest.split(FIM_END)
-    assert middle
-    return prefix + middle + suffix
-
-
 @given(TEXT, st.text())
 def test_a_rearranged_document_reassembles(text: str, key: str) -> None:
-    found = fill_in_the_middle(text, 1.0, key)
-    assert reassembled(found) == text
-    assert found == fill_in_the_middle(text, 1.0, key)
-    assert fill_in_the_middle(text, 0.0, key) == text
+    prefix, suffix, middle = cut_for_fim(text, 1.0, key)
+    assert prefix + middle + suffix == text
+    assert middle
+    assert (prefix, suffix, middle) == cut_for_fim(text, 1.0, key)
+    assert cut_for_fim(text, 0.0, key) == (text,)
 
 
 def test_the_rate_is_kept_and_every_cut_occurs() -> None:
-    found = [fill_in_the_middle("añ💡d", 0.1, f"0 doc-{i}") for i in range(5000)]
-    changed = [text for text in found if text != "añ💡d"]
-    assert 430 < len(changed) < 570  # 500 ± 3.3 standard deviations
-    assert len(set(changed)) == 10  # two different cuts of five places
-    assert changed != [text for i in range(5000) if (text := fill_in_the_middle("añ💡d", 0.1, f"1 {i}")) != "añ💡d"]
+    found = [cut_for_fim("añ💡d", 0.1, f"0 doc-{i}") for i in range(5000)]
+    cut = [parts for parts in found if len(parts) == 3]
+    assert 430 < len(cut) < 570  # 500 ± 3.3 standard deviations
+    assert len(set(cut)) == 10  # two different cuts of five places
+    assert found != [cut_for_fim("añ💡d", 0.1, f"1 doc-{i}") for i in range(5000)]
 
 
-def test_a_text_that_holds_a_mark_stays() -> None:
-    text = f"V3 writes {FIM_HOLE} there"
-    assert fill_in_the_middle(text, 1.0, "a") == text
+def test_marks_stand_before_their_parts() -> None:
+    assert fim_ids([[1, 2], [3], [4, 5]], [7, 8, 9]) == [7, 1, 2, 8, 3, 9, 4, 5]
+    assert fim_ids([[1, 2]], [7, 8, 9]) == [1, 2]
 
 
 def test_the_marks_are_v3s() -> None:
@@ -58,12 +51,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return AutoTokenizer.from_pretrained(directory)
 
 
-def test_marks_are_single_tokens_and_blanks_beside_them_stay(tokenizer: Any) -> None:
-    text = f"{FIM_BEGIN}So {FIM_HOLE} us.\n{FIM_END} it is.\nAll of"
-    ids = tokenizer(text)["input_ids"]
-    marks = [tokenizer.convert_tokens_to_ids(mark) for mark in (FIM_BEGIN, FIM_HOLE, FIM_END)]
-    assert [token for token in ids if token in marks] == marks
-    assert tokenizer.decode(ids[1:]) == text
+def test_the_trained_tokenizer_has_the_marks_and_another_is_refused(tokenizer: Any) -> None:
+    assert tokenizer.convert_ids_to_tokens(fim_marks(tokenizer.get_vocab())) == [FIM_BEGIN, FIM_HOLE, FIM_END]
+    with pytest.raises(UserError, match=r"fim_rate: got 'a tokenizer without <.fim.begin.>'"):
+        fim_marks({"a": 0})
 
 
 def test_combined_tokens_are_split_at_the_rate_and_the_text_stays(tokenizer: Any) -> None:

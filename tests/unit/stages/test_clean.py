@@ -13,9 +13,9 @@ import pytest
 from framework.artifacts import PromptSet, TextSet
 from framework.config import compose
 from framework.data.cleaning import CleanConfig
-from framework.data.fim import fill_in_the_middle
+from framework.data.fim import cut_for_fim
 from framework.data.readers import Document, read_documents, write_documents, write_prompts
-from framework.data.tokenizer import TokenizerConfig
+from framework.data.tokenizer import FIM_BEGIN, FIM_END, FIM_HOLE, TokenizerConfig
 from framework.errors import UserError
 from framework.stages.clean import Clean, CleanInputs
 from framework.stages.collect import Collect, NoInputs
@@ -83,7 +83,12 @@ def test_exactly_the_planted_documents_are_gone_from_the_shards(inputs: CleanInp
             found = stream.replace(tokenizer.bos_token, "").split(tokenizer.eos_token)
             shown = rate if split == "train" else 0.0  # validation is never rearranged
             keys = [f"7 {split}-{place}" for place in range(len(texts))]
-            assert found == [*map(fill_in_the_middle, texts, [shown] * len(texts), keys), ""]
+            cuts = map(cut_for_fim, texts, [shown] * len(texts), keys)
+            marks = (FIM_BEGIN, FIM_HOLE, FIM_END)
+            assert found == [
+                *("".join(map("".join, zip(marks, c, strict=True))) if len(c) == 3 else c[0] for c in cuts),
+                "",
+            ]
             assert (found[:-1] != texts) == bool(shown)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from framework.artifacts import PromptSet, TextSet
 from framework.data.readers import Document, write_documents, write_prompts
 from framework.data.shards import TokenRows
 from framework.data.templates import prompt_tokens
-from framework.data.tokenizer import TokenizerConfig, least_tokens
+from framework.data.tokenizer import EOS, FIM_HOLE, SPECIAL_TOKENS, TokenizerConfig, least_tokens
 from framework.errors import UserError
 from framework.stages.tokenizer import Tokenize, TokenizeInputs, TokenizerInputs, TrainTokenizer
 from framework.types import Prompt
@@ -42,6 +43,23 @@ def test_shards_hold_every_document(tokenized: TokenizeInputs, tmp_path: Path) -
     rows = TokenRows(shards.path, "train", 8, seed=0)
     assert rows.vocab_size <= 300
     assert rows.batch(0, 2).shape == (2, 9)  # the last position is a target only
+
+
+def test_names_of_special_tokens_in_a_text_stay_text(tokenized: TokenizeInputs, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    text = f"an end {EOS} or {FIM_HOLE} in a web page"
+    for split in ("train", "validation"):
+        write_documents(tmp_path / "text" / f"{split}.jsonl", [Document("a", text)])
+    inputs = TokenizeInputs(TextSet(tmp_path / "text"), tokenized.tokenizer)
+    shards = Tokenize().run(inputs, runtime(tmp_path)).shards
+    tokenizer, ids = (
+        AutoTokenizer.from_pretrained(tokenized.tokenizer.path),
+        np.fromfile(shards.path / "train.bin", "uint16"),
+    )
+    special = [int(token) for token in ids if token < len(SPECIAL_TOKENS)]
+    assert special == [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    assert tokenizer.decode(ids[1:-1]) == text
 
 
 def test_a_prompt_too_long_for_its_response_is_refused_before_pretraining(
