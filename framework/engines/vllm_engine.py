@@ -16,6 +16,7 @@ from framework.artifacts import Checkpoint
 from framework.engines.engine_loop import EngineLoop
 from framework.engines.weights import TRANSPORT, check_safetensors, common_version, register_transport
 from framework.errors import RunFailed, UserError
+from framework.models import public_layout
 from framework.types import FinishReason, Int32, Prompt, PublishedWeights, Response, ResponseGroup, SamplingParams
 
 if TYPE_CHECKING:
@@ -75,9 +76,13 @@ class VllmSampler:
         self._update_seconds = 0.0
 
     async def start(self, checkpoint: Path, version: int = 0) -> None:
-        """Load `checkpoint`, a Hugging Face directory, as policy `version`; raises UserError if it is damaged."""
+        """Load `checkpoint`, a Hugging Face directory, as policy `version`.
+
+        Raises UserError that names the file or tensor if it is damaged, incomplete or does not match its config.
+        """
         Checkpoint(checkpoint).check()
         check_safetensors(checkpoint)
+        public_layout.model_tensors(checkpoint, public_layout.read_config(checkpoint))
         _set_environment(self.config)
         self._loop = EngineLoop(lambda: _build_engine(self.config, checkpoint, version))
         await asyncio.wrap_future(self._loop.start())

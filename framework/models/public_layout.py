@@ -98,8 +98,9 @@ def read_config(directory: Path) -> Any:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # each config class raises its own
         raise UserError(str(file), str(error), f"must be a config of {kind}") from error
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    for key in ("quantization_config", "auto_map"):  # not true of what is exported later: no FP8, no code beside it
+        if hasattr(config, key):
+            delattr(config, key)
     return config
 
 

@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from framework.artifacts import Checkpoint, write_manifest
+from framework.config import CONF, build_component
 from framework.engines.checkpoint import load_hf
+from framework.engines.vllm_engine import VllmConfig, VllmSampler
 from framework.errors import UserError
 from framework.models.public_layout import (
     StoredTensor,
@@ -24,7 +27,7 @@ from framework.models.public_layout import (
     read_config,
     read_tensors,
 )
-from framework.models.spec import build_model
+from framework.models.spec import build_model, hf_config
 from tests.unit.models.test_spec import TINY
 
 Tensors = dict[str, torch.Tensor]
@@ -140,7 +143,8 @@ def test_fp8_weights_are_dequantised_exactly(dtype: str, stored: tuple[Path, Ten
     with torch.no_grad():
         assert torch.equal(model(ids).logits, plain(ids).logits)
     assert model.generation_config.temperature == 0.6
-    assert not hasattr(model.config, "quantization_config")  # or an export would claim to be FP8
+    for key in ("quantization_config", "auto_map"):  # or an export would claim to be FP8, or to bring code
+        assert not hasattr(model.config, key)
 
 
 def test_the_mtp_layer_is_read_dequantised(stored: tuple[Path, Tensors]) -> None:
@@ -290,3 +294,51 @@ def test_a_damaged_checkpoint_is_one_line_that_names_the_place(
     assert "\n" not in str(error.value)
     assert str(directory) in str(error.value)
     assert all(part in str(error.value) for part in named), str(error.value)
+
+
+async def test_a_sampler_does_not_start_on_a_checkpoint_that_lacks_a_tensor(
+    stored: tuple[Path, Tensors], tmp_path: Path
+) -> None:
+    shutil.copytree(stored[0], tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "tokenizer.json").write_text("{}")
+    edited(lambda t: t.pop("model.norm.weight"))(tmp_path / "checkpoint")
+    with pytest.raises(UserError, match=r"model\.norm\.weight: got 'no such tensor'"):
+        await VllmSampler(VllmConfig()).start(tmp_path / "checkpoint")
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {  # config.json as published, without what concerns neither shape nor maths
+    "moe_16b": {
+        "bos_token_id": 100000, "eos_token_id": 100001, "first_k_dense_replace": 1, "hidden_act": "silu",
+        "hidden_size": 2048, "intermediate_size": 10944, "max_position_embeddings": 4096, "model_type": "deepseek",
+        "moe_intermediate_size": 1408, "moe_layer_freq": 1, "n_routed_experts": 64, "n_shared_experts": 2,
+        "norm_topk_prob": False, "num_attention_heads": 16, "num_experts_per_tok": 6, "num_hidden_layers": 28,
+        "num_key_value_heads": 16, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 10000,
+        "scoring_func": "softmax", "tie_word_embeddings": False, "torch_dtype": "bfloat16", "vocab_size": 102400,
+    },
+    "v2_lite": {
+        "bos_token_id": 100000, "eos_token_id": 100001, "first_k_dense_replace": 1, "hidden_act": "silu",
+        "hidden_size": 2048, "intermediate_size": 10944, "kv_lora_rank": 512, "max_position_embeddings": 163840,
+        "model_type": "deepseek_v2", "moe_intermediate_size": 1408, "moe_layer_freq": 1, "n_group": 1,
+        "n_routed_experts": 64, "n_shared_experts": 2, "norm_topk_prob": False, "num_attention_heads": 16,
+        "num_experts_per_tok": 6, "num_hidden_layers": 27, "num_key_value_heads": 16, "q_lora_rank": None,
+        "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06, "rope_scaling": {
+            "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707,
+            "original_max_position_embeddings": 4096, "type": "yarn",
+        }, "rope_theta": 10000, "routed_scaling_factor": 1.0, "scoring_func": "softmax", "tie_word_embeddings": False,
+        "topk_group": 1, "topk_method": "greedy", "torch_dtype": "bfloat16", "v_head_dim": 128, "vocab_size": 102400,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shipped_sizes_are_the_published_config(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+    spec = build_component(yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()), where="model")
+    theirs, ours = read_config(tmp_path).to_dict(), hf_config(spec).to_dict()
+    theirs["rope_parameters"].pop("type", None)  # its old name
+    different = {key for key in theirs if theirs[key] != ours.get(key)}
+    assert different <= {
+        "_name_or_path",
+        "architectures",
+        "initializer_range",
+    }  # published: 0.02
