@@ -75,7 +75,7 @@ def measure(case: Case) -> Measured:
     engine, rows = TrainingEngine(build_model(spec, seed=0), config), max(1, config.token_budget // length)
     micros = torch.randint(spec.vocab_size, (2, rows, length + 1))
     for index, micro in enumerate(micros):
-        _backward(engine, micro, last=index == 1)
+        engine.backward(_loss(engine, micro), last=index == 1)
     engine.step()
     weights = _size(_storages(_weights(engine.model)))
     optimizer = _size(_storages(_optimizer_tensors(engine.native.optimizer)))
@@ -87,7 +87,7 @@ def measure(case: Case) -> Measured:
     engine.model.lm_head.register_forward_hook(whole, prepend=True)
     with profile(use_cpu=True, profile_memory=True) as profiler:
         for index, micro in enumerate(micros):
-            _backward(engine, micro, last=index == 1)
+            engine.backward(_loss(engine, micro), last=index == 1)
             if index == 0:
                 # Counted anew: what gloo's threads release, the profiler does not see.
                 gradients = _storages(p.grad for p in engine.model.parameters() if p.grad is not None)
@@ -107,10 +107,11 @@ def measure(case: Case) -> Measured:
     )
 
 
-def _backward(engine: TrainingEngine, rows_BT: torch.Tensor, last: bool) -> None:
+def _loss(engine: TrainingEngine, rows_BT: torch.Tensor) -> torch.Tensor:
+    """As the trainer's: logits are no one's once it has returned."""
     logits_BTV = engine.forward(input_ids=rows_BT[:, :-1], use_cache=False).logits
     targets_N = rows_BT[:, 1:].flatten()
-    engine.backward(lm_loss(logits_BTV.flatten(0, 1), targets_N, torch.ones(len(targets_N))).loss, last)
+    return lm_loss(logits_BTV.flatten(0, 1), targets_N, torch.ones(len(targets_N))).loss
 
 
 def _live() -> set[torch.UntypedStorage]:

@@ -50,9 +50,12 @@ def test_shipped_job_plans_at_every_scale(overrides: str, capsys: pytest.Capture
     assert "Checkpoint from pretrain.base" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("model", group_options("model"))
-def test_every_model_plans_where_it_belongs(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    cluster = "laptop" if model.endswith("_tiny") else "h800_512"
+PLACES = [(model, "laptop" if model.endswith("_tiny") else "h800_512") for model in group_options("model")]
+PLACES += [(model, "node8") for model in group_options("fit/node8")]
+
+
+@pytest.mark.parametrize(("model", "cluster"), PLACES)
+def test_every_model_plans_where_it_belongs(model: str, cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "job=r1_zero", f"model={model}", f"cluster={cluster}"]) == 0, capsys.readouterr().err
     plan = capsys.readouterr().out
     assert " parameters" in plan

@@ -21,6 +21,7 @@ ALONE = {
         ("moe", "float32", False), ("dense", "float32", True), ("dense", "bfloat16", False),
     )
 }  # fmt: skip
+ALONE["an attention without a kernel"] = Case(replace(FAMILIES["v3"], v_head_dim=32), BASE, 192)
 PAIR = {
     f"ZeRO-{stage} EP {ep_size} {dtype}": Case(
         FAMILIES["v3"], replace(BASE, zero_stage=stage, ep_size=ep_size, dtype=dtype), 192
