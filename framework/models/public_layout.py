@@ -8,7 +8,9 @@ own dequantisation wants blocks that divide the weight, which V3's latent projec
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 
 import torch
 
-from framework.artifacts import check_safetensors_file, read_json
+from framework.artifacts import MANIFEST, check_safetensors_file, read_json
 from framework.errors import UserError, did_you_mean
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -31,6 +33,7 @@ Block = tuple[int, int]
 class StoredTensor:
     """A tensor in a shard; `[...]` reads it, as transformers does with what a state dict holds."""
 
+    shard: str  # file name
     stored: Any  # safetensors' slice
     scale: Any | None
     block: Block
@@ -130,9 +133,9 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
             if scale.get_shape() != grid:
                 allowed = f"must be {grid}: blocks of {block} over {stored.get_shape()}"
                 raise UserError(f"{where}{SCALE}", scale.get_shape(), allowed)
-            tensors[name] = StoredTensor(stored, scale, block)
+            tensors[name] = StoredTensor(file.name, stored, scale, block)
         elif kind in PLAIN:
-            tensors[name] = StoredTensor(stored, None, (1, 1))
+            tensors[name] = StoredTensor(file.name, stored, None, (1, 1))
         else:
             raise UserError(where, kind, f"must be one of {', '.join((*PLAIN, FP8))}")
     return tensors
@@ -186,6 +189,41 @@ def read_tensors(directory: Path, prefix: str, dtype: torch.dtype) -> Iterator[t
     for name, tensor in stored_tensors(directory).items():
         if name.startswith(prefix):
             yield name, tensor[...].to(torch.float32 if name.endswith("e_score_correction_bias") else dtype)
+
+
+def dequantised(directory: Path, copy: Path) -> Path:
+    """Return `directory`, or if its weights are FP8 `copy`: the same checkpoint in bfloat16, MTP modules included.
+
+    For engines that receive new weights, which FP8 ones do not take. Written once, a shard at a time, the index last.
+    Raises UserError as `stored_tensors`.
+    """
+    if _block(directory / "config.json") is None:
+        return directory
+    if not (copy / INDEX).is_file():
+        _write_dequantised(directory, copy)
+    return copy
+
+
+def _write_dequantised(directory: Path, copy: Path) -> None:
+    from safetensors.torch import save_file
+
+    copy.mkdir(parents=True, exist_ok=True)
+    tensors = stored_tensors(directory)
+    for shard in sorted({tensor.shard for tensor in tensors.values()}):
+        of_shard = {name: tensor for name, tensor in tensors.items() if tensor.shard == shard}
+        plain = {name: t[...] if t.scale is None else t[...].bfloat16() for name, t in of_shard.items()}
+        save_file(plain, copy / shard, metadata={"format": "pt"})
+    config = read_json(directory / "config.json")
+    config.pop("quantization_config")
+    (copy / "config.json").write_text(json.dumps(config, indent=1))
+    ours = {"config.json", INDEX, MANIFEST}
+    for file in directory.iterdir():
+        if file.is_file() and file.name not in ours and file.suffix != ".safetensors":
+            shutil.copy(file, copy)
+    index = {"metadata": {}, "weight_map": {name: tensor.shard for name, tensor in tensors.items()}}
+    temporary = copy / (INDEX + ".tmp")
+    temporary.write_text(json.dumps(index, indent=1))
+    temporary.replace(copy / INDEX)
 
 
 def _slices(directory: Path) -> dict[str, tuple[Path, Any]]:

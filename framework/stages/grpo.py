@@ -60,6 +60,7 @@ class Grpo:
         """Train to the end; resumes from the newest checkpoint in the stage's work directory."""
         from transformers import AutoTokenizer
 
+        from framework.models.public_layout import dequantised
         from framework.roles.clients import RayRewards, RayRollouts
         from framework.roles.cluster import worker_environment
         from framework.roles.learner import LearnerConfig, LearnerGroup
@@ -69,19 +70,20 @@ class Grpo:
         from framework.stages.workers import sampling_pools
 
         config, cluster = self.config, runtime.cluster
-        tokenizer = AutoTokenizer.from_pretrained(inputs.base.path)
+        base = dequantised(inputs.base.path, runtime.work_dir / "base")  # as V3-Base is published
+        tokenizer = AutoTokenizer.from_pretrained(base)
         found = read_prompts(inputs.prompts.path / "train.jsonl")
         self.rewards.check_prompts(found)
         prompts = tokenize_prompts(tokenizer, found, self.rollout.max_model_len, config.max_tokens)
         engine = replace(self.learner, keep_versions=max(self.learner.keep_versions, config.max_staleness))
-        learner_config = LearnerConfig(inputs.base.path, engine, self.algorithm, config.temperature, entropy=True)
+        learner_config = LearnerConfig(base, engine, self.algorithm, config.temperature, entropy=True)
         options = {
             "num_cpus": cluster.learner_cpus,
             "num_gpus": cluster.gpu_share,
             "runtime_env": {"env_vars": worker_environment(cluster.learner_cpus, bool(cluster.gpus))},
         }
         directory = runtime.artifact_dir("policy")
-        with sampling_pools(cluster, self.rollout, self.rewards, inputs.base.path) as pools:
+        with sampling_pools(cluster, self.rollout, self.rewards, base) as pools:
             learner = LearnerGroup(
                 learner_config, cluster.learner_workers, actor_options=[options] * cluster.learner_workers
             )

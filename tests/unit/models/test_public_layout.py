@@ -22,6 +22,7 @@ from framework.errors import UserError
 from framework.models.public_layout import (
     StoredTensor,
     dequantise,
+    dequantised,
     local_experts,
     model_tensors,
     read_config,
@@ -35,7 +36,7 @@ LAYERS = 2
 # Neither 192, 320 nor the 150 of the latents' projection are multiples of 128, and 192 is one of 2 blocks of 96.
 SPEC = replace(
     TINY, hidden_size=192, intermediate_size=320, moe_intermediate_size=136, kv_lora_rank=142, q_lora_rank=130,
-    initializer_range=0.2, rope_factor=4.0, original_max_position_embeddings=16,
+    qk_nope_head_dim=24, initializer_range=0.2, rope_factor=4.0, original_max_position_embeddings=16,
 )  # fmt: skip
 BLOCK = 128
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -48,7 +49,7 @@ CONFIG: dict[str, Any] = {
     "intermediate_size": 320, "kv_lora_rank": 142, "max_position_embeddings": 64, "model_type": "deepseek_v3",
     "moe_intermediate_size": 136, "moe_layer_freq": 1, "n_group": 2, "n_routed_experts": 4, "n_shared_experts": 1,
     "norm_topk_prob": True, "num_attention_heads": 2, "num_experts_per_tok": 2, "num_hidden_layers": LAYERS,
-    "num_key_value_heads": 2, "num_nextn_predict_layers": 1, "q_lora_rank": 130, "qk_nope_head_dim": 16,
+    "num_key_value_heads": 2, "num_nextn_predict_layers": 1, "q_lora_rank": 130, "qk_nope_head_dim": 24,
     "qk_rope_head_dim": 8, "quantization_config": {
         "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK],
     }, "rms_norm_eps": 1e-06, "rope_scaling": {
@@ -159,6 +160,26 @@ def test_the_mtp_layer_is_read_dequantised(stored: tuple[Path, Tensors]) -> None
     assert kept == {f"{prefix}mlp.gate.e_score_correction_bias"}
 
 
+def test_an_fp8_checkpoint_becomes_a_plain_one(stored: tuple[Path, Tensors], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    directory, values = stored
+    copy = dequantised(directory, tmp_path / "copy")
+    found = load_file(copy / FIRST) | load_file(copy / SECOND)
+    assert found.keys() == values.keys()
+    assert all(
+        torch.equal(found[n], values[n] if values[n].dtype == found[n].dtype else values[n].bfloat16()) for n in values
+    )
+    model, report = AutoModelForCausalLM.from_pretrained(copy, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert model.dtype == torch.bfloat16
+    assert (copy / "generation_config.json").is_file()
+    (copy / FIRST).unlink()
+    assert dequantised(directory, copy) == copy  # a second time it is only found again
+    assert not (copy / FIRST).exists()
+    assert dequantised(copy, tmp_path / "other") == copy  # nothing to do
+
+
 @pytest.mark.parametrize("shape", [(128, 256), (192, 150), (1, 129), (576, 64)])
 def test_blocks_may_be_cut_off_at_the_edges(shape: tuple[int, int]) -> None:
     weight, scale = quantise(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
@@ -178,7 +199,7 @@ def test_a_rank_reads_its_own_experts_alone(stored: tuple[Path, Tensors]) -> Non
             read.add(self.name)
             return super().__getitem__(index)
 
-    recorded = {n: Recorded(t.stored, t.scale, t.block, n) for n, t in whole.items()}
+    recorded = {n: Recorded(t.shard, t.stored, t.scale, t.block, n) for n, t in whole.items()}
     found = local_experts(recorded, ep_rank=1, ep_size=2, dtype=torch.float32)
     gate_up, down = (found[f"model.layers.1.mlp.experts.{name}"][...] for name in ("gate_up_proj", "down_proj"))
     assert found.keys() - whole.keys() == {f"model.layers.1.mlp.experts.{n}" for n in ("gate_up_proj", "down_proj")}
