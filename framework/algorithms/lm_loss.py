@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -30,3 +31,38 @@ def add_mtp_loss(main: torch.Tensor, depths: Sequence[torch.Tensor], coefficient
     if not depths:
         return main
     return main + coefficient / len(depths) * torch.stack(list(depths)).sum()
+
+
+@dataclass(frozen=True)
+class MtpTargets:
+    """What one depth of multi-token prediction learns of a row: K of its positions."""
+
+    positions_K: torch.Tensor  # int64, into the row
+    tokens_K: torch.Tensor  # int64
+    weights_K: torch.Tensor  # float32
+
+
+def mtp_targets(
+    targets_T: torch.Tensor, weights_T: torch.Tensor, segment_lengths_S: torch.Tensor, depths: int
+) -> list[MtpTargets]:
+    """Return the targets of depths 1 .. D: position i of depth k predicts t_(i+k+1), the main model's target at i+k.
+
+    `targets_T` is shifted already. A target counts where it does for the main model (`weights_T` [T] above 0) and i+k
+    is in i's segment; `segment_lengths_S` sum to T (rows of a batch, flattened, are segments too).
+    """
+    n_tokens = targets_T.shape[0]
+    ends_T = segment_lengths_S.cumsum(0).repeat_interleave(segment_lengths_S, output_size=n_tokens)
+    index_T = torch.arange(n_tokens, device=targets_T.device)
+    found = []
+    for k in range(1, depths + 1):
+        learns_T = (index_T + k < ends_T) & (weights_T.roll(-k) > 0)
+        positions_K = learns_T.nonzero().squeeze(-1)
+        found.append(MtpTargets(positions_K, targets_T[positions_K + k], weights_T[positions_K + k]))
+    return found
+
+
+def mtp_loss(logits_KV: torch.Tensor, targets: MtpTargets) -> LossOutput:
+    """Return one depth's cross-entropy as `lm_loss` does, with the metric `right`: how often its first choice hits."""
+    output = lm_loss(logits_KV, targets.tokens_K, targets.weights_K)
+    right = float((logits_KV.detach().argmax(-1) == targets.tokens_K).sum())
+    return LossOutput(output.loss, {**output.metrics, "right": right}, output.tokens)

@@ -11,8 +11,9 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -27,6 +28,7 @@ from framework.engines.deepspeed_engine import Snapshot, TrainingEngine
 from framework.engines.universal import Topology, load_universal, reshard, topology
 from framework.errors import UserError
 from framework.models import public_layout
+from framework.models.spec import model_class
 
 TAG = "native"
 STATE = "learner"  # the folder of engine state inside a checkpoint that others write to as well
@@ -115,13 +117,13 @@ def check_state(directory: Path) -> dict[str, Any]:
 
 
 def load_hf(directory: Path, dtype: str, ep_size: int = 1) -> Any:
-    """Build the model of a Hugging Face checkpoint, FP8 weights dequantised; MTP modules are left out.
+    """Build the model of a Hugging Face checkpoint, FP8 weights dequantised, with its MTP modules if it has any.
 
     Raises UserError that names the file or tensor of a damaged, incomplete or mismatched checkpoint. Where there is a
     manifest, contents are held against its digests. Weights are read one at a time, so no second copy is made; with
     `ep_size` above 1 only the experts of this rank (RANK) have values, which are all that AutoEP takes.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
+    from transformers import GenerationConfig
     from transformers.utils import logging
 
     rank = int(os.environ.get("RANK", "0"))
@@ -133,8 +135,9 @@ def load_hf(directory: Path, dtype: str, ep_size: int = 1) -> Any:
         tensors = dict(public_layout.local_experts(tensors, rank % ep_size, ep_size, getattr(torch, dtype)))
     logging.disable_progress_bar()
     try:
-        family = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        model = family.from_pretrained(None, config=config, state_dict=tensors, dtype=getattr(torch, dtype))
+        model = model_class(config).from_pretrained(
+            None, config=config, state_dict=tensors, dtype=getattr(torch, dtype)
+        )
         if (directory / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # safetensors, transformers and json each raise their own
@@ -160,7 +163,7 @@ def export_hf(engine: TrainingEngine, directory: Path) -> None:
     for index, (prefix, skip) in enumerate(sections):
         file = f"model-{index + 1:05d}-of-{len(sections):05d}.safetensors"
         tensors = {}
-        for name, tensor in expert_parallel.all_tensors(model, prefix):
+        for name, tensor in chain(expert_parallel.all_tensors(model, prefix), _mtp_copies(model, index)):
             if writes and not (skip and name.startswith(skip)):
                 tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
         if writes:
@@ -182,6 +185,15 @@ def _sections(model: Any) -> list[tuple[str, str]]:
     """(prefix to write, prefix to leave out): each decoder layer, then everything outside the layers."""
     layers = len(model.model.layers)
     return [(f"model.layers.{i}.", "") for i in range(layers)] + [("", "model.layers.")]
+
+
+def _mtp_copies(model: Any, index: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """The shared embedding and output head under the names that a layer has for them if it is an MTP module."""
+    if model.config.num_hidden_layers <= index < len(model.model.layers):
+        shared = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+        for name, weight in zip(public_layout.MTP_COPIES, shared, strict=True):
+            with expert_parallel.gathered([weight]):
+                yield f"model.layers.{index}.{name}", weight
 
 
 def _random_states() -> dict[str, Any]:

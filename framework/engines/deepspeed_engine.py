@@ -44,6 +44,9 @@ class DeepSpeedConfig:
     balance_alpha: float = 0.0  # weight of the sequence-wise (V2: expert-level) balance loss
     device_alpha: float = 0.0  # V2's device-level balance loss; devices are the router's expert groups
     communication_alpha: float = 0.0  # V2's communication balance loss
+    # lambda of multi-token prediction, where the model has such modules; 0 freezes them (V3 section 4.2: 0.3, then 0.1)
+    mtp_coef: float | StepwiseValue = 0.3
+    mtp_detached: bool = False  # the modules learn, what they share with the main model does not: as RL wants it
     gradient_checkpointing: bool = False
     compile: bool = False
     threads: int = 0  # torch threads of this process; 0 leaves them as they are
@@ -60,8 +63,9 @@ class DeepSpeedConfig:
         for key, least in (("ep_size", 1), ("token_budget", 1), ("keep_versions", 0), ("threads", 0)):
             if getattr(self, key) < least:
                 raise UserError(f"engine.{key}", getattr(self, key), f"at least {least}")
-        if isinstance(self.bias_update_speed, float | int) and self.bias_update_speed < 0:
-            raise UserError("engine.bias_update_speed", self.bias_update_speed, "at least 0")
+        for key in ("bias_update_speed", "mtp_coef"):
+            if isinstance(getattr(self, key), float | int) and getattr(self, key) < 0:
+                raise UserError(f"engine.{key}", getattr(self, key), "at least 0")
         for key in ("clip", "weight_decay", "balance_alpha", "device_alpha", "communication_alpha"):
             if getattr(self, key) < 0:
                 raise UserError(f"engine.{key}", getattr(self, key), "at least 0")
@@ -140,6 +144,11 @@ class TrainingEngine:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         experts = expert_parallel.routed_experts(model.config)
         config.check_topology(self.world, experts)
+        modules = list(getattr(model, "mtp_modules", ()))
+        self.mtp_depths = len(modules) if config.mtp_coef else 0  # D of the modules that train
+        self._idle_depths = len(modules) - self.mtp_depths
+        for module in modules:
+            module.requires_grad_(self.mtp_depths > 0)
         self._engine = _initialize(model, config, experts > 0)
         self.model: nn.Module = self._engine.module
         self.device = next(self.model.parameters()).device
@@ -177,12 +186,21 @@ class TrainingEngine:
             delta_LE = bias_update(load_LE, speed)
             for (_, bias_E), delta_E in zip(self.routing.biases(), delta_LE, strict=True):
                 bias_E += delta_E.to(bias_E.device)
-        return StepStats(float(self._engine.get_global_grad_norm()), lr, load_LE)
+        return StepStats(float(self._engine.get_global_grad_norm()), lr, self._without_idle(load_LE))
 
     def skip_step(self) -> StepStats:
         """Count a step that had nothing to train on: the schedule moves, the weights don't."""
         self.steps += 1
-        return StepStats(0.0, self.config.schedule.at(self.steps - 1), self.routing.take_counts())
+        return StepStats(0.0, self.config.schedule.at(self.steps - 1), self._without_idle(self.routing.take_counts()))
+
+    def _without_idle(self, load_LE: torch.Tensor | None) -> torch.Tensor | None:
+        """Leave out MTP modules that are switched off: nothing is routed in them."""
+        return load_LE if load_LE is None else load_LE[: load_LE.shape[0] - self._idle_depths]
+
+    @property
+    def mtp_coef(self) -> float:
+        """Lambda of the step that comes next."""
+        return value_at(self.config.mtp_coef, self.steps)
 
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         """All-reduce a small tensor."""

@@ -20,6 +20,7 @@ from framework.algorithms.lm_loss import lm_loss
 from framework.data.packing import pack_documents, to_device
 from framework.engines.checkpoint import export_hf, load_state, save_state
 from framework.engines.deepspeed_engine import DeepSpeedConfig, TrainingEngine
+from framework.engines.mtp_step import MtpStep
 from framework.models.packed_attention import SegmentLayout, use_packed_attention
 from framework.types import Int32, MicroBatch, StepResult
 
@@ -52,7 +53,8 @@ class DeepSpeedTrainer:
 
         Position t predicts t+1; `mask_BT` [B, T] is 1 where the token *at* that position is a target (default: all).
         Rows are not masked across documents (DeepSeek-V3 §4.1). The loss is the mean over all trained tokens.
-        Metrics: loss (nats per token), grad_norm, lr, tokens, and balance_loss (as weighted in the sum) when it is on.
+        Metrics: loss (nats per token), grad_norm, lr, tokens; balance_loss (as weighted in the sum) when it is on;
+        mtp_loss_k (nats) and mtp_accuracy_k of each depth of multi-token prediction.
         """
         if mask_BT is None:
             mask_BT = torch.ones_like(rows_BT)
@@ -98,9 +100,9 @@ class DeepSpeedTrainer:
     def _step(self, micros: Iterable[_Micro], tokens: float, n_sequences: int) -> StepResult:
         """One optimizer step; losses are parts of the mean over the global batch's `tokens` and `n_sequences`."""
         engine = self.engine
-        sums, micros = torch.zeros(2, device=engine.device), list(micros)
+        sums, micros, mtp = torch.zeros(2, device=engine.device), list(micros), MtpStep(engine)
         for index, micro in enumerate(micros):
-            loss, parts = self._loss(micro, tokens, n_sequences)
+            loss, parts = self._loss(micro, tokens, n_sequences, mtp)
             engine.backward(loss, last=index == len(micros) - 1)
             sums += parts.to(engine.device)
         stats = engine.step()
@@ -108,14 +110,16 @@ class DeepSpeedTrainer:
         metrics = {"loss": loss_sum / tokens, "grad_norm": stats.grad_norm, "lr": stats.lr, "tokens": tokens}
         if engine.config.balance_losses:
             metrics["balance_loss"] = balance
+        metrics |= mtp.metrics()
         load = stats.expert_load_LE
         return StepResult(engine.steps, metrics, None if load is None else load.double().cpu().numpy())
 
-    def _loss(self, micro: _Micro, tokens: float, n_sequences: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _loss(self, micro: _Micro, tokens: float, n_sequences: int, mtp: MtpStep) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss of a micro-batch as its part of the global mean, and [sum of nll, part of the balance loss]."""
-        logits_NV = self.engine.forward(counted=micro.n_sequences > 0, **micro.inputs).logits.flatten(0, 1)
-        output = lm_loss(logits_NV, micro.targets_N, micro.weights_N)
-        loss = output.loss / tokens
+        more = mtp.inputs(micro.targets_N, micro.weights_N, micro.lengths_S)
+        found = self.engine.forward(counted=micro.n_sequences > 0, **micro.inputs, **more)
+        output = lm_loss(found.logits.flatten(0, 1), micro.targets_N, micro.weights_N)
+        loss = mtp.add(output.loss / tokens, found.get("mtp_logits"), tokens)
         balance = torch.zeros(())
         if self.engine.config.balance_losses and micro.n_sequences:
             balance = self._balance(micro.lengths_S) * (micro.n_sequences / n_sequences)

@@ -19,6 +19,7 @@ from framework.data.packing import pack, to_device, unpack_responses
 from framework.engines.checkpoint import export_hf, load_state, save_state
 from framework.engines.deepspeed_engine import DeepSpeedConfig, Snapshot, TrainingEngine
 from framework.engines.expert_parallel import own_tensors
+from framework.engines.mtp_step import MtpStep
 from framework.errors import UserError
 from framework.models.packed_attention import packed_logprobs, use_packed_attention
 from framework.types import Float32, MicroBatch, Minibatch, PublishedWeights, StepResult, TrainSample
@@ -64,7 +65,8 @@ class DeepSpeedLearner:
     def train_minibatch(self, minibatch: Minibatch) -> StepResult:
         """One optimizer step on the whole minibatch; this rank computes its share of the samples.
 
-        Metrics are those of `policy_loss` as means over trained tokens, and loss, grad_norm, lr, tokens. A minibatch
+        Metrics are those of `policy_loss` as means over trained tokens, loss (the policy's), grad_norm, lr, tokens, and
+        where MTP modules train their mtp_loss_k and mtp_accuracy_k. A minibatch
         without samples changes nothing but the step count. Raises UserError if a sample exceeds the token budget.
         """
         engine = self.engine
@@ -74,22 +76,25 @@ class DeepSpeedLearner:
         trains = bool(minibatch.samples)
         if self.grpo.kl_coef and trains:
             micros = self._with_reference(micros)
-        rows, names = [], []
+        rows, names, mtp = [], [], MtpStep(engine)
         with torch.set_grad_enabled(trains):
             for index, micro in enumerate(micros):
                 model = partial(engine.forward, counted=bool(micro.sample_index_S))
-                result = packed_logprobs(model, micro, self._temperature, entropy=self._entropy)
+                more = mtp.inputs(micro.targets_T, micro.mask_T, micro.segment_lengths_S)
+                result = packed_logprobs(model, micro, self._temperature, entropy=self._entropy, mtp=more)
                 output = policy_loss(result.logprobs_T, micro, self.grpo, result.entropy_T)
-                loss = output.loss / divisor
+                policy = output.loss / divisor
+                loss = mtp.add(policy, result.mtp_logits, max(n_tokens, 1.0))
                 if trains:
                     engine.backward(loss, last=index == len(micros) - 1)
                 names = list(output.metrics)
-                rows.append([float(loss.detach()), *output.metrics.values()])
+                rows.append([float(policy.detach()), *output.metrics.values()])
         stats = engine.step() if trains else engine.skip_step()
         self._fresh = self._fresh and not trains
         sums = torch.tensor(rows, dtype=torch.float64, device=engine.device).sum(0)
         loss_sum, *totals = engine.sum_over_ranks(sums).tolist()
         metrics = {name: total / max(n_tokens, 1.0) for name, total in zip(names, totals, strict=True)}
+        metrics |= mtp.metrics()
         metrics |= {"loss": loss_sum, "grad_norm": stats.grad_norm, "lr": stats.lr, "tokens": n_tokens}
         load = stats.expert_load_LE
         return StepResult(engine.steps, metrics, None if load is None else load.double().cpu().numpy())

@@ -20,10 +20,12 @@ import torch
 
 from framework.artifacts import MANIFEST, check_safetensors_file, read_json
 from framework.errors import UserError, did_you_mean
+from framework.models.spec import model_class
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 SCALE = "_scale_inv"  # after the name of an FP8 weight
 FP8 = "F8_E4M3"
+MTP_COPIES = ("embed_tokens.weight", "shared_head.head.weight")  # of the model's own, in every MTP module's layer
 PLAIN = ("F32", "BF16", "F16")
 EXPERT = re.compile(r"(.*\.mlp\.experts)\.\d+\.(?:gate|up|down)_proj\.weight")
 Block = tuple[int, int]
@@ -142,18 +144,22 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
 
 
 def model_tensors(directory: Path, config: Any) -> dict[str, StoredTensor]:
-    """Return the tensors of the model proper, checked against it; MTP modules (V3 section 2.2) are left out.
+    """Return the tensors of the model, checked against it; copies in MTP modules (V3 section 2.2) are left out.
 
+    `config.num_nextn_predict_layers` becomes 0 if the modules are not there: fresh V3 configs of transformers say 1.
     Raises UserError as `stored_tensors`, and for the first tensor that is missing, of another shape, or unknown.
     """
-    expected, optional = _expected_shapes(config)
-    layers = getattr(config, "num_hidden_layers", 0)
-    extra = tuple(f"model.layers.{layers + i}." for i in range(getattr(config, "num_nextn_predict_layers", 0) or 0))
+    found, modules = stored_tensors(directory), getattr(config, "num_nextn_predict_layers", None) or 0
+    first = getattr(config, "num_hidden_layers", 0)
+    if modules and not any(name.startswith(f"model.layers.{first}.") for name in found):
+        config.num_nextn_predict_layers = modules = 0
+    copies = {f"model.layers.{first + k}.{name}" for k in range(modules) for name in MTP_COPIES}
     found = {
         name: tensor
-        for name, tensor in stored_tensors(directory).items()
-        if not name.startswith(extra) and not name.endswith("rotary_emb.inv_freq")  # as old Llama checkpoints have
+        for name, tensor in found.items()
+        if name not in copies and not name.endswith("rotary_emb.inv_freq")  # as old Llama checkpoints have
     }
+    expected, optional = _expected_shapes(config)
     where = f"{directory}: "
     for name, shape in expected.items():
         if name not in found:
@@ -265,11 +271,10 @@ def _block(config: Path) -> Block | None:
 
 def _expected_shapes(config: Any) -> tuple[dict[str, tuple[int, ...]], set[str]]:
     """Shapes by the names of a checkpoint, and the names that may be absent because they are tied to others."""
-    from transformers import AutoModelForCausalLM
     from transformers.core_model_loading import revert_weight_conversion
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = model_class(config)(config)
     shapes = {n: tuple(t.shape) for n, t in revert_weight_conversion(model, model.state_dict()).items()}
     tied = set(getattr(model, "all_tied_weights_keys", {}))
     return shapes, tied

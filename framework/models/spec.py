@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -84,6 +84,10 @@ class ModelConfig:
             self._check_heads()
         if self.architecture in MOE:
             self._check_experts()
+        depths, has_modules = self.num_nextn_predict_layers, self.architecture == "deepseek_v3"
+        if depths < 0 or (depths and not has_modules):
+            allowed = "must be 0 or more" if has_modules else "must be 0: only deepseek_v3 has any"
+            raise UserError("model.num_nextn_predict_layers", depths, allowed)
 
     def _check_heads(self) -> None:
         heads = self.num_attention_heads
@@ -205,16 +209,27 @@ def _moe_keys(spec: ModelConfig) -> dict[str, Any]:
 def build_model(spec: ModelConfig, seed: int) -> PreTrainedModel:
     """Return a fresh model in spec.dtype on the current default device, weights N(0, initializer_range) from `seed`."""
     import torch
-    from transformers import AutoModelForCausalLM
 
+    config = hf_config(spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(hf_config(spec), dtype=getattr(torch, spec.dtype))
+        model: PreTrainedModel = model_class(config)._from_config(config, dtype=getattr(torch, spec.dtype))
     for module in model.modules():
         bias = getattr(module, "e_score_correction_bias", None)
         if bias is not None:  # from_config casts it with the rest, but bias steps of 0.001 vanish in bf16
             module.e_score_correction_bias = bias.float()
     return model
+
+
+def model_class(config: PretrainedConfig) -> Any:
+    """Return the class of a config's causal language model: transformers', or ours where it has MTP modules."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if config.model_type == "deepseek_v3" and config.num_mtp_layers:
+        from framework.models.mtp import DeepseekV3ForCausalLM
+
+        return DeepseekV3ForCausalLM
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
 @lru_cache(maxsize=8)
@@ -223,7 +238,7 @@ def parameter_counts(spec: ModelConfig) -> ParameterCounts:
     import torch
 
     with torch.device("meta"):
-        model = build_model(spec, seed=0)
+        model = build_model(replace(spec, num_nextn_predict_layers=0), seed=0)
     total = _size(model)
     routed = sum(parameter.numel() for name, parameter in model.named_parameters() if EXPERTS in name)
     idle = routed * (spec.n_routed_experts - spec.num_experts_per_tok) // spec.n_routed_experts

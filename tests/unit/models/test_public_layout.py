@@ -133,7 +133,17 @@ def test_fp8_weights_are_dequantised_exactly(dtype: str, stored: tuple[Path, Ten
     (tmp_path / "config.json").write_text(json.dumps(config))
     model, plain = load_hf(directory, dtype), AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
     ours, theirs = model.state_dict(), plain.state_dict()
-    assert ours.keys() == theirs.keys()
+    module = f"model.layers.{LAYERS}."
+    assert {name for name in ours if not name.startswith(module)} == theirs.keys()
+    for name in (
+        "eh_proj.weight",
+        "self_attn.o_proj.weight",
+        "shared_head.norm.weight",
+        "mlp.shared_experts.up_proj.weight",
+    ):
+        assert torch.equal(ours[module + name], values[module + name].to(getattr(torch, dtype))), name
+    experts = [values[f"{module}mlp.experts.{e}.down_proj.weight"] for e in range(4)]
+    assert torch.equal(ours[f"{module}mlp.experts.down_proj"], torch.stack(experts).to(getattr(torch, dtype)))
     assert all(torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in theirs)
     bias = f"model.layers.{LAYERS - 1}.mlp.gate.e_score_correction_bias"
     assert torch.equal(ours[bias], values[bias])
@@ -202,7 +212,8 @@ def test_a_rank_reads_its_own_experts_alone(stored: tuple[Path, Tensors]) -> Non
     recorded = {n: Recorded(t.shard, t.stored, t.scale, t.block, n) for n, t in whole.items()}
     found = local_experts(recorded, ep_rank=1, ep_size=2, dtype=torch.float32)
     gate_up, down = (found[f"model.layers.1.mlp.experts.{name}"][...] for name in ("gate_up_proj", "down_proj"))
-    assert found.keys() - whole.keys() == {f"model.layers.1.mlp.experts.{n}" for n in ("gate_up_proj", "down_proj")}
+    fused = {f"model.layers.{i}.mlp.experts.{n}" for i in (1, LAYERS) for n in ("gate_up_proj", "down_proj")}
+    assert found.keys() - whole.keys() == fused
     assert read == {f"model.layers.1.mlp.experts.{e}.{n}_proj.weight" for e in (2, 3) for n in ("gate", "up", "down")}
     assert (gate_up.shape, down.shape) == ((4, 2 * 136, 192), (4, 192, 136))
     for e in (2, 3):
@@ -278,7 +289,7 @@ DAMAGES: dict[str, tuple[Damage, tuple[str, ...]]] = {
         edited(lambda t: t.pop("model.layers.1.mlp.gate.e_score_correction_bias")), ("e_score_correction_bias",),
     ),
     "other shape": (configured(vocab_size=65), ("lm_head.weight", "(64, 192)", "(65, 192)")),
-    "fewer layers": (configured(num_hidden_layers=1), ("model.layers.2.", "unknown tensor")),
+    "fewer layers": (configured(num_hidden_layers=1), ("model.layers.1.eh_proj", "no such tensor")),
     "more experts": (configured(n_routed_experts=6), ("experts.4.", "no such tensor")),
     "unknown tensor": (edited(lambda t: t.update(extra=torch.zeros(2))), ("extra", "unknown tensor")),
     "scale missing": (edited(lambda t: t.pop(Q_PROJ + "_scale_inv")), (Q_PROJ, "needs its scales")),
