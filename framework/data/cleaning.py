@@ -1,13 +1,15 @@
 """Cleaning of a corpus: decontamination against held-out prompts, exact and near-duplicate removal, in one pass.
 
 Words are compared without case: runs of letters and digits, single CJK characters (they carry no blanks), and the
-operators before numbers, so that 1+5 is not 1-5; other punctuation is skipped, and with it markup and hyphens.
+operators before numbers, so that 1+5 is not 1-5; other punctuation is skipped, and with it markup and hyphens. Letters
+and their accents are composed first (NFC): the same text is often stored either way.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ class CleanConfig:
     Raises UserError for a value out of range.
     """
 
-    exact: bool = True  # one document of those that differ only in case and white space
+    exact: bool = True  # one of those that differ only in case, white space and how accents are stored
     near_threshold: float | None = 0.8  # Jaccard similarity of word shingles from which the later one goes; None: off
     shingle_words: int = 5
     permutations: int = 128
@@ -148,8 +150,12 @@ class NearDuplicates:
 
 def words(text: str) -> list[str]:
     """Words as the module's first lines define them."""
-    return _WORD.findall(text.casefold())
+    return _WORD.findall(_folded(text))
 
 
 def _digest(text: str) -> bytes:
-    return hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=16).digest()
+    return hashlib.blake2b(" ".join(_folded(text).split()).encode(), digest_size=16).digest()
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFC", text).casefold()

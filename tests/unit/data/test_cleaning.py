@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import unicodedata
 from collections.abc import Iterable
 
 import pytest
@@ -57,6 +58,14 @@ def test_a_short_question_is_searched_for_whole() -> None:
     texts = ["User: calculate 1 + 5! Then", "Calculate 1 - 5.", "calculate 1 and + 5", "Calculate 1 +", "1 + 5"]
     assert judged(ONLY_10_GRAMS, texts, question("Calculate 1 + 5.")) == [("contaminated", "q"), *[None] * 4]
     assert judged(ONLY_10_GRAMS, ["why not", "x why not y"], question("Why not?")) == [None, None]  # two words only
+
+
+def test_accents_count_the_same_composed_or_not() -> None:
+    text = "où est passé le café que François a préparé hier très tôt"
+    other = unicodedata.normalize("NFD", text)
+    assert other != text
+    assert judged(ONLY_10_GRAMS, [other], question(text)) == [("contaminated", "q")]
+    assert judged(CleanConfig(near_threshold=None), [text, other]) == [None, ("exact_duplicate", "0")]
 
 
 def test_decontamination_can_be_off() -> None:

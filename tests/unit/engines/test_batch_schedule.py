@@ -52,22 +52,29 @@ def test_a_ramp_down_is_refused() -> None:
         BatchSchedule(8, 256, BatchRamp(16, 1e6))
 
 
-# Paper, tokens -> learning rate (V3 section 4.2, V2 section 3.1.2, V1 section 2.3), just before and after each change.
+# Tokens in all; where the papers change the rate, (tokens, rate before, rate after): V3 section 4.2, V2 section 3.1.2
+# and appendix B, DeepSeekMoE section 5.1.2, V1 section 2.3.
+STEPS = {"moe_16b": 106_449}  # published, and 0.5% above its 2T tokens
 PUBLISHED = {
-    "v3_671b": (14.8e12, {9.9e12: 2.2e-4, 14.31e12: 2.2e-5, 14.62e12: 2.2e-5, 14.64e12: 7.3e-6, 14.799e12: 7.3e-6}),
-    "v2_236b": (8.1e12, {4.85e12: 2.4e-4, 4.87e12: 2.4e-4 * 0.316, 7.30e12: 2.4e-4 * 0.316**2}),
-    "v1_67b": (2e12, {1.59e12: 3.2e-4, 1.61e12: 3.2e-4 * 0.316, 1.81e12: 3.2e-4 * 0.316**2}),
+    "v3_671b": (14.8e12, [(10e12, 2.2e-4, 2.2e-4), (14.3e12, 2.2e-5, 2.2e-5), (14.633e12, 2.2e-5, 7.3e-6)]),
+    "v2_236b": (8.1e12, [(4.86e12, 2.4e-4, 2.4e-4 * 0.316), (7.29e12, 2.4e-4 * 0.316, 2.4e-4 * 0.316**2)]),
+    "v2_lite": (5.7e12, [(4.56e12, 4.2e-4, 4.2e-4 * 0.316), (5.13e12, 4.2e-4 * 0.316, 4.2e-4 * 0.316**2)]),
+    "moe_16b": (2e12, [(0.8 * 2.009e12, 4.2e-4, 4.2e-4 * 0.316), (0.9 * 2.009e12, 4.2e-4 * 0.316, 4.2e-4 * 0.316**2)]),
+    "v1_67b": (2e12, [(1.6e12, 3.2e-4, 3.2e-4 * 0.316), (1.8e12, 3.2e-4 * 0.316, 3.2e-4 * 0.316**2)]),
 }
 
 
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_shipped_schedules_are_the_papers(model: str) -> None:
     config = compose([f"model={model}", "cluster=h800_512"]).stage["pretrain"]
-    total, rates = PUBLISHED[model]
-    assert config.batches.tokens(config.steps) == pytest.approx(total, rel=1e-4)
-    for tokens, rate in rates.items():
+    (total, changes), at = PUBLISHED[model], config.engine.schedule.at
+    assert config.steps == STEPS.get(model, config.batches.steps(total))
+    assert (at(0), at(1999)) == (pytest.approx(changes[0][1] / 2000), changes[0][1])  # warm-up of 2,000 steps
+    for tokens, before, after in changes:
         step = config.batches.steps(tokens)
-        assert config.engine.schedule.at(step) == pytest.approx(rate, rel=1e-2), f"{tokens:.3g} tokens"
+        assert at(step - 10) == pytest.approx(before, rel=1e-5), f"{tokens:.4g} tokens"
+        assert at(step + 10) == pytest.approx(after, rel=1e-5), f"{tokens:.4g} tokens"
+    assert at(config.steps - 1) == pytest.approx(changes[-1][2], rel=1e-6)
 
 
 def test_v3_ramps_its_batch_and_stops_moving_the_bias() -> None:
