@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from framework.data.shuffle import shuffled
 from framework.errors import UserError
@@ -61,7 +62,11 @@ class TokenRows:
 
     def batch(self, first: int, rows: int) -> npt.NDArray[np.int64]:
         """Return rows `first` to `first + rows` of training [B, T + 1]; each epoch has a random order of its own."""
-        return np.stack([self._read(shuffled(self.seed, place, self.n_rows)) for place in range(first, first + rows)])
+        return np.stack([self.read(place) for place in range(first, first + rows)])
+
+    def read(self, place: int) -> npt.NDArray[np.int64]:
+        """Return the row [T + 1] at `place` of training."""
+        return self._read(shuffled(self.seed, place, self.n_rows))
 
     def head(self, rows: int) -> npt.NDArray[np.int64]:
         """Return at most `rows` rows in file order [B, T + 1], for validation."""
@@ -69,3 +74,19 @@ class TokenRows:
 
     def _read(self, row: int) -> npt.NDArray[np.int64]:
         return self._ids[row * self.row_tokens : (row + 1) * self.row_tokens + 1].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Rows `first` to `first + size` of training [B, T + 1], each read when it is asked for: a rank trains on few."""
+
+    rows: TokenRows
+    first: int
+    size: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.size, self.rows.row_tokens + 1
+
+    def __getitem__(self, chosen: Sequence[int]) -> torch.Tensor:
+        return torch.from_numpy(np.stack([self.rows.read(self.first + row) for row in chosen]))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,19 @@ from framework.engines.deepspeed_engine import DeepSpeedConfig, TrainingEngine
 from framework.engines.mtp_step import MtpStep
 from framework.models.packed_attention import SegmentLayout, use_packed_attention
 from framework.types import Int32, MicroBatch, StepResult
+
+
+class Rows(Protocol):
+    """A global batch [B, T] of token ids (int64): a tensor, or rows that are read when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """B, T."""
+        ...
+
+    def __getitem__(self, chosen: list[int]) -> torch.Tensor:
+        """Return some rows."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,17 +61,17 @@ class DeepSpeedTrainer:
         self.isolated = isolated
         self.engine = TrainingEngine(model, config)
 
-    def train_minibatch(self, rows_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> StepResult:
-        """One optimizer step on the global batch `rows_BT` (int64, the same on every rank, who takes its share).
+    def train_minibatch(self, rows_BT: Rows, mask_BT: torch.Tensor | None = None) -> StepResult:
+        """One optimizer step on the global batch `rows_BT` (the same on every rank, which takes its share).
 
         Position t predicts t+1; `mask_BT` [B, T] is 1 where the token *at* that position is a target (default: all).
         Rows are not masked across documents (DeepSeek-V3 §4.1). The loss is the mean over all trained tokens.
         Metrics: loss (nats per token), grad_norm, lr, tokens; balance_loss (as weighted in the sum) when it is on;
         mtp_loss_k (nats) and mtp_accuracy_k of each depth of multi-token prediction.
         """
-        if mask_BT is None:
-            mask_BT = torch.ones_like(rows_BT)
-        return self._step(self._row_micros(rows_BT, mask_BT), float(mask_BT[:, 1:].sum()), len(rows_BT))
+        n_rows, length = rows_BT.shape
+        tokens = float(n_rows * (length - 1) if mask_BT is None else mask_BT[:, 1:].sum())
+        return self._step(self._row_micros(rows_BT, mask_BT), tokens, n_rows)
 
     def train_documents(self, documents: Sequence[Int32], trained: Sequence[Int32] | None = None) -> StepResult:
         """One optimizer step on whole documents ([T] token ids each), packed, attending to themselves alone (V3 §5.1).
@@ -74,16 +87,16 @@ class DeepSpeedTrainer:
         return self._step([_packed_micro(to_device(micro, engine.device)) for micro in packed], tokens, len(documents))
 
     @torch.no_grad()
-    def validation_loss(self, rows_BT: torch.Tensor) -> float:
+    def validation_loss(self, rows_BT: Rows) -> float:
         """Mean next-token loss in nats; every rank computes its share of the rows."""
         total = torch.zeros(2, dtype=torch.float64, device=self.engine.device)
-        for micro in self._row_micros(rows_BT, torch.ones_like(rows_BT)):
+        for micro in self._row_micros(rows_BT):
             output = lm_loss(self.engine.model(**micro.inputs).logits.flatten(0, 1), micro.targets_N, micro.weights_N)
             total += torch.tensor([output.metrics["nll"], output.tokens], dtype=total.dtype, device=total.device)
         nll, tokens = self.engine.sum_over_ranks(total).tolist()
         return float(nll / tokens)
 
-    def _row_micros(self, rows_BT: torch.Tensor, mask_BT: torch.Tensor) -> Iterator[_Micro]:
+    def _row_micros(self, rows_BT: Rows, mask_BT: torch.Tensor | None = None) -> Iterator[_Micro]:
         """This rank's rows, as many micro-batches as every other rank has."""
         engine, (n_rows, length) = self.engine, rows_BT.shape
         share = range(engine.rank, n_rows, engine.world)
@@ -92,10 +105,11 @@ class DeepSpeedTrainer:
             chosen = list(share[index * per_micro : (index + 1) * per_micro])
             # A rank without rows left still takes part in the expert all-to-alls: one row, weight 0.
             rows = rows_BT[chosen or [0]].to(engine.device)
-            mask = mask_BT[chosen or [0]].to(engine.device) * bool(chosen)
+            mask = torch.ones_like(rows) if mask_BT is None else mask_BT[chosen or [0]].to(engine.device)
             lengths_S = torch.full((len(rows),), length - 1, device=engine.device)
             inputs = {"input_ids": rows[:, :-1], "use_cache": False}
-            yield _Micro(inputs, rows[:, 1:].flatten(), mask[:, 1:].flatten().float(), lengths_S, len(chosen))
+            weights_N = mask[:, 1:].flatten().float() * bool(chosen)
+            yield _Micro(inputs, rows[:, 1:].flatten(), weights_N, lengths_S, len(chosen))
 
     def _step(self, micros: Iterable[_Micro], tokens: float, n_sequences: int) -> StepResult:
         """One optimizer step; losses are parts of the mean over the global batch's `tokens` and `n_sequences`."""

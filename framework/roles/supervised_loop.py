@@ -159,7 +159,7 @@ def _worker(config: dict[str, Any]) -> None:
     import torch
     import torch.distributed as dist
 
-    from framework.data.shards import TokenRows
+    from framework.data.shards import RowBatch, TokenRows
     from framework.engines.lm_trainer import DeepSpeedTrainer
     from framework.models.spec import build_model
 
@@ -183,7 +183,7 @@ def _worker(config: dict[str, Any]) -> None:
     step = trainer.engine.steps
     window = _Window(time.monotonic(), step)
     while step < run.steps:
-        result = trainer.train_minibatch(torch.from_numpy(rows.batch(batches.first_row(step), batches.rows_at(step))))
+        result = trainer.train_minibatch(RowBatch(rows, batches.first_row(step), batches.rows_at(step)))
         step = result.step
         validate = step % run.validate_every == 0 or step == run.steps
         if rank == 0 and (step % 10 == 0 or step == run.steps):

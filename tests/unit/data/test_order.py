@@ -8,12 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.data import shuffle
-from framework.data.shards import TokenRows, write_shards
+from framework.data.shards import RowBatch, TokenRows, write_shards
 from framework.engines.batch_schedule import BatchRamp, BatchSchedule
 from framework.engines.lm_trainer import DeepSpeedTrainer
 
@@ -31,19 +30,32 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def seen(rows: TokenRows, batches: BatchSchedule, steps: range, ranks: int) -> list[list[int]]:
+class CountedRows(TokenRows):
+    """Knows how many rows were read."""
+
+    reads = 0
+
+    def read(self, place: int) -> np.ndarray:
+        self.reads += 1
+        return super().read(place)
+
+
+def seen(rows: CountedRows, batches: BatchSchedule, steps: range, ranks: int) -> list[list[int]]:
     """Rows (by their first token) that each step trains on, from the micro-batches of all ranks together."""
     found = []
     for step in steps:
-        batch_BT = torch.from_numpy(rows.batch(batches.first_row(step), batches.rows_at(step)))
-        taken, forwards = [], set()
+        batch, taken, forwards, placeholders = RowBatch(rows, batches.first_row(step), batches.rows_at(step)), [], [], 0
+        rows.reads = 0
         for rank in range(ranks):
             engine = SimpleNamespace(rank=rank, world=ranks, config=SimpleNamespace(token_budget=3 * ROW), device="cpu")
-            trainer = SimpleNamespace(engine=engine)
-            micros = list(DeepSpeedTrainer._row_micros(trainer, batch_BT, torch.ones_like(batch_BT)))
-            taken += [int(row[0]) // ROW for micro in micros if micro.n_sequences for row in micro.inputs["input_ids"]]
-            forwards.add(len(micros))
-        assert len(forwards) == 1  # or ranks would wait for each other's experts in vain
+            micros = list(DeepSpeedTrainer._row_micros(SimpleNamespace(engine=engine), batch))
+            for micro in micros:
+                assert float(micro.weights_N.sum()) == micro.n_sequences * ROW
+                taken += [int(row[0]) // ROW for row in micro.inputs["input_ids"]] if micro.n_sequences else []
+                placeholders += micro.n_sequences == 0
+            forwards.append(len(micros))
+        assert len(set(forwards)) == 1  # or ranks would wait for each other's experts in vain
+        assert rows.reads == batches.rows_at(step) + placeholders  # no rank reads what another trains on
         found.append(sorted(taken))
     return found
 
@@ -54,8 +66,8 @@ def test_a_step_sees_the_same_rows_on_any_ranks_and_after_any_resume(
     shards: Path, batches: BatchSchedule, seed: int, ranks: int, others: int, resumed: int
 ) -> None:
     steps = 25
-    whole = seen(TokenRows(shards, "train", ROW, seed), batches, range(steps), ranks)
-    again = seen(TokenRows(shards, "train", ROW, seed), batches, range(resumed, steps), others)
+    whole = seen(CountedRows(shards, "train", ROW, seed), batches, range(steps), ranks)
+    again = seen(CountedRows(shards, "train", ROW, seed), batches, range(resumed, steps), others)
     assert whole[resumed:] == again
     assert [len(rows) for rows in whole] == [batches.rows_at(step) for step in range(steps)]
     stream = TokenRows(shards, "train", ROW, seed).batch(0, batches.first_row(steps))[:, 0] // ROW
