@@ -126,13 +126,11 @@ def load_hf(directory: Path, dtype: str, ep_size: int = 1) -> Any:
     from transformers import GenerationConfig
     from transformers.utils import logging
 
-    rank = int(os.environ.get("RANK", "0"))
-    if rank == 0:  # one rank's reading is enough
-        Checkpoint(directory).verify()
-    config = public_layout.read_config(directory)
-    tensors: dict[str, Any] = dict(public_layout.model_tensors(directory, config))
+    config, stored = checked_tensors(directory)
+    tensors: dict[str, Any] = dict(stored)
     if ep_size > 1:
-        tensors = dict(public_layout.local_experts(tensors, rank % ep_size, ep_size, getattr(torch, dtype)))
+        rank = int(os.environ.get("RANK", "0"))
+        tensors = dict(public_layout.local_experts(stored, rank % ep_size, ep_size, getattr(torch, dtype)))
     logging.disable_progress_bar()
     try:
         model = model_class(config).from_pretrained(
@@ -143,6 +141,14 @@ def load_hf(directory: Path, dtype: str, ep_size: int = 1) -> Any:
     except Exception as error:  # safetensors, transformers and json each raise their own
         raise UserError(str(directory), str(error).splitlines()[0], "must be a whole checkpoint") from error
     return model
+
+
+def checked_tensors(directory: Path) -> tuple[Any, dict[str, public_layout.StoredTensor]]:
+    """Return the config and the tensors of a checkpoint, not read yet; raises UserError as `load_hf`."""
+    if os.environ.get("RANK", "0") == "0":  # one rank's reading is enough
+        Checkpoint(directory).verify()
+    config = public_layout.read_config(directory)
+    return config, public_layout.model_tensors(directory, config)
 
 
 def export_hf(engine: TrainingEngine, directory: Path) -> None:

@@ -6,6 +6,7 @@ What the policy learner and the pretraining trainer share. Dimensions: L MoE lay
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -273,7 +274,7 @@ def _initialize(model: nn.Module, config: DeepSpeedConfig, moe: bool) -> Any:
             # and ZeRO-1 silently reduces expert-parallel gradients over the wrong group.
             "contiguous_gradients": on_gpu or config.zero_stage > 1 or config.ep_size > 1,
             # DeepSpeed allocates the whole bucket: its default of 5e8 elements is 2 GB of float32 for a tiny model too.
-            "reduce_bucket_size": min(REDUCE_BUCKET, sum(parameter.numel() for parameter in model.parameters())),
+            "reduce_bucket_size": min(REDUCE_BUCKET, sum(math.prod(shape_of(p)) for p in model.parameters())),
             "stage3_param_persistence_threshold": 0,  # every parameter is a shard between two forwards
         },
         "zero_allow_untested_optimizer": True,
@@ -287,7 +288,7 @@ def _initialize(model: nn.Module, config: DeepSpeedConfig, moe: bool) -> Any:
 
     def adamw(parameters: Any) -> torch.optim.Optimizer:
         trained = [p for p in parameters if p.requires_grad]
-        matrices, others = ([p for p in trained if (p.dim() > 1) is matrix] for matrix in (True, False))
+        matrices, others = ([p for p in trained if (len(shape_of(p)) > 1) is matrix] for matrix in (True, False))
         named = ("decayed", matrices, config.weight_decay), ("not_decayed", others, 0.0)
         groups = [{"params": found, "weight_decay": decay, "name": name} for name, found, decay in named if found]
         return torch.optim.AdamW(
@@ -304,3 +305,8 @@ def _initialize(model: nn.Module, config: DeepSpeedConfig, moe: bool) -> Any:
         engine.compile()
     engine.train()
     return engine
+
+
+def shape_of(parameter: Any) -> tuple[int, ...]:
+    """Of the whole parameter, though ZeRO-3 may have left a shard of it here."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))

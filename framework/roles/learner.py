@@ -54,11 +54,11 @@ class LearnerWorker:
         os.environ.update(
             RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", MASTER_ADDR=host, MASTER_PORT=str(port)
         )
-        from framework.engines.checkpoint import load_hf
         from framework.engines.policy_learner import DeepSpeedLearner
+        from framework.engines.sharded_load import load_sharded
 
         self._learner = DeepSpeedLearner(
-            load_hf(config.checkpoint, config.engine.dtype, config.engine.ep_size),
+            load_sharded(config.checkpoint, config.engine),
             config.engine,
             config.grpo,
             temperature=config.temperature,
