@@ -50,7 +50,7 @@ def test_shipped_job_plans_at_every_scale(overrides: str, capsys: pytest.Capture
     assert "Checkpoint from pretrain.base" in capsys.readouterr().out
 
 
-PLACES = [(model, "laptop" if model.endswith("_tiny") else "h800_512") for model in group_options("model")]
+PLACES = [(model, "laptop" if "_tiny" in model else "h800_512") for model in group_options("model")]
 PLACES += [(model, "node8") for model in group_options("fit/node8")]
 
 

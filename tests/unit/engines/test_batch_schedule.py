@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.config import compose
@@ -21,6 +21,7 @@ SCHEDULES = st.builds(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(SCHEDULES)
 def test_rows_follow_each_other_and_grow_to_the_full_batch(batches: BatchSchedule) -> None:
     assert batches.ramp is not None
@@ -34,6 +35,7 @@ def test_rows_follow_each_other_and_grow_to_the_full_batch(batches: BatchSchedul
     assert all(row % batches.ramp.multiple == 0 for row in rows[:end])
 
 
+@settings(deadline=None)
 @given(SCHEDULES, st.integers(0, 100_000))
 def test_steps_is_the_first_step_that_reaches_the_tokens(batches: BatchSchedule, tokens: int) -> None:
     steps = batches.steps(tokens)
