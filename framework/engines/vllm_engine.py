@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from framework.artifacts import Checkpoint
+from framework.engines.cpu_kernels import register_cpu_kernels
 from framework.engines.engine_loop import EngineLoop
 from framework.engines.weights import TRANSPORT, check_safetensors, common_version, register_transport
 from framework.errors import RunFailed, UserError
@@ -39,12 +40,15 @@ class VllmConfig:
     mla: bool = True  # False: plain attention for MLA models; on a CPU it takes any latent size
     enforce_eager: bool = True  # False: compile (and CUDA graphs): slower to start, faster on GPUs
     warm_up: bool = True  # sample once at start: the first batch costs seconds
+    speculative_tokens: int = 0  # drafted a step by the model's own MTP modules (V3 section 5.4.3); 0: none
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "tensor_parallel_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"engine.rollout.{name}", getattr(self, name), "must be at least 1")
+        if self.speculative_tokens < 0:
+            raise UserError("engine.rollout.speculative_tokens", self.speculative_tokens, "must be at least 0")
         if self.dtype not in ("bfloat16", "float16", "float32"):
             raise UserError("engine.rollout.dtype", self.dtype, "must be bfloat16, float16 or float32")
 
@@ -82,7 +86,11 @@ class VllmSampler:
         """
         Checkpoint(checkpoint).check()
         check_safetensors(checkpoint)
-        public_layout.model_tensors(checkpoint, public_layout.read_config(checkpoint))
+        model = public_layout.read_config(checkpoint)
+        public_layout.model_tensors(checkpoint, model)
+        if self.config.speculative_tokens and not getattr(model, "num_nextn_predict_layers", 0):
+            allowed = f"must be 0: {checkpoint} has no MTP modules to draft with"
+            raise UserError("engine.rollout.speculative_tokens", self.config.speculative_tokens, allowed)
         _set_environment(self.config)
         self._loop = EngineLoop(lambda: _build_engine(self.config, checkpoint, version))
         await asyncio.wrap_future(self._loop.start())
@@ -159,6 +167,10 @@ class VllmSampler:
         in_flight = self._loop.in_flight if self._loop else 0
         return SamplerStats(self.version, self._groups, self._tokens, in_flight, self._updates, self._update_seconds)
 
+    async def drafts(self) -> tuple[int, int]:
+        """Return how many tokens MTP modules have drafted since start, warm-up included, and how many were accepted."""
+        return await asyncio.wrap_future(self._running().call(_drafts))
+
     async def stop(self) -> None:
         """Shut the engine down; groups under way fail."""
         if self._loop is not None:
@@ -212,6 +224,7 @@ def _build_engine(config: VllmConfig, checkpoint: Path, version: int) -> LLMEngi
     # vLLM 0.32's rotary kernel for CPUs misplaces the heads of a [T, heads, dim] query, as DeepSeek's attention passes
     # it: only PyTorch's version of it samples from the policy that the learner trains.
     disabled_kernels = ["-rotary_embedding"] if current_platform.is_cpu() else []
+    drafts = {"method": "mtp", "num_speculative_tokens": config.speculative_tokens}
     register_transport()
     args = EngineArgs(
         model=str(checkpoint),
@@ -228,22 +241,38 @@ def _build_engine(config: VllmConfig, checkpoint: Path, version: int) -> LLMEngi
         logprobs_mode="processed_logprobs",  # of the distribution sampled from, temperature applied
         generation_config="vllm",  # the checkpoint's own temperature and top-k must not leak into the sampling
         weight_transfer_config=WeightTransferConfig(backend=TRANSPORT),
-        disable_log_stats=True,
+        speculative_config=drafts if config.speculative_tokens else None,
+        disable_log_stats=not config.speculative_tokens,  # drafts are counted there
         use_tqdm_on_load=False,
     )
     engine = LLMEngine.from_engine_args(args)
+    if config.speculative_tokens and current_platform.is_cpu():
+        register_cpu_kernels()
     engine.set_weight_version(str(version))
     return engine
 
 
 def _load_weights(engine: LLMEngine, shares: Sequence[PublishedWeights], version: int) -> None:
-    """Replace the weights. Requests under way lose keys and values, not tokens: they are computed again."""
+    """Replace the weights, drafting modules' too. Requests under way keep their tokens; keys and values are computed
+    again.
+    """
     if not engine.reset_prefix_cache(reset_running_requests=True):
         raise RuntimeError("the prefix cache could not be reset")
-    engine.collective_rpc("start_weight_update")
-    engine.collective_rpc("update_weights", kwargs={"update_info": {"shares": tuple(shares)}})
-    engine.collective_rpc("finish_weight_update")
+    starts = ["start_weight_update"]
+    if engine.vllm_config.speculative_config is not None:
+        starts.append("start_draft_weight_update")
+    for start in starts:
+        engine.collective_rpc(start)
+        engine.collective_rpc("update_weights", kwargs={"update_info": {"shares": tuple(shares)}})
+        engine.collective_rpc("finish_weight_update")
     engine.set_weight_version(str(version))
+
+
+def _drafts(engine: LLMEngine) -> tuple[int, int]:
+    """Tokens drafted and accepted since start."""
+    found = {metric.name: getattr(metric, "value", 0) for metric in engine.get_metrics()}
+    drafted, accepted = (found.get(f"vllm:spec_decode_num_{n}_tokens", 0) for n in ("draft", "accepted"))
+    return int(drafted), int(accepted)
 
 
 def _vllm_params(params: SamplingParams) -> vllm.SamplingParams:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -14,6 +15,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.models.deepseek_mtp import DeepSeekMTP
 
 from framework.engines.weights import unflatten
 from framework.types import PublishedWeights
@@ -57,7 +59,10 @@ class PublishedWeightsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):  # t
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Load the shares; raises RuntimeError if the model has a parameter that they lack: it would stay stale."""
         expected = {name for name, _ in self.model.named_parameters()}
-        loaded = self.model.load_weights(chain.from_iterable(map(unflatten, update_info.shares)))
+        weights: Iterator[tuple[str, torch.Tensor]] = chain.from_iterable(map(unflatten, update_info.shares))
+        if isinstance(self.model, DeepSeekMTP):
+            weights = _with_copies(weights, self.model.config)
+        loaded = self.model.load_weights(weights)
         missing = sorted(expected - loaded)
         if missing:
             raise RuntimeError(f"published weights lack {len(missing)} of the model's parameters, e.g. {missing[0]}")
@@ -69,6 +74,17 @@ class PublishedWeightsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):  # t
 
     def shutdown(self) -> None:
         """No connection to close."""
+
+
+def _with_copies(weights: Iterator[tuple[str, torch.Tensor]], config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Add what MTP modules share with the model under the names that it has in their layers."""
+    copies = {"model.embed_tokens.weight": "embed_tokens.weight", "lm_head.weight": "shared_head.head.weight"}
+    first = config.num_hidden_layers
+    for name, tensor in weights:
+        yield name, tensor
+        if name in copies:
+            for layer in range(first, first + config.num_nextn_predict_layers):
+                yield f"model.layers.{layer}.{copies[name]}", tensor
 
 
 def _pack_cpu_experts(model: torch.nn.Module) -> None:
