@@ -34,7 +34,6 @@ class LmRun:
     model: ModelConfig
     engine: DeepSpeedConfig
     shards: Path
-    tokenizer: Path
     out: Path  # the Hugging Face checkpoint
     work_dir: Path
     steps: int

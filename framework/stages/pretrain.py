@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from framework.artifacts import Checkpoint, TokenizerDir, TokenShards
 from framework.engines.batch_schedule import BatchRamp, BatchSchedule
@@ -80,10 +81,9 @@ class Pretrain:
         copy_tokenizer(inputs.tokenizer, directory)
         config, cluster = self.config, runtime.cluster
         run = LmRun(
-            model=self.model,
+            model=with_special_tokens(self.model, inputs.tokenizer.path),
             engine=config.engine,
             shards=inputs.shards.path,
-            tokenizer=inputs.tokenizer.path,
             out=directory,
             work_dir=runtime.work_dir,
             steps=config.steps,
@@ -119,6 +119,19 @@ class Pretrain:
             roles=(learner_role(self.model, config.engine, workers, cluster, config.row_tokens),),
             hours=pretraining_hours(self.model, tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus),
         )
+
+
+def with_special_tokens(model: ModelConfig, tokenizer: Path) -> ModelConfig:
+    """Return the model with the begin, end and pad ids of its tokenizer: published sizes carry the published ids."""
+    from transformers import AutoTokenizer
+
+    found = AutoTokenizer.from_pretrained(tokenizer)
+    return replace(
+        model,
+        bos_token_id=found.bos_token_id,
+        eos_token_id=found.eos_token_id,
+        pad_token_id=found.pad_token_id,
+    )
 
 
 def copy_tokenizer(tokenizer: TokenizerDir | Checkpoint, directory: object) -> None:

@@ -11,17 +11,22 @@ FIRST_BYTE = 3  # after the three special tokens
 
 def save_checkpoint(spec: ModelConfig, directory: Path) -> Path:
     """Write a model of these sizes with random weights; its vocabulary must hold the 256 bytes and 3 special tokens."""
+    build_model(spec, seed=0).save_pretrained(directory)
+    save_tokenizer(directory)
+    return directory
+
+
+def save_tokenizer(directory: Path) -> None:
+    """Write a tokenizer of single bytes and three special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    build_model(spec, seed=0).save_pretrained(directory)
     tokens = ["<bos>", "<eos>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
     fast.save_pretrained(directory)
-    return directory
 
 
 def tiny_v3() -> ModelConfig:

@@ -26,6 +26,7 @@ from framework.graph.nodes import Runtime
 from framework.models.spec import ModelConfig, build_model, parameter_counts
 from framework.roles.cluster import ray_session
 from framework.stages.pretrain import Pretrain, PretrainConfig, PretrainInputs
+from jobs.bench._checkpoints import save_tokenizer
 from jobs.bench._common import report, run_as_worker, spread
 from jobs.bench.learner import model_config
 
@@ -79,6 +80,7 @@ def run_stage(shards: Path, model: ModelConfig, steps: int, rows: int, workers: 
         runtime = Runtime("pretrain", work, out, 0, ClusterConfig(), recorder, lambda: False)
         tokenizer = Path(folder) / "tokenizer"
         tokenizer.mkdir()
+        save_tokenizer(tokenizer)
         Pretrain(config, model).run(PretrainInputs(TokenShards(shards), TokenizerDir(tokenizer)), runtime)
     return recorder.speeds[WARM_UP:]
 

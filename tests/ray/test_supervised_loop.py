@@ -32,7 +32,7 @@ FIRST, LAST, CHECKPOINT_EVERY, ROWS, SEED = 80, 110, 20, 6, 3
 
 def run_of(directory: Path, steps: int, **changes: Any) -> LmRun:
     values: dict[str, Any] = {
-        "model": TINY_V3, "engine": ENGINE, "shards": directory / "shards", "tokenizer": directory, "steps": steps,
+        "model": TINY_V3, "engine": ENGINE, "shards": directory / "shards", "steps": steps,
         "out": directory / "out", "work_dir": directory / "work", "batches": BatchSchedule(ROWS, 128),
         "validate_every": 1000, "validation_rows": 1, "checkpoint_every": CHECKPOINT_EVERY, "seed": SEED, "workers": 2,
         "cpus_per_worker": 0.5,
