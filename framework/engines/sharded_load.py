@@ -12,6 +12,7 @@ from framework.engines import expert_parallel
 from framework.engines.checkpoint import checked_tensors, load_hf
 from framework.engines.deepspeed_engine import DeepSpeedConfig, init_process_group
 from framework.models import public_layout
+from framework.models.spec import model_class
 
 
 def load_sharded(directory: Path, config: DeepSpeedConfig) -> Any:
@@ -23,7 +24,6 @@ def load_sharded(directory: Path, config: DeepSpeedConfig) -> Any:
     if config.zero_stage < 3:
         return load_hf(directory, config.dtype, config.ep_size)
     import deepspeed
-    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     init_process_group(config.collective_timeout_s)
@@ -36,7 +36,7 @@ def load_sharded(directory: Path, config: DeepSpeedConfig) -> Any:
         "bf16": {"enabled": dtype == torch.bfloat16},
     }
     with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=section):
-        model = AutoModelForCausalLM.from_config(hf_config, dtype=dtype)
+        model = model_class(hf_config)._from_config(hf_config, dtype=dtype)
     for name, parameter in model.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             if dist.get_rank() == 0:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,16 +185,6 @@ def local_experts(
             parts = [tuple(tensors[f"{layer}.{e}.{name}.weight"] for name in names) for e in range(n_experts)]
             found[f"{layer}.{fused}"] = LocalExperts(tuple(parts), local, dtype)
     return found
-
-
-def read_tensors(directory: Path, prefix: str, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (full name, tensor in `dtype`, dequantised) of all that starts with `prefix`; correction biases in float32.
-
-    Raises UserError as `stored_tensors`.
-    """
-    for name, tensor in stored_tensors(directory).items():
-        if name.startswith(prefix):
-            yield name, tensor[...].to(torch.float32 if name.endswith("e_score_correction_bias") else dtype)
 
 
 def dequantised(directory: Path, copy: Path) -> Path:

@@ -26,7 +26,6 @@ from framework.models.public_layout import (
     local_experts,
     model_tensors,
     read_config,
-    read_tensors,
 )
 from framework.models.spec import build_model, hf_config
 from tests.unit.models.test_spec import TINY
@@ -158,18 +157,6 @@ def test_fp8_weights_are_dequantised_exactly(dtype: str, stored: tuple[Path, Ten
         assert not hasattr(model.config, key)
 
 
-def test_the_mtp_layer_is_read_dequantised(stored: tuple[Path, Tensors]) -> None:
-    directory, values = stored
-    prefix = f"model.layers.{LAYERS}."
-    found = dict(read_tensors(directory, prefix, torch.float32))
-    expected = {name: tensor for name, tensor in values.items() if name.startswith(prefix)}
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name].float()) for name in expected)
-    half = dict(read_tensors(directory, prefix, torch.bfloat16))
-    kept = {name for name, tensor in half.items() if tensor.dtype == torch.float32}
-    assert kept == {f"{prefix}mlp.gate.e_score_correction_bias"}
-
-
 def test_an_fp8_checkpoint_becomes_a_plain_one(stored: tuple[Path, Tensors], tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -287,6 +274,10 @@ DAMAGES: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "expert missing": (edited(lambda t: (t.pop(EXPERT), t.pop(EXPERT + "_scale_inv"))), (EXPERT, "no such tensor")),
     "bias missing": (
         edited(lambda t: t.pop("model.layers.1.mlp.gate.e_score_correction_bias")), ("e_score_correction_bias",),
+    ),
+    "MTP module not whole": (
+        edited(lambda t: t.pop(f"model.layers.{LAYERS}.eh_proj.weight")),
+        (f"layers.{LAYERS}.eh_proj.weight", "no such tensor"),
     ),
     "other shape": (configured(vocab_size=65), ("lm_head.weight", "(64, 192)", "(65, 192)")),
     "fewer layers": (configured(num_hidden_layers=1), ("model.layers.1.eh_proj", "no such tensor")),
