@@ -45,7 +45,8 @@ class Clean:
         with (directory / "dropped.jsonl").open("w") as report:
             for split in ("train", "validation"):
                 before, source = counts.copy(), inputs.text.path / f"{split}.jsonl"
-                kept = write_documents(directory / f"{split}.jsonl", _kept(source, split, cleaner, report, counts))
+                left = _kept(source, split, cleaner, report, counts, runtime)
+                kept = write_documents(directory / f"{split}.jsonl", left)
                 counts["kept"] += kept
                 if not kept:
                     raise UserError(str(source), _listed(counts - before), "must keep a document: see stage.clean")
@@ -53,8 +54,11 @@ class Clean:
         return Cleaned(TextSet(directory))
 
 
-def _kept(source: Path, split: str, cleaner: Cleaner, report: TextIO, counts: Counter[str]) -> Iterator[Document]:
+def _kept(
+    source: Path, split: str, cleaner: Cleaner, report: TextIO, counts: Counter[str], runtime: Runtime
+) -> Iterator[Document]:
     for document in read_documents(source):
+        runtime.stop_if_asked()  # nothing is saved: the stage begins again
         dropped = cleaner.judge(document)
         if dropped is None:
             yield document

@@ -16,7 +16,7 @@ from framework.data.cleaning import CleanConfig
 from framework.data.fim import cut_for_fim
 from framework.data.readers import Document, read_documents, write_documents, write_prompts
 from framework.data.tokenizer import FIM_BEGIN, FIM_END, FIM_HOLE, TokenizerConfig
-from framework.errors import UserError
+from framework.errors import Stopped, UserError
 from framework.stages.clean import Clean, CleanInputs
 from framework.stages.collect import Collect, NoInputs
 from framework.stages.tokenizer import Tokenize, TokenizeConfig, TokenizeInputs, TokenizerInputs, TrainTokenizer
@@ -98,6 +98,14 @@ def test_a_split_without_documents_left_is_one_clear_error(inputs: CleanInputs, 
         write_documents(copies.text.path / f"{split}.jsonl", [Document(split, "the same")])
     with pytest.raises(UserError, match=r"validation\.jsonl: got '1 exact duplicate'; must keep a document"):
         Clean(CleanConfig()).run(copies, runtime(tmp_path))
+
+
+def test_a_stop_ends_it_at_once(inputs: CleanInputs, tmp_path: Path) -> None:
+    asked = iter([False] * 5 + [True] * 2)
+    with pytest.raises(Stopped):
+        Clean(CleanConfig()).run(inputs, replace(runtime(tmp_path), should_stop=lambda: next(asked)))
+    assert not (tmp_path / "out" / "text" / "train.jsonl").exists()
+    assert next(asked)  # the sixth document was the last that it looked at
 
 
 def test_a_given_corpus_replaces_the_generated_documents(tmp_path: Path) -> None:
