@@ -90,7 +90,8 @@ def chart(curves: dict[str, npt.NDArray[Any]], window: int, path: Path) -> None:
     for index, (entry, colour) in enumerate(zip(series, COLOURS, strict=False)):
         drawing = drawing.replace(f"var(--s{index})", colour)
         drawing += f'<text x="{WIDTH - 150}" y="{24 + 15 * index}" fill="{colour}">{entry.name}</text>'
-    style = "<style>text{font:11px sans-serif}.grid{stroke:#ddd}path{fill:none}.line{stroke:currentColor;stroke-width:1.5}</style>"
+    line = ".line{fill:none;stroke:currentColor;stroke-width:1.5}"
+    style = f"<style>text{{font:11px sans-serif}}.grid{{stroke:#ddd}}{line}</style>"
     background = '<rect width="100%" height="100%" fill="#fff"/>'
     start = drawing.index(">") + 1
     path.write_text(drawing[:start] + style + background + drawing[start:] + "</svg>\n")
