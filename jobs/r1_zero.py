@@ -21,7 +21,7 @@ def build(config: RunConfig) -> Graph:
     pretrain, ranks = stage["pretrain"], config.cluster.learner_workers
     experts = model.n_routed_experts if model.num_moe_layers else 0
     config.engine.learner.check_topology(ranks, experts, "engine.learner")
-    pretrain.engine.check_topology(pretrain.workers or ranks, experts, "stage.pretrain.engine")
+    pretrain.engine.check_topology(pretrain.check_workers(config.cluster), experts, "stage.pretrain.engine")
     graph = Graph()
     collect = graph.add("collect", Collect(config.data))
     prompts = collect.out("prompts")

@@ -37,8 +37,16 @@ class PretrainConfig:
                 raise UserError(f"stage.pretrain.{name}", getattr(self, name), "must be at least 1")
         if self.workers < 0:
             raise UserError("stage.pretrain.workers", self.workers, "must be 0 (as cluster.learner_workers) or more")
-        if not 0 <= self.min_workers <= (self.workers or self.min_workers):
-            raise UserError("stage.pretrain.min_workers", self.min_workers, f"must be 0 to workers={self.workers}")
+        if self.min_workers < 0:
+            raise UserError("stage.pretrain.min_workers", self.min_workers, "must be 0 (always all workers) or more")
+        _ = self.batches  # which checks the ramp against rows_per_step
+
+    def check_workers(self, cluster: ClusterConfig) -> int:
+        """Return how many ranks `cluster` gives this stage; raises UserError if `min_workers` is more."""
+        workers = self.workers or cluster.learner_workers
+        if self.min_workers > workers:
+            raise UserError("stage.pretrain.min_workers", self.min_workers, f"must be 0 to {workers}, the workers")
+        return workers
 
     @property
     def batches(self) -> BatchSchedule:
@@ -92,7 +100,7 @@ class Pretrain:
             validation_rows=config.validation_rows,
             checkpoint_every=config.checkpoint_every,
             seed=runtime.seed,
-            workers=config.workers or cluster.learner_workers,
+            workers=config.check_workers(cluster),
             min_workers=config.min_workers,
             cpus_per_worker=cluster.learner_cpus,
             gpus_per_worker=1.0 if cluster.gpus else 0.0,

@@ -249,6 +249,26 @@ CASES = (
         ("stage.pretrain.engine.ep_size: got 3", "must divide the 8 routed experts: one of [1, 2, 4, 8]"),
     ),
     Case(
+        "more workers at least than at most",
+        r1_zero("stage.pretrain.min_workers=3"),
+        ("stage.pretrain.min_workers: got 3", "must be 0 to 2"),
+    ),
+    Case(
+        "MTP modules for a family without any",
+        r1_zero("model=v2_tiny", "model.num_nextn_predict_layers=1"),
+        ("model.num_nextn_predict_layers: got 1", "only deepseek_v3"),
+    ),
+    Case(
+        "a batch that ramps down",
+        r1_zero("stage.pretrain.ramp={start_rows: 16, tokens: 1000}"),
+        ("ramp.start_rows: got 16", "at most rows_per_step=8"),
+    ),
+    Case(
+        "drafts of a negative number",
+        r1_zero("engine.rollout.speculative_tokens=-1"),
+        ("engine.rollout.speculative_tokens: got -1", "at least 0"),
+    ),
+    Case(
         "rows longer than the model's context",
         r1_zero("stage.pretrain.row_tokens=513"),
         ("stage.pretrain.row_tokens: got 513", "at most model.max_position_embeddings=512"),
