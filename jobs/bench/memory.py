@@ -9,14 +9,17 @@ activations.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import multiprocessing
 import os
 import socket
+import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -73,7 +76,8 @@ def measure(case: Case) -> Measured:
     spec, config, length = case.spec, case.config, case.length
     others = _live()  # what earlier engines of this process left; held, so that no address is used again
     engine, rows = TrainingEngine(build_model(spec, seed=0), config), max(1, config.token_budget // length)
-    micros = torch.randint(spec.vocab_size, (2, rows, length + 1))
+    tokens = torch.Generator().manual_seed(int(os.environ.get("RANK", 0)))  # routing decides what a rank computes
+    micros = torch.randint(spec.vocab_size, (2, rows, length + 1), generator=tokens)
     for index, micro in enumerate(micros):
         engine.backward(_loss(engine, micro), last=index == 1)
     engine.step()
@@ -85,7 +89,7 @@ def measure(case: Case) -> Measured:
         gathered.append(_size(_storages([*_weights(engine.model), *engine.model.parameters()])) - weights)
 
     engine.model.lm_head.register_forward_hook(whole, prepend=True)
-    with profile(use_cpu=True, profile_memory=True) as profiler:
+    with _settled_collectives(), profile(use_cpu=True, profile_memory=True) as profiler:
         for index, micro in enumerate(micros):
             engine.backward(_loss(engine, micro), last=index == 1)
             if index == 0:
@@ -105,6 +109,24 @@ def measure(case: Case) -> Measured:
         activations=above - max(gathered),
         peak=held + max(second) - second[0],
     )
+
+
+@contextlib.contextmanager
+def _settled_collectives() -> Iterator[None]:
+    """Wait after each collective until gloo's thread has let go of its tensors: what it releases, no profiler sees."""
+
+    def settled(collective: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            done = collective(*args, **kwargs)
+            time.sleep(0.005)
+            return done
+
+        return call
+
+    names = ("all_to_all_single", "all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor")
+    patches = {name: settled(getattr(torch.distributed, name)) for name in names}
+    with mock.patch.multiple(torch.distributed, **patches):
+        yield
 
 
 def _loss(engine: TrainingEngine, rows_BT: torch.Tensor) -> torch.Tensor:
