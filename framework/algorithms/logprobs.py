@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = 1 << 23  # logits upcast at a time: 32 MiB of float32
+CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 23}  # logits upcast at a time; on a CPU what stays in its caches
 
 
 def token_logprobs(logits_TV: torch.Tensor, targets_T: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
@@ -31,7 +31,7 @@ def token_entropy(logits_TV: torch.Tensor, temperature: float = 1.0) -> torch.Te
     """Return the entropy [T] in nats of softmax(logits / temperature). A metric: carries no gradient."""
     entropy_T = torch.empty(logits_TV.shape[0], dtype=_accurate(logits_TV.dtype), device=logits_TV.device)
     for rows in _chunks(logits_TV):
-        logprobs_CV = torch.log_softmax(logits_TV[rows].to(entropy_T.dtype) / temperature, dim=-1)
+        logprobs_CV = torch.log_softmax(_scaled(logits_TV[rows], temperature), dim=-1)
         # A token ruled out by a -inf logit has probability 0 and must count 0, not 0 * -inf.
         entropy_T[rows] = -(logprobs_CV.exp() * logprobs_CV.clamp_min(-1e4)).sum(-1)
     return entropy_T
@@ -49,7 +49,7 @@ def _scaled(logits_CV: torch.Tensor, temperature: float) -> torch.Tensor:
 
 def _chunks(logits_TV: torch.Tensor) -> Iterator[slice]:
     length, vocabulary = logits_TV.shape
-    step = max(1, CHUNK_ELEMENTS // vocabulary)
+    step = max(1, CHUNK_ELEMENTS[logits_TV.device.type] // vocabulary)
     for start in range(0, length, step):
         yield slice(start, min(start + step, length))
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from framework.engines import expert_parallel
+from framework.engines import cpu_matmul, expert_parallel
 from framework.engines.lr_schedule import LrSchedule, StepwiseValue, value_at
 from framework.errors import UserError
 from framework.models.estimate import REDUCE_BUCKET
@@ -140,6 +140,7 @@ class TrainingEngine:
     def __init__(self, model: nn.Module, config: DeepSpeedConfig) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
+        cpu_matmul.use_fast_matmul()
         init_process_group(config.collective_timeout_s)
         self.config = config
         self.rank, self.world = dist.get_rank(), dist.get_world_size()

@@ -145,7 +145,8 @@ def _activations(spec: ModelConfig, layout: RankLayout, bucket: float) -> float:
     layers = [_layer_bytes(spec, layout, moe=False)] * (spec.num_hidden_layers - spec.num_moe_layers)
     layers += [_layer_bytes(spec, layout, moe=True)] * spec.num_moe_layers
     logits = tokens * (_norm_bytes(hidden, size) + 2 * spec.vocab_size * size)
-    logits += min(CHUNK_ELEMENTS, tokens * spec.vocab_size) * (4 if layout.dtype == "float32" else 8)
+    chunk = CHUNK_ELEMENTS["cuda" if layout.on_gpu else "cpu"]
+    logits += min(chunk, tokens * spec.vocab_size) * (4 if layout.dtype == "float32" else 8)
     if layout.checkpointing:
         kept = spec.num_hidden_layers * hidden * size
         return tokens * kept + max(logits, tokens * max(saved + short for saved, short in layers) + bucket)

@@ -15,6 +15,7 @@ import torch
 
 from framework.algorithms.policy_loss import GrpoConfig, denominator, policy_loss
 from framework.data.packing import pack, pack_padded
+from framework.engines.cpu_matmul import stock_matmul
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.engines.policy_learner import DeepSpeedLearner, Packer
@@ -78,8 +79,13 @@ class TorchLoop:
         self.parameters, self.token_budget = parameters, token_budget
         self.optimizer = torch.optim.AdamW(self.masters, lr=LR, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
+    def stock_step(self, minibatch: Minibatch) -> None:
+        """One optimizer step with PyTorch's own choice of matrix library."""
+        with stock_matmul():
+            self.step(minibatch)
+
     def step(self, minibatch: Minibatch) -> None:
-        """One optimizer step."""
+        """One optimizer step with the engine's (`engines.cpu_matmul`)."""
         n_tokens = sum(len(sample.response_ids) for sample in minibatch.samples)
         for micro in pack(minibatch.samples, self.token_budget):
             output = policy_loss(packed_logprobs(self.model, micro).logprobs_T, micro, GRPO)
@@ -130,10 +136,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     vocabulary = model_config().vocab_size
     for tokens in arguments.tokens:
         batch = Minibatch(samples([64] * (tokens // 64), vocabulary), tokens // 64)
-        steps = {"torch": lambda b=batch: plain.step(b), "deepspeed": lambda b=batch: learner.train_minibatch(b)}
+        steps = {
+            "torch": lambda b=batch: plain.stock_step(b),
+            "torch, our products": lambda b=batch: plain.step(b),
+            "deepspeed": lambda b=batch: learner.train_minibatch(b),
+        }
         seconds = interleaved(steps, arguments.repeats)
         rows += [row(name, "equal", tokens, arguments.dtype, values) for name, values in seconds.items()]
-        notes[f"deepspeed / torch, {tokens} tokens a step"] = ratio(seconds["torch"], seconds["deepspeed"])
+        for loop in list(steps)[:2]:
+            notes[f"deepspeed / {loop}, {tokens} tokens a step"] = ratio(seconds[loop], seconds["deepspeed"])
     lengths = skewed(4 * budget, longest=min(512, budget))
     batch = Minibatch(samples(lengths, vocabulary), len(lengths))
     padding = deepspeed_learner(arguments.dtype, budget, pack_padded)

@@ -1,5 +1,6 @@
 """The pretraining stage, Ray Train and all, against a plain PyTorch loop of the same model, and on two workers.
 
+Once against PyTorch as it is installed, once with the matrix products of the engine (`engines.cpu_matmul`) in the loop.
 Blocks of steps take turns. Speeds are of steps alone: what starting, validating and saving take is in `stage_s`.
 """
 
@@ -19,6 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from framework.artifacts import TokenizerDir, TokenShards
 from framework.data.shards import TokenRows, write_shards
+from framework.engines.cpu_matmul import stock_matmul, use_fast_matmul
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.graph.cluster import ClusterConfig
@@ -116,6 +118,12 @@ class TorchLoop:
         self.done += 1
 
 
+def stock(loop: TorchLoop, steps: int) -> list[float]:
+    """The loop with PyTorch's own choice of matrix library."""
+    with stock_matmul():
+        return loop.run(steps)
+
+
 def make_shards(directory: Path, vocabulary: int) -> Path:
     """Random tokens: speed does not depend on what they say."""
     directory.mkdir()
@@ -135,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     run_as_worker(1)
     torch.set_num_threads(1)
+    use_fast_matmul()
     model, rows = replace(model_config(), dtype=arguments.dtype), arguments.rows
     found: dict[str, list[float]] = {}
     seconds: dict[str, list[float]] = {}
@@ -142,7 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         shards = make_shards(Path(folder) / "shards", model.vocab_size)
         plain = TorchLoop(shards, model, rows)
         variants: dict[str, Callable[[], list[float]]] = {
-            "plain torch": lambda: plain.run(arguments.steps),
+            "plain torch": lambda: stock(plain, arguments.steps),
+            "plain torch, our products": lambda: plain.run(arguments.steps),
             "stage": lambda: run_stage(shards, model, arguments.steps, rows, 1, balance=False),
             "stage, balance loss and bias": lambda: run_stage(shards, model, arguments.steps, rows, 1, balance=True),
             "stage, 2 workers": lambda: run_stage(shards, model, arguments.steps, rows, 2, balance=False),
@@ -163,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         for name, speeds in found.items()
     ]  # fmt: skip
-    notes = {f"{name} / plain torch": medians[name] / medians["plain torch"] for name in list(medians)[1:]}
+    plains, stages = list(medians)[:2], list(medians)[2:]
+    notes = {f"{stage} / {loop}": medians[stage] / medians[loop] for loop in plains for stage in stages}
     notes["2 workers / 1"] = medians["stage, 2 workers"] / medians["stage"]
     report(
         "pretrain", table, notes | {"parameters": parameter_counts(model).total, "steps of a block": arguments.steps}

@@ -9,7 +9,7 @@ from framework.algorithms.logprobs import token_entropy, token_logprobs
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 14)  # two rows of seven at a time
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", {"cpu": 14})  # two rows of seven at a time
 
 
 def test_hand_worked() -> None:
