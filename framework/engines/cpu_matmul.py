@@ -82,13 +82,16 @@ def stock_matmul() -> Iterator[None]:
 
 
 def onednn_mm(a_MK: torch.Tensor, b_KN: torch.Tensor) -> torch.Tensor:
-    """Return [M, N] in float32; small products' tokens are padded, or each new count would compile its own kernels."""
+    """Return [M, N] in float32, contiguous as `aten::mm`'s results are.
+
+    Small products' tokens are padded, or each new count would compile its own kernels.
+    """
     (m, k), n = a_MK.shape, b_KN.shape[1]
     small = m * n * k < ALWAYS_NEW
     if k > max(m, n):  # a weight's gradient: tokens are summed over, and the longer side is fastest last
         if small and k % TOKENS:
             a_MK, b_KN = functional.pad(a_MK, (0, -k % TOKENS)), functional.pad(b_KN, (0, 0, 0, -k % TOKENS))
-        return _linear(b_KN.t(), a_MK).t() if m > n else _linear(a_MK, b_KN.t())
+        return _linear(b_KN.t(), a_MK).t().contiguous() if m > n else _linear(a_MK, b_KN.t())
     if small and m % TOKENS:
         return _linear(functional.pad(a_MK, (0, 0, 0, -m % TOKENS)), b_KN.t())[:m]
     return _linear(a_MK, b_KN.t())

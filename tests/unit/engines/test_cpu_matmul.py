@@ -37,6 +37,7 @@ def test_products_are_those_of_float64(m: int, k: int, n: int, a: str, b: str) -
     expected_MN = a_MK.double() @ b_KN.double()
     found_MN = cpu_matmul.onednn_mm(a_MK, b_KN)
     assert found_MN.shape == (m, n)
+    assert found_MN.is_contiguous()  # as aten::mm's are: kernels that take strides for granted follow
     scale = (a_MK.double().abs() @ b_KN.double().abs()).clamp_min(1e-6)
     assert ((found_MN - expected_MN).abs() / scale).max() < 1e-5
 
@@ -45,9 +46,9 @@ def test_products_are_those_of_float64(m: int, k: int, n: int, a: str, b: str) -
 def test_products_too_large_to_pad(m: int, k: int, n: int) -> None:
     assert m * n * k >= cpu_matmul.ALWAYS_NEW
     a_MK, b_KN = torch.randn(k, m).t(), torch.randn(k, n)
-    torch.testing.assert_close(
-        cpu_matmul.onednn_mm(a_MK, b_KN), (a_MK.double() @ b_KN.double()).float(), rtol=1e-4, atol=1e-3
-    )
+    found_MN = cpu_matmul.onednn_mm(a_MK, b_KN)
+    assert found_MN.is_contiguous()
+    torch.testing.assert_close(found_MN, (a_MK.double() @ b_KN.double()).float(), rtol=1e-4, atol=1e-3)
 
 
 def _dispatched() -> dict[str, object]:
