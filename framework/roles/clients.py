@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,21 @@ class _Update:
     version: int
 
 
+@dataclass(frozen=True)
+class _Group:
+    """What one call samples."""
+
+    ticket: int
+    prompt: Prompt
+    params: SamplingParams
+
+
 class RayRollouts:
-    """`rl_loop.Rollouts` over rollout actors. A worker gets prompts only while it serves the newest version."""
+    """`rl_loop.Rollouts` over rollout actors. A worker gets prompts only while it serves the newest version.
+
+    Prompts are shared out over all workers that the newest version is on its way to, and held here until it is there:
+    otherwise the first worker to acknowledge would get the whole batch, and the others nothing to do.
+    """
 
     def __init__(self, pool: WorkerPool, groups_in_flight: int) -> None:
         self._pool, self._limit = pool, groups_in_flight
@@ -36,15 +49,17 @@ class RayRollouts:
         self._weights: Sequence[Any] = ()
         self._sent: dict[int, _Update] = {}  # worker -> newest update sent to it
         self._serving: dict[int, _Update] = {}  # worker -> newest update that it acknowledged
+        self._held: dict[int, list[_Group]] = {}  # worker -> groups that it gets when it serves the newest version
 
     def free_slots(self) -> int:
-        """Groups that workers serving the newest version can take now."""
-        return sum(self._limit - self._pool.load(worker) for worker in self._current())
+        """Groups that workers can take which serve the newest version, or are loading it."""
+        return sum(max(0, self._limit - self._load(worker)) for worker in self._updated(self._sent))
 
     def submit(self, ticket: int, prompt: Prompt, params: SamplingParams) -> None:
-        """Give the group to the least loaded worker that serves the newest version."""
-        worker = min(self._current(), key=self._pool.load)
-        self._pool.call(worker, "generate", prompt, params, tag=_Generate(self._era, ticket))
+        """Give the group to the least loaded of these workers."""
+        worker = min(self._updated(self._sent), key=self._load)
+        self._held.setdefault(worker, []).append(_Group(ticket, prompt, params))
+        self._release()
 
     def poll(self, timeout_s: float) -> list[tuple[int, ResponseGroup | None]]:
         """Return finished groups; None for tickets whose worker died."""
@@ -60,7 +75,9 @@ class RayRollouts:
             if worker not in self._pool.ready():  # died: whatever starts in its place has no weights yet
                 del self._sent[worker]
                 self._serving.pop(worker, None)
+                results += [(group.ticket, None) for group in self._held.pop(worker, ())]
         self._send()
+        self._release()
         return results
 
     def publish(self, version: int, weights: Sequence[object]) -> None:
@@ -71,16 +88,30 @@ class RayRollouts:
     def synced(self) -> bool:
         """Whether every healthy worker serves the newest version, and at least one does."""
         ready = self._pool.ready()
-        return bool(ready) and len(self._current()) == len(ready)
+        return bool(ready) and len(self._updated(self._serving)) == len(ready)
 
     def forget(self) -> None:
         """Ignore what is being sampled; the next publish counts as new whatever its number."""
         self._era += 1
         self._weights = ()
+        self._held = {}
 
-    def _current(self) -> list[int]:
+    def _updated(self, updates: Mapping[int, _Update]) -> list[int]:
+        """Healthy workers for which the newest version is the one in `updates`."""
         newest = _Update(self._era, self._version)
-        return [worker for worker in self._pool.ready() if self._serving.get(worker) == newest]
+        return [worker for worker in self._pool.ready() if updates.get(worker) == newest]
+
+    def _load(self, worker: int) -> int:
+        """Groups that the worker has or is to get."""
+        loading = self._sent.get(worker) != self._serving.get(worker)
+        return self._pool.load(worker) - loading + len(self._held.get(worker, ()))
+
+    def _release(self) -> None:
+        """Send held groups to the workers that serve the newest version by now."""
+        for worker in self._updated(self._serving):
+            for group in self._held.pop(worker, ()):
+                tag = _Generate(self._era, group.ticket)
+                self._pool.call(worker, "generate", group.prompt, group.params, tag=tag)
 
     def _send(self) -> None:
         update = _Update(self._era, self._version)

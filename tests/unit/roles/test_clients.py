@@ -1,0 +1,116 @@
+"""The rollout client over a pool that answers when it is told to."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, cast
+
+from framework.roles.clients import RayRollouts
+from framework.roles.pool import Done, Lost, WorkerPool
+from framework.types import Prompt, SamplingParams
+
+PARAMS = SamplingParams(1.0, 1.0, 8, 4)
+
+
+class Pool:
+    """Two workers; calls stay out until `answer` or `kill`."""
+
+    def __init__(self) -> None:
+        self.alive = [0, 1]
+        self.out: list[tuple[int, str, Hashable]] = []
+        self.outcomes: list[Done | Lost] = []
+
+    def ready(self) -> list[int]:
+        return self.alive
+
+    def load(self, worker: int) -> int:
+        return sum(at == worker for at, _, _ in self.out)
+
+    def call(self, worker: int, method: str, *_args: Any, tag: Hashable) -> None:
+        self.out.append((worker, method, tag))
+
+    def poll(self, _timeout_s: float) -> list[Done | Lost]:
+        outcomes, self.outcomes = self.outcomes, []
+        return outcomes
+
+    def sampling(self, worker: int) -> int:
+        return sum(at == worker and method == "generate" for at, method, _ in self.out)
+
+    def answer(self, worker: int, method: str) -> None:
+        self._end(worker, method, lambda tag: Done(worker, tag, None))
+
+    def kill(self, worker: int) -> None:
+        self.alive = [other for other in self.alive if other != worker]
+        for method in ("update_weights", "generate"):
+            self._end(worker, method, lambda tag: Lost(worker, tag))
+
+    def _end(self, worker: int, method: str, outcome: Any) -> None:
+        self.outcomes += [outcome(tag) for at, name, tag in self.out if (at, name) == (worker, method)]
+        self.out = [call for call in self.out if call[:2] != (worker, method)]
+
+
+def make(limit: int = 8) -> tuple[Pool, RayRollouts]:
+    pool = Pool()
+    rollouts = RayRollouts(cast(WorkerPool, pool), limit)
+    rollouts.publish(0, ["weights"])
+    return pool, rollouts
+
+
+def submit(rollouts: RayRollouts, tickets: range) -> None:
+    for ticket in tickets:
+        rollouts.submit(ticket, Prompt(f"p{ticket}", "", "", "", token_ids=(1,)), PARAMS)
+
+
+def test_the_first_worker_to_acknowledge_does_not_take_the_whole_batch():
+    pool, rollouts = make()
+    pool.answer(0, "update_weights")
+    rollouts.poll(0)
+    assert rollouts.free_slots() == 16
+    submit(rollouts, range(8))
+    assert (pool.sampling(0), pool.sampling(1)) == (4, 0), "the second worker has not acknowledged yet"
+    pool.answer(1, "update_weights")
+    rollouts.poll(0)
+    assert (pool.sampling(0), pool.sampling(1)) == (4, 4)
+
+
+def test_groups_held_for_a_worker_that_dies_come_back():
+    pool, rollouts = make()
+    pool.answer(0, "update_weights")
+    rollouts.poll(0)
+    submit(rollouts, range(6))
+    held = set(range(6)) - {tag.ticket for _, method, tag in pool.out if method == "generate"}
+    pool.kill(1)
+    assert dict(rollouts.poll(0)) == dict.fromkeys(held)
+    assert len(held) == 3
+    submit(rollouts, range(6, 8))
+    assert pool.sampling(0) == 5
+
+
+def test_a_version_published_before_the_last_was_acknowledged_is_what_held_groups_wait_for():
+    pool, rollouts = make()
+    submit(rollouts, range(2))
+    rollouts.publish(1, ["newer weights"])
+    assert rollouts.free_slots() == 0, "neither worker has been sent the newest version"
+    for worker in (0, 1):
+        pool.answer(worker, "update_weights")
+    rollouts.poll(0)
+    assert (pool.sampling(0), pool.sampling(1)) == (0, 0)
+    assert not rollouts.synced()
+    for worker in (0, 1):
+        pool.answer(worker, "update_weights")
+    rollouts.poll(0)
+    assert (pool.sampling(0), pool.sampling(1)) == (1, 1)
+    assert rollouts.synced()
+
+
+def test_recovery_forgets_what_was_held():
+    pool, rollouts = make()
+    submit(rollouts, range(4))
+    rollouts.forget()
+    rollouts.publish(0, ["weights"])
+    for _ in range(2):
+        for worker in (0, 1):
+            pool.answer(worker, "update_weights")
+        rollouts.poll(0)
+    assert rollouts.synced()
+    assert (pool.sampling(0), pool.sampling(1)) == (0, 0)
