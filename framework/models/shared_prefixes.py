@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-WORTH = 0.8  # nodes / positions above which looking them up costs more than it saves
+WORTH = 0.95  # nodes / positions above which looking them up costs more than it saves
 
 
 @dataclass(frozen=True)

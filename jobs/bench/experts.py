@@ -7,6 +7,7 @@ beside two processes that hold all experts each: the cores and the tokens are th
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
 import os
 import socket
@@ -21,6 +22,7 @@ from torch import nn
 
 from framework.engines.deepspeed_engine import DeepSpeedConfig, TrainingEngine
 from framework.engines.expert_parallel import moe_layers
+from framework.models.estimate import RankLayout, training_memory
 from framework.models.spec import ModelConfig, build_model, parameter_counts
 from jobs.bench._common import report, run_as_worker, spread
 
@@ -32,6 +34,10 @@ AUTOEP = {  # attributes of DeepSpeed's GroupedExperts
     "autoep grouped_mm, gate and up as one": {"use_grouped_mm": True, "gate_up_impl": "fused"},
     "autoep loop": {"use_grouped_mm": False, "gate_up_impl": "separate"},
 }
+ZERO_STAGES = (1, 3)
+ROW = 4096  # tokens of a whole model's rows
+MOST_LAYERS = 48  # of the real one
+FILL = 0.85  # of the GPU's free memory: the estimate is within a tenth, and memory fragments
 H100_TFLOPS = 989.0  # dense bf16 peak of H100, H800 and H200
 
 
@@ -150,16 +156,35 @@ def two_processes(shape: Shape, dtype: str, tokens: int, repeats: int) -> dict[s
     return seconds
 
 
+def whole_spec(shape: Shape, layers: int) -> ModelConfig:
+    """A model of `layers` such layers, with DeepSeek's attention at the size that V2-Lite has it."""
+    attention = {"q_lora_rank": None, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64}
+    spec = shape.model(layers, vocabulary=32768, heads=16)
+    return replace(spec, dtype="bfloat16", v_head_dim=128, **attention)  # type: ignore[arg-type]
+
+
+def layers_that_fit(shape: Shape, tokens: int, free_bytes: float) -> int:
+    """The largest whole model, in layers, that trains in this memory under either ZeRO stage; 0 if not one."""
+    layers = 0
+    while layers < MOST_LAYERS:
+        spec = whole_spec(shape, layers + 1)
+        layouts = [RankLayout("bfloat16", stage, 1, 1, tokens, segment=min(tokens, ROW)) for stage in ZERO_STAGES]
+        if max(training_memory(spec, layout).total for layout in layouts) > FILL * free_bytes:
+            break
+        layers += 1
+    return layers
+
+
 def whole_model(shape: Shape, layers: int, tokens: int, repeats: int) -> list[dict[str, Any]]:
     """Training steps of a model of `layers` such layers under ZeRO-1 and ZeRO-3, with the share of the GPU's peak.
 
     FLOPs are 6 per active parameter and token; attention's own are left out.
     """
-    spec = replace(shape.model(layers, vocabulary=32768, heads=16), dtype="bfloat16")
+    spec = whole_spec(shape, layers)
     rows = []
-    for stage in (1, 3):
+    for stage in ZERO_STAGES:
         engine = TrainingEngine(build_model(spec, 0), DeepSpeedConfig(dtype="bfloat16", zero_stage=stage))
-        ids_BT = torch.randint(0, spec.vocab_size, (max(1, tokens // 4096), min(tokens, 4096)), device=engine.device)
+        ids_BT = torch.randint(0, spec.vocab_size, (max(1, tokens // ROW), min(tokens, ROW)), device=engine.device)
 
         def step(engine: TrainingEngine = engine, ids_BT: torch.Tensor = ids_BT) -> None:
             logits = engine.forward(input_ids=ids_BT, use_cache=False).logits
@@ -174,7 +199,15 @@ def whole_model(shape: Shape, layers: int, tokens: int, repeats: int) -> list[di
         }  # fmt: skip
         rows.append(row | ({"mfu": flops / 1e12 / H100_TFLOPS} if torch.cuda.is_available() else {}))
         del engine, step
+        free_memory()
     return rows
+
+
+def free_memory() -> None:
+    """Give what nobody holds any more back to the GPU."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -188,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16" if on_gpu else "float32")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--layers", type=int, default=8 if on_gpu else 0, help="of the whole model; 0: skip it")
+    parser.add_argument("--layers", type=int, help="of the whole model; by default what a GPU holds, none without one")
     arguments = parser.parse_args(argv)
     run_as_worker(arguments.threads)
     torch.set_num_threads(arguments.threads)
@@ -203,8 +236,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             pair = two_processes(shape, arguments.dtype, tokens, arguments.repeats)
             found |= {key: (2 * tokens, values) for key, values in pair.items()}
         rows += [row(key, name, n, arguments.dtype, values) for key, (n, values) in found.items()]
-        if arguments.layers:
-            rows += whole_model(shape, arguments.layers, tokens, arguments.repeats)
+        del runs
+        free_memory()
+        layers = arguments.layers
+        if layers is None:
+            layers = layers_that_fit(shape, tokens, torch.cuda.mem_get_info()[0]) if on_gpu else 0
+        if layers:
+            whole = whole_model(shape, layers, tokens, arguments.repeats)
+            notes[f"whole model, {name}, ZeRO-1 / ZeRO-3"] = whole[0]["tokens_per_s"] / whole[1]["tokens_per_s"]
+            rows += whole
     report("experts", rows, notes | {"threads of a process": arguments.threads})
     return 0
 

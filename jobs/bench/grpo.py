@@ -102,9 +102,8 @@ class StepRecorder:
 def run_ours(setting: Setting, steps: int, staleness: int) -> list[Step]:
     """Steps of the GRPO stage with its real actors; rollouts run at most `staleness` versions ahead.
 
-    Roles that take turns have all threads each, roles that work at once share them.
+    Each role has a worker of one thread for every core: on a tiny model they waste less than one worker's threads do.
     """
-    each = setting.threads if staleness == 0 else max(1, setting.threads // 2)
     # The last asynchronous step has nothing left to sample beside it: it doesn't count.
     total = WARM_UP + steps + (1 if staleness else 0)
     stage = Grpo(
@@ -118,7 +117,7 @@ def run_ours(setting: Setting, steps: int, staleness: int) -> list[Step]:
         DeepSpeedConfig(dtype=setting.dtype, weight_decay=0.0, schedule=LrSchedule(lr=LR)),
         model_config(),
     )  # fmt: skip
-    cluster = ClusterConfig(cpus=setting.threads, rollout_cpus=each, learner_cpus=each)
+    cluster = ClusterConfig(cpus=setting.threads, rollout_workers=setting.threads, learner_workers=setting.threads)
     recorder = StepRecorder()
     with tempfile.TemporaryDirectory() as folder, ray_session(cluster):
         prompts = Path(folder) / "prompts"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from framework.data.packing import pack
 from framework.models.packed_attention import SegmentLayout, packed_logprobs, use_packed_attention
-from framework.models.shared_prefixes import shared_prefixes
+from framework.models.shared_prefixes import WORTH, shared_prefixes
 from framework.models.spec import ModelConfig, build_model
 from framework.types import TrainSample
 from tests.learners import TINY_V3, VOCAB
@@ -28,7 +28,7 @@ def test_two_positions_share_a_node_if_all_tokens_up_to_them_are_the_same(segmen
     prefixes = [tuple(segment[: end + 1]) for segment in segments for end in range(len(segment))]
     shared = shared_prefixes(row_T, [len(segment) for segment in segments])
     different = len(set(prefixes))
-    assert (shared is None) == (different > 0.8 * len(row_T))
+    assert (shared is None) == (different > WORTH * len(row_T))
     if shared is not None:
         node_T, position_U = shared.node_T.tolist(), shared.position_U.tolist()
         assert len(position_U) == different
