@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from framework.algorithms.mismatch import Mismatch
+from framework.algorithms.policy_loss import GrpoConfig
+from framework.roles.ledger import Ledger
 from framework.roles.rl_batch import TrainBatch
-from framework.roles.rl_loop import LearnerLost, TrainResult
+from framework.roles.rl_loop import LearnerLost, RlConfig, RlLoop, TrainResult
 from framework.types import Prompt, Response, ResponseGroup, RewardScore, SampleRow, SamplingParams
 from tests.fakes import FakeLearner
 
@@ -84,43 +86,66 @@ class FakeRewards:
 
 
 class FakeLearnerClient:
-    """FakeLearner behind `LearnerClient`; dies instead of finishing the batches in `dies_at`."""
+    """FakeLearner behind `LearnerClient`; dies in the calls numbered in `dies_at`, and then serves none until started.
 
-    def __init__(self, dies_at: Sequence[int] = (), mismatch: Mismatch | None = None) -> None:
-        self.learner, self.dies_at, self.batches = FakeLearner(), set(dies_at), 0
-        self.mismatch = mismatch
+    Polls count only while a batch is being trained; `dies_on` says for more of them: name, optimizer steps taken.
+    """
+
+    def __init__(
+        self,
+        dies_at: Sequence[int] = (),
+        mismatch: Mismatch | None = None,
+        dies_on: Callable[[str, int], bool] = lambda _verb, _steps: False,
+    ) -> None:
+        self.dies_at, self.dies_on, self.mismatch = set(dies_at), dies_on, mismatch
+        self.learner: FakeLearner | None = None
+        self.calls: list[str] = []
         self.batch: TrainBatch | None = None
         self.trained: list[TrainBatch] = []
         self.references: list[int] = []
 
+    def start(self) -> None:
+        self.learner, self.batch = FakeLearner(), None
+        self._called("start")
+
     def train(self, batch: TrainBatch) -> None:
         assert self.batch is None
+        self._called("train")
         self.batch = batch
 
     def poll(self) -> TrainResult | None:
         if self.batch is None:
             return None
+        learner = self._called("poll")
         batch, self.batch = self.batch, None
-        self.batches += 1
-        if self.batches in self.dies_at:
-            self.learner = FakeLearner()
-            raise LearnerLost("rank 0 died")
         self.trained.append(batch)
-        steps = tuple(self.learner.train_minibatch(minibatch) for minibatch in batch.minibatches)
+        steps = tuple(learner.train_minibatch(minibatch) for minibatch in batch.minibatches)
         return TrainResult(steps, self.mismatch, 0.1, 10)
 
     def publish(self, version: int) -> Sequence[object]:
-        return [self.learner.publish(version)]
+        return [self._called("publish").publish(version)]
 
     def reset_reference(self) -> None:
-        self.references.append(self.learner.steps)
+        self.references.append(self._called("reset_reference").steps)
 
     def save(self, directory: Path) -> None:
-        self.learner.save(directory)
+        self._called("save").save(directory)
 
     def load(self, directory: Path) -> None:
-        self.batch = None
-        self.learner.load(directory)
+        self.learner, self.batch = self.learner or FakeLearner(), None
+        self._called("load").load(directory)
+
+    def export(self, directory: Path) -> None:
+        self._called("export").export(directory)
+
+    def _called(self, verb: str) -> FakeLearner:
+        if self.learner is None:
+            raise LearnerLost("no rank is running")
+        self.calls.append(verb)
+        if len(self.calls) in self.dies_at or self.dies_on(verb, self.learner.steps):
+            self.learner = None
+            raise LearnerLost("rank 0 died")
+        return self.learner
 
 
 class RecordingTracker:
@@ -144,3 +169,29 @@ class RecordingTracker:
 
     def rewind(self, step) -> None:  # type: ignore[no-untyped-def]
         pass
+
+
+PROMPTS = [Prompt(f"p{i}", f"q{i}", "t", "1", token_ids=(1, 2)) for i in range(12)]
+
+
+def ones(response: Response) -> RewardScore:
+    return RewardScore(float(response.token_ids.mean()), {"ones": 1.0})
+
+
+def make_loop(tmp_path: Path, **changes) -> RlLoop:  # type: ignore[no-untyped-def]
+    """12 batches of 4 prompts, two steps each; `changes` to RlConfig or to the loop's parts."""
+    values = {"steps": 24, "prompts_per_step": 2, "group_size": 4, "minibatches_per_rollout": 2, "max_tokens": 5}
+    names = RlConfig.__dataclass_fields__
+    config = RlConfig(**{**values, "checkpoint_every": 2, **{k: v for k, v in changes.items() if k in names}})
+    return RlLoop(
+        config=config,
+        algorithm=changes.get("algorithm", GrpoConfig()),
+        ledger=Ledger(PROMPTS, config.prompts_per_batch, config.max_staleness, seed=0),
+        rollouts=changes.get("rollouts") or FakeRollouts(),
+        rewards=changes.get("rewards") or FakeRewards(ones),
+        learner=changes.get("learner") or FakeLearnerClient(),
+        tracker=changes.get("tracker") or RecordingTracker(),
+        directory=tmp_path,
+        policy=tmp_path / "policy",
+        should_stop=changes.get("should_stop", lambda: False),
+    )

@@ -70,6 +70,9 @@ class FakeLearner:
         logprobs = np.log([1 / (1 + math.exp(logit)), 1 / (1 + math.exp(-logit))])
         return [logprobs[sample.response_ids % 2].astype(np.float32) for sample in samples]
 
+    def has_version(self, version: int) -> bool:
+        return version in self._kept
+
     def publish(self, version: int | None = None) -> PublishedWeights:
         self.version = self.version + 1 if version is None else version
         self._kept = {v: logit for v, logit in self._kept.items() if v >= self.version - self._keep}

@@ -34,7 +34,7 @@ class GrpoConfig:
     advantage_std: bool = True  # divide advantages by the group's std
     zero_std: Literal["keep", "refill"] = "keep"  # groups without signal: count as zeros, or sample others (DAPO)
     old_logprobs: Literal["sampler", "learner"] = "sampler"  # whose pi_old the ratio uses
-    tis_cap: float | None = None  # truncated importance sampling of old over sampler; None: off
+    tis_cap: float | None = None  # truncated importance sampling of the learner's old over sampler; None: off
     offpolicy_mask_delta: float | None = None  # V3.2's off-policy sequence mask; nats per token; None: off
     reference_reset_steps: int = 400  # optimizer steps between reference := policy; 0: never
 
@@ -46,6 +46,9 @@ class GrpoConfig:
         for name in ("tis_cap", "offpolicy_mask_delta"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise UserError(f"algorithm.{name}", getattr(self, name), "must be more than 0, or null for off")
+        if self.tis_cap is not None and self.old_logprobs == "sampler":
+            allowed = "needs algorithm.old_logprobs=learner: the sampler's over themselves are always 1"
+            raise UserError("algorithm.tis_cap", self.tis_cap, allowed)
         if (self.denominator == "constant") != (self.constant_length is not None):
             allowed = "set it (tokens, e.g. the longest response) with denominator=constant, and only then"
             raise UserError("algorithm.constant_length", self.constant_length, allowed)
@@ -63,8 +66,8 @@ def policy_loss(
     `logprobs_T` [T] is the policy's, differentiable; whatever it holds where the mask is 0, even inf, has no effect.
 
     Metrics are sums over the trained tokens, to be divided by the sum of `tokens`: clip_low and clip_high (tokens whose
-    gradient the clip removed), ratio, ref_kl (k3), old_kl (k3 of pi to pi_old), tis_weight (1 where it is off),
-    offpolicy_masked, entropy if given.
+    gradient the clip removed), ratio, old_kl (k3 of pi to pi_old), tis_weight (1 where it is off), offpolicy_masked,
+    with kl_coef ref_kl (k3), entropy if given.
     """
     mask_T = micro.mask_T
     trained_T = mask_T > 0
@@ -90,11 +93,12 @@ def policy_loss(
         "clip_low": clipped_low_T,
         "clip_high": clipped_high_T,
         "ratio": ratio_T,
-        "ref_kl": ref_kl_T,
         "old_kl": k3(logprobs, old),
         "tis_weight": tis_T,
         "offpolicy_masked": 1.0 - kept_T,
     }
+    if config.kl_coef:  # else there is no reference
+        sums_T["ref_kl"] = ref_kl_T
     if entropy_T is not None:
         sums_T["entropy"] = torch.where(trained_T, entropy_T, 0.0)
     return _output(loss, sums_T, mask_T)

@@ -38,7 +38,6 @@ class TrackingConfig:
     entity: str = ""  # wandb team; empty: the key's default
     name: str = ""  # empty: the run directory's name
     tags: tuple[str, ...] = ()
-    samples_every: int = 10  # steps between two tables of sampled responses
     heat_map_every: int = 10  # steps between two heat maps of expert load
     max_rows: int = 64  # responses in one table
     finish_timeout_s: float = 60.0  # longest wait for an upload at the end; the rest stays on disk for `wandb sync`
@@ -46,9 +45,8 @@ class TrackingConfig:
 
 def check_tracking(config: TrackingConfig) -> None:
     """Raise UserError for what would fail only once the run is under way; starts nothing."""
-    for name, every in (("samples_every", config.samples_every), ("heat_map_every", config.heat_map_every)):
-        if every < 1:
-            raise UserError(f"tracking.{name}", every, "must be at least 1 step")
+    if config.heat_map_every < 1:
+        raise UserError("tracking.heat_map_every", config.heat_map_every, "must be at least 1 step")
     if config.mode not in ("offline", "online", "none"):
         raise UserError("tracking.mode", config.mode, "must be offline, online or none")
     if config.mode == "online" and not os.environ.get("WANDB_API_KEY"):
@@ -97,9 +95,7 @@ class WandbSink:
         self._send(stage, step, metrics)
 
     def samples(self, stage: str, step: int, rows: Sequence[SampleRow]) -> None:
-        """A table of responses each `samples_every` steps."""
-        if step % self.config.samples_every:
-            return
+        """A table of responses."""
         names = sorted({name for row in rows for name in row.components})
         columns = ["step", "prompt", "response", "reward", *names, "advantage", "length", "finish_reason", "version"]
         data = [

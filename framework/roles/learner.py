@@ -24,6 +24,7 @@ from framework.roles.rl_loop import LearnerLost, TrainResult
 from framework.types import Float32, PublishedWeights, TrainSample
 
 _COLLECTIVE = re.compile(r"gloo|nccl|connection|timed? ?out|peer|collective", re.IGNORECASE)
+_PING_EVERY_S = 1.0
 _DEATH_NOTICE_S = 10.0  # Ray tells of a dead actor a moment after its peers' collectives have failed
 
 
@@ -108,14 +109,12 @@ class LearnerWorker:
         return tuple(replace(sample, old_logprobs=old) for sample, old in zip(samples, found, strict=True))
 
     def _measure(self, batch: TrainBatch) -> Mismatch:
-        """Compare each probe response with the policy version that sampled it, where that is still kept."""
-        by_version: dict[int, list[TrainSample]] = {}
-        for sample in batch.probe:
-            by_version.setdefault(int(sample.weight_versions[0]), []).append(sample)
+        """Compare each token of the probe with the policy version that sampled it, where that is still kept."""
         parts = []
-        for version, samples in sorted(by_version.items()):
+        for version in sorted({int(v) for sample in batch.probe for v in sample.weight_versions}):
             if self._learner.has_version(version):
-                parts.append(measure_mismatch(samples, self._learner.logprobs(samples, version)))
+                samples = [sample for sample in batch.probe if version in sample.weight_versions]
+                parts.append(measure_mismatch(samples, self._learner.logprobs(samples, version), version))
         return merge_mismatches(parts)
 
 
@@ -125,16 +124,17 @@ class LearnerGroup:
     def __init__(
         self, config: LearnerConfig, ranks: int = 1, *, actor_options: Sequence[dict[str, Any]] | None = None
     ) -> None:
-        """`actor_options`: Ray's options for each rank (resources, placement); by default one CPU each."""
+        """`start` or `load` starts the ranks. `actor_options`: Ray's for each rank; by default one CPU each."""
         self.config, self.ranks = config, ranks
         self._options = list(actor_options or [{"num_cpus": 1}] * ranks)
         self._workers: list[Any] = []
         self._training: dict[int, Any] = {}  # rank -> reference still out
         self._trained: dict[int, TrainResult] = {}
-        self.start()
+        self._pings: dict[int, Any] = {}  # rank -> reference still out
+        self._pinged = 0.0
 
     def start(self) -> None:
-        """Start all ranks, in rank order, replacing any that live. Raises UserError or LearnerLost."""
+        """Start all ranks with the first policy, in place of any that live. Raises UserError or LearnerLost."""
         import ray
 
         self.shutdown()
@@ -153,7 +153,7 @@ class LearnerGroup:
 
         for worker in self._workers:
             ray.kill(worker, no_restart=True)
-        self._workers, self._training, self._trained = [], {}, {}
+        self._workers, self._training, self._trained, self._pings = [], {}, {}, {}
 
     def train(self, batch: TrainBatch) -> None:
         """Start training on a batch; `poll` returns the result."""
@@ -166,16 +166,11 @@ class LearnerGroup:
 
     def poll(self) -> TrainResult | None:
         """Rank 0's result once all ranks are done, else None. Raises LearnerLost, or what a rank raised."""
-        import ray
-
         if not self._training and not self._trained:
+            self._ping()
             return None
         self._require_workers()
-        references = list(self._training.values())
-        ready = ray.wait(references, num_returns=len(references), timeout=0)[0] if references else []
-        done = {rank: ref for rank, ref in self._training.items() if ref in ready}
-        self._trained |= self._gather(done)
-        self._training = {rank: ref for rank, ref in self._training.items() if rank not in done}
+        self._trained |= self._take_ready(self._training)
         if self._training:
             return None
         result, self._trained = self._trained[0], {}
@@ -215,6 +210,21 @@ class LearnerGroup:
         """Call all ranks with the same arguments; return rank 0's result."""
         self._require_workers()
         return self._gather({r: getattr(w, method).remote(*args) for r, w in enumerate(self._workers)})[0]
+
+    def _ping(self) -> None:
+        """Notice a death between two calls as well: with its node, weights that no rollout worker has yet are gone."""
+        self._take_ready(self._pings)
+        if not self._pings and time.monotonic() - self._pinged > _PING_EVERY_S:
+            self._pinged = time.monotonic()
+            self._pings = {rank: worker.__ray_ready__.remote() for rank, worker in enumerate(self._workers)}
+
+    def _take_ready(self, calls: dict[int, Any]) -> dict[int, Any]:
+        """Take the calls that have returned out of `calls`; their results."""
+        import ray
+
+        references = list(calls.values())
+        ready = ray.wait(references, num_returns=len(references), timeout=0)[0] if references else []
+        return self._gather({rank: calls.pop(rank) for rank, ref in list(calls.items()) if ref in ready})
 
     def _require_workers(self) -> None:
         if not self._workers:

@@ -107,19 +107,29 @@ class Ledger:
         assert self.batch_ready()
         return [FinishedTicket(ticket, self._finished[ticket]) for ticket in self._first_live()]
 
-    def discarded(self) -> list[FinishedTicket]:
-        """Groups without signal that will be written off with the next batch."""
-        return [FinishedTicket(ticket, scored) for ticket, scored in sorted(self._no_signal.items())]
+    @property
+    def refilled(self) -> int:
+        """Groups without signal that are not written off yet."""
+        return len(self._no_signal)
+
+    def discarded(self, batch: Sequence[FinishedTicket]) -> list[FinishedTicket]:
+        """Groups without signal whose place in `batch` others have taken: `train` writes them off with it."""
+        last = max(item.ticket for item in batch)
+        return [FinishedTicket(ticket, scored) for ticket, scored in sorted(self._no_signal.items()) if ticket <= last]
+
+    def scored(self) -> list[ScoredGroup]:
+        """Groups that were scored and neither trained nor written off yet."""
+        return [*self._finished.values(), *self._no_signal.values()]
 
     def train(self, batch: Sequence[FinishedTicket]) -> None:
         """Mark a batch as trained, and the groups that were refilled before its last ticket as used up."""
-        last = max(item.ticket for item in batch)
+        discarded = self.discarded(batch)
         for item in batch:
             del self._finished[item.ticket]
             self._consume(item.ticket, "trained")
-        for ticket in sorted(t for t in self._no_signal if t <= last):
-            del self._no_signal[ticket]
-            self._consume(ticket, "no_signal")
+        for item in discarded:
+            del self._no_signal[item.ticket]
+            self._consume(item.ticket, "no_signal")
         self.batches_trained += 1
 
     def save(self, file: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from framework.algorithms.advantages import group_advantages, has_signal
 from framework.algorithms.policy_loss import GrpoConfig
-from framework.types import Minibatch, SampleRow, ScoredGroup, StepResult, TrainSample
+from framework.types import Minibatch, Prompt, Response, SampleRow, ScoredGroup, StepResult, TrainSample
 
 # What a step reports -> its name among a run's metrics, where the report and wandb group names by what precedes "/"
 STEP_METRICS = {
@@ -30,7 +30,7 @@ class TrainBatch:
     """One rollout batch as the learner receives it: an optimizer step a minibatch."""
 
     minibatches: tuple[Minibatch, ...]
-    probe: tuple[TrainSample, ...]  # responses of one policy version each, to measure the mismatch on
+    probe: tuple[TrainSample, ...]  # responses to measure the mismatch on, without signal or not
     version: int  # policy version that the learner holds when it starts
 
 
@@ -45,24 +45,29 @@ def group_has_signal(scored: ScoredGroup) -> bool:
     return len(rewards) > 1 and has_signal(rewards)
 
 
+def advantages(scored: ScoredGroup, std: bool) -> dict[int, float]:
+    """Index of each response that could be scored -> its advantage."""
+    indices = [index for index, score in enumerate(scored.scores) if not score.error]
+    return dict(zip(indices, group_advantages(_scored_rewards(scored), std).tolist(), strict=True)) if indices else {}
+
+
 def train_samples(scored: ScoredGroup, std: bool) -> list[TrainSample]:
     """Responses with their advantages. Empty for a group without signal: it contributes nothing to the loss."""
     if not group_has_signal(scored):
         return []
-    advantages = iter(group_advantages(_scored_rewards(scored), std).tolist())
-    prompt = scored.group.prompt
-    return [
-        TrainSample(
-            prompt_id=prompt.id,
-            prompt_ids=np.asarray(prompt.token_ids, dtype=np.int32),
-            response_ids=response.token_ids,
-            advantage=next(advantages),
-            sampler_logprobs=response.logprobs,
-            weight_versions=response.weight_versions,
-        )
-        for response, score in zip(scored.group.responses, scored.scores, strict=True)
-        if not score.error
-    ]
+    group = scored.group
+    return [_sample(group.prompt, group.responses[i], value) for i, value in advantages(scored, std).items()]
+
+
+def _sample(prompt: Prompt, response: Response, advantage: float = 0.0) -> TrainSample:
+    return TrainSample(
+        prompt_id=prompt.id,
+        prompt_ids=np.asarray(prompt.token_ids, dtype=np.int32),
+        response_ids=response.token_ids,
+        advantage=advantage,
+        sampler_logprobs=response.logprobs,
+        weight_versions=response.weight_versions,
+    )
 
 
 def build_batch(
@@ -72,30 +77,30 @@ def build_batch(
 
     The order depends only on the version, so a resumed run splits alike.
     """
-    n_responses = sum(len(scored.group.responses) for scored in groups)
+    responses = [(scored.group.prompt, response) for scored in groups for response in scored.group.responses]
     samples = [sample for scored in groups for sample in train_samples(scored, algorithm.advantage_std)]
     order = np.random.default_rng(version).permutation(len(samples))
     parts = [tuple(samples[i] for i in part) for part in np.array_split(order, minibatches)]
-    one_version = [s for s in samples if (s.weight_versions == s.weight_versions[0]).all()]
-    picked = np.random.default_rng(version).permutation(len(one_version))[:probe]
+    picked = np.random.default_rng(version).permutation(len(responses))[:probe]
     return TrainBatch(
-        tuple(Minibatch(part, n_responses // minibatches) for part in parts),
-        tuple(one_version[i] for i in picked),
+        tuple(Minibatch(part, len(responses) // minibatches) for part in parts),
+        tuple(_sample(*responses[i]) for i in picked),
         version,
     )
 
 
 def batch_metrics(groups: Sequence[ScoredGroup], discarded: Sequence[ScoredGroup], version: int) -> dict[str, float]:
-    """Means over one batch's responses; `version` is the policy that trains on it."""
+    """Means over one batch's responses; `version` is the policy that trains on it, others took `discarded`'s place."""
     scores = [score for scored in groups for score in scored.scores]
     responses = [response for scored in groups for response in scored.group.responses]
     valid = [score for score in scores if not score.error]
+    errors = [score.error for scored in (*groups, *discarded) for score in scored.scores]
     lengths = np.array([len(response.token_ids) for response in responses])
     staleness = version - np.concatenate([response.weight_versions for response in responses])
     no_signal = len(discarded) + sum(not group_has_signal(scored) for scored in groups)
     metrics = {
         "reward/mean": float(np.mean([score.total for score in valid])) if valid else 0.0,
-        "reward/failed_share": 1 - len(valid) / len(scores),
+        "reward/failed_share": float(np.mean([bool(error) for error in errors])),
         "response/length_mean": float(lengths.mean()),
         "response/length_max": float(lengths.max()),
         "response/truncated_share": float(np.mean([r.finish_reason == "length" for r in responses])),
@@ -123,9 +128,12 @@ def sample_rows(groups: Sequence[ScoredGroup], std: bool, prompts: int = 4) -> l
     """A few responses for people to read: the best and the worst of the first groups."""
     rows = []
     for scored in groups[:prompts]:
-        rewards = torch.tensor([score.total for score in scored.scores], dtype=torch.float64)
-        advantages = group_advantages(rewards, std)
-        for index in dict.fromkeys((int(rewards.argmax()), int(rewards.argmin()))):
+        found = advantages(scored, std)
+        rewards = [score.total for score in scored.scores]
+        candidates = list(found) or range(len(rewards))  # those that failed only where all did
+        for index in dict.fromkeys(
+            (max(candidates, key=rewards.__getitem__), min(candidates, key=rewards.__getitem__))
+        ):
             response, score = scored.group.responses[index], scored.scores[index]
             rows.append(
                 SampleRow(
@@ -133,7 +141,7 @@ def sample_rows(groups: Sequence[ScoredGroup], std: bool, prompts: int = 4) -> l
                     response=response.text,
                     reward=score.total,
                     components=dict(score.components),
-                    advantage=float(advantages[index]),
+                    advantage=found.get(index, 0.0),
                     length=len(response.token_ids),
                     finish_reason=response.finish_reason,
                     version=int(response.weight_versions[-1]),

@@ -13,7 +13,6 @@ Source: DeepSeek-R1 (2501.12948v2) section 2.1 and B.1.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from framework.algorithms.mismatch import Mismatch, MismatchConfig, check_mismat
 from framework.algorithms.policy_loss import GrpoConfig
 from framework.errors import RunFailed, Stopped, UserError
 from framework.protocols import Tracker
+from framework.roles.checkpoints import Checkpoints
 from framework.roles.ledger import FinishedTicket, Ledger
 from framework.roles.phases import PhaseClock
 from framework.roles.reward import check_scores
@@ -41,7 +41,7 @@ from framework.roles.rl_batch import (
 )
 from framework.types import Prompt, ResponseGroup, RewardScore, SamplingParams, ScoredGroup, StepResult
 
-LEDGER, LATEST = "ledger.jsonl", "LATEST"
+LEDGER = "ledger.jsonl"
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,21 @@ class RlConfig:
     minibatches_per_rollout: int = 16  # optimizer steps on one batch of rollouts; one inner epoch
     max_staleness: int = 0  # policy versions that a rollout may lag behind
     temperature: float = 1.0
-    top_p: float = 1.0
+    top_p: float = 1.0  # the only value that RL works with
     max_tokens: int = 32_768  # of a response
     checkpoint_every: int = 10  # batches
     samples_every: int = 10  # batches between tables of sample responses
     probe_responses: int = 16  # responses a batch whose logprobs are recomputed to measure the mismatch; 0: none
     mismatch: MismatchConfig = MismatchConfig()
-    max_learner_restarts: int = 5
+    max_learner_restarts: int = 5  # in a row; a batch that was never trained before starts the count anew
+    max_refill_batches: int = 10  # batches of groups without signal that a batch may have replaced (DAPO's)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "prompts_per_step", "minibatches_per_rollout", "max_tokens", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"stage.grpo.{name}", getattr(self, name), "must be at least 1")
+        sizes = ("steps", "prompts_per_step", "minibatches_per_rollout", "max_tokens", "max_refill_batches")
+        least = dict.fromkeys((*sizes, "checkpoint_every", "samples_every"), 1)
+        for name, least_value in (least | {"probe_responses": 0, "max_learner_restarts": 0}).items():
+            if getattr(self, name) < least_value:
+                raise UserError(f"stage.grpo.{name}", getattr(self, name), f"must be at least {least_value}")
         if self.group_size < 2:
             raise UserError("stage.grpo.group_size", self.group_size, "must be at least 2: the group is the baseline")
         if self.max_staleness < 0:
@@ -77,6 +80,8 @@ class RlConfig:
             raise UserError("stage.grpo.minibatches_per_rollout", self.minibatches_per_rollout, allowed)
         if self.temperature <= 0:
             raise UserError("stage.grpo.temperature", self.temperature, "must be above 0: logprobs are at temperature")
+        if self.top_p != 1:
+            raise UserError("stage.grpo.top_p", self.top_p, "must be 1: the learner's logprobs are of all tokens")
 
     @property
     def batches(self) -> int:
@@ -145,6 +150,10 @@ class Rewards(Protocol):
 class LearnerClient(Protocol):
     """The learner group as the loop sees it; every verb but `train` waits. Any may raise LearnerLost."""
 
+    def start(self) -> None:
+        """Start every rank with the first policy, in place of any that lives."""
+        ...
+
     def train(self, batch: TrainBatch) -> None:
         """Start training on a batch."""
         ...
@@ -163,10 +172,14 @@ class LearnerClient(Protocol):
         """Restore a checkpoint, restarting dead ranks first."""
         ...
 
+    def export(self, directory: Path) -> None:
+        """Write the policy for others to use."""
+        ...
+
 
 @dataclass
 class RlLoop:
-    """The GRPO loop. `run` returns when every batch is trained, and resumes from `directory` when called again."""
+    """The GRPO loop. `run` returns once the trained policy is exported, and resumes from `directory`."""
 
     config: RlConfig
     algorithm: GrpoConfig
@@ -176,27 +189,32 @@ class RlLoop:
     learner: LearnerClient
     tracker: Tracker
     directory: Path  # checkpoints
+    policy: Path  # where the trained policy goes
     should_stop: Callable[[], bool] = lambda: False
     max_failed_share: float = 0.05
     version: int = field(default=0, init=False)  # newest published policy version = batches trained
     _training: list[FinishedTicket] | None = field(default=None, init=False)
     _groups: dict[int, ResponseGroup] = field(default_factory=dict, init=False)  # being scored
     _clock: PhaseClock = field(default_factory=PhaseClock, init=False)
-    _learner_restarts: int = field(default=0, init=False)
+    _furthest: int = field(default=0, init=False)  # most batches trained before any death
+    _learner_deaths: int = field(default=0, init=False)  # since then
 
     def run(self) -> None:
         """Train every batch. Raises MismatchTooLarge, RunFailed, Stopped or UserError."""
-        self._resume()
+        while True:
+            try:
+                self._resume()
+                self._train_batches()
+                return self.learner.export(self.policy)
+            except LearnerLost as error:
+                self._lost(error)
+
+    def _train_batches(self) -> None:
         self._clock.finish_batch()  # what resuming took is no batch's
         while self.ledger.batches_trained < self.config.batches:
             if self.should_stop() and self._training is None:  # what is being sampled is sampled again on resuming
                 self._stop()
-            try:
-                busy = self._issue() + self._collect_groups() + self._collect_scores() + self._train() + self._learn()
-            except LearnerLost as error:
-                self._recover(error)
-                continue
-            if not busy:
+            if not self._issue() + self._collect_groups() + self._collect_scores() + self._train() + self._learn():
                 time.sleep(0.002)
 
     def _issue(self) -> int:
@@ -235,7 +253,22 @@ class RlLoop:
             self._clock.scored(ticket)
             refill = self.algorithm.zero_std == "refill" and not group_has_signal(scored)
             self.ledger.finish(ticket, scored, refill)
+            if refill:
+                self._check_refills()
         return len(results)
+
+    def _check_refills(self) -> None:
+        """Stop where no batch would ever be whole: rewards that all fail, or that are all equal."""
+        size, live = self.config.prompts_per_batch, self.config.max_staleness + 1
+        if self.ledger.refilled >= size:
+            check_scores(self.ledger.scored(), self.max_failed_share)
+        if self.ledger.refilled > self.config.max_refill_batches * size * live:
+            bound = f"stage.grpo.max_refill_batches={self.config.max_refill_batches} of {size} prompts"
+            raise RunFailed(
+                f"no batch has come together: more groups than {bound} had rewards all equal; take prompts that the "
+                "policy solves neither always nor never, larger groups (stage.grpo.group_size), or "
+                "algorithm.zero_std=keep"
+            )
 
     def _train(self) -> int:
         """Hand the next whole batch to an idle learner."""
@@ -244,7 +277,8 @@ class RlLoop:
         self._training = self.ledger.batch()
         self._clock.training()
         scored = [item.scored for item in self._training]
-        check_scores(scored, self.max_failed_share)
+        discarded = [item.scored for item in self.ledger.discarded(self._training)]
+        check_scores(scored + discarded, self.max_failed_share)
         probe = self.config.probe_responses
         batch = build_batch(scored, self.algorithm, self.config.minibatches_per_rollout, self.version, probe)
         self.learner.train(batch)
@@ -259,13 +293,12 @@ class RlLoop:
         batch, self._training = self._training, None
         if result.mismatch is not None:
             check_mismatch(result.mismatch, self.config.mismatch)
-        discarded = self.ledger.discarded()
+        discarded = self.ledger.discarded(batch)
         self.ledger.train(batch)
-        steps_before = (self.ledger.batches_trained - 1) * self.config.minibatches_per_rollout
-        steps_after = steps_before + self.config.minibatches_per_rollout
-        if self.algorithm.kl_coef and steps_before // self.algorithm.reference_reset_steps != (
-            steps_after // self.algorithm.reference_reset_steps
-        ):
+        if self.ledger.batches_trained > self._furthest:
+            self._furthest, self._learner_deaths = self.ledger.batches_trained, 0
+        every = self.algorithm.reference_reset_steps  # a multiple of a batch's steps
+        if self.algorithm.kl_coef and every and self._steps % every == 0:
             self.learner.reset_reference()
         trained_on = self.version
         self._publish(self.ledger.batches_trained)
@@ -275,10 +308,14 @@ class RlLoop:
             self._save()
         return 1
 
+    @property
+    def _steps(self) -> int:
+        """Optimizer steps taken."""
+        return self.ledger.batches_trained * self.config.minibatches_per_rollout
+
     def _stop(self) -> None:
         self._save()
-        steps = self.ledger.batches_trained * self.config.minibatches_per_rollout
-        raise Stopped(f"stopped after {steps} of {self.config.steps} steps; the same command resumes")
+        raise Stopped(f"stopped after {self._steps} of {self.config.steps} steps; the same command resumes")
 
     def _publish(self, version: int) -> None:
         self._clock.published()
@@ -289,12 +326,19 @@ class RlLoop:
         self, batch: Sequence[FinishedTicket], discarded: Sequence[FinishedTicket], result: TrainResult, trained_on: int
     ) -> None:
         """Log one batch; its x axis is the optimizer steps taken."""
-        step = self.ledger.batches_trained * self.config.minibatches_per_rollout
+        step = self._steps
         scored = [item.scored for item in batch]
         metrics = batch_metrics(scored, [item.scored for item in discarded], trained_on) | step_metrics(result.steps)
-        if result.mismatch is not None and result.mismatch.tokens:
-            gap = result.mismatch
-            metrics |= {"mismatch/mean_abs": gap.mean_abs, "mismatch/max_abs": gap.max_abs, "mismatch/k3": gap.k3_kl}
+        if (gap := result.mismatch) is not None:
+            metrics["mismatch/tokens"] = gap.tokens
+            if gap.tokens:
+                metrics |= {
+                    "mismatch/mean_abs": gap.mean_abs,
+                    "mismatch/max_abs": gap.max_abs,
+                    "mismatch/k3": gap.k3_kl,
+                }
+            else:
+                print(f"step {step}: mismatch not measured, the learner has no version that sampled", flush=True)
         metrics |= self._clock.finish_batch() | {"time/train_s": result.seconds}
         seconds = metrics["time/step_s"]
         metrics["tokens_per_s"] = result.tokens / seconds
@@ -310,56 +354,36 @@ class RlLoop:
         self.tracker.progress(step, self.config.steps, f"reward {reward:.3f}  length {length:.1f}  {seconds:.2f} s")
 
     def _save(self) -> None:
-        """Write learner and ledger as one checkpoint: it counts once LATEST names it, and is never written over."""
-        name = f"batch_{self.ledger.batches_trained:06d}"
-        if self._latest() == name:
-            return
-        target, temporary = self.directory / name, self.directory / f"{name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        self.learner.save(temporary)
-        self.ledger.save(temporary / LEDGER)
-        temporary.replace(target)
-        pointer = self.directory / f"{LATEST}.tmp"
-        pointer.write_text(name)
-        pointer.replace(self.directory / LATEST)
-        for old in self.directory.glob("batch_*"):
-            if old.name != name:
-                shutil.rmtree(old)
+        """Write learner and ledger as one checkpoint."""
 
-    def _latest(self) -> str:
-        """Name of the newest checkpoint, empty if there is none."""
-        pointer = self.directory / LATEST
-        return pointer.read_text().strip() if pointer.is_file() else ""
+        def write(directory: Path) -> None:
+            self.learner.save(directory)
+            self.ledger.save(directory / LEDGER)
+
+        Checkpoints(self.directory).save(self.ledger.batches_trained, write)
 
     def _resume(self) -> None:
         """Continue from the newest checkpoint, or make the first one."""
-        if latest := self._latest():
-            checkpoint = self.directory / latest
+        checkpoint = Checkpoints(self.directory).newest()
+        if checkpoint is not None:
             self.ledger.load(checkpoint / LEDGER)
             self.learner.load(checkpoint)
-            self.tracker.rewind(self.ledger.batches_trained * self.config.minibatches_per_rollout)
+            self.tracker.rewind(self._steps)
         else:
+            self.learner.start()
             if self.algorithm.kl_coef:
                 self.learner.reset_reference()
             self._save()
         self._publish(self.ledger.batches_trained)
 
-    def _recover(self, error: LearnerLost) -> None:
-        """Go back to the newest checkpoint after the death of a learner; what was live is sampled again."""
-        while True:
-            self._learner_restarts += 1
-            if self._learner_restarts > self.config.max_learner_restarts:
-                raise RunFailed(f"the learner died {self._learner_restarts} times; the last time: {error}") from error
-            print(f"learner lost ({error}); restarting it from the newest checkpoint", flush=True)
-            self._training = None
-            self._groups.clear()
-            self.rollouts.forget()
-            self.rewards.forget()
-            try:
-                self._resume()
-            except LearnerLost as again:
-                error = again
-            else:
-                return
+    def _lost(self, error: LearnerLost) -> None:
+        """After a learner's death, forget what is under way: `_resume` goes back to the newest checkpoint."""
+        self._learner_deaths += 1
+        if self._learner_deaths > self.config.max_learner_restarts:
+            times = f"{self._learner_deaths} times without a batch trained in between"
+            raise RunFailed(f"the learner died {times}; the last time: {error}") from error
+        print(f"learner lost ({error}); restarting it from the newest checkpoint", flush=True)
+        self._training = None
+        self._groups.clear()
+        self.rollouts.forget()
+        self.rewards.forget()

@@ -55,6 +55,11 @@ class Grpo:
         if self.learner.token_budget < self.rollout.max_model_len:
             allowed = f"must hold a whole sequence: engine.rollout.max_model_len={self.rollout.max_model_len}"
             raise UserError("engine.learner.token_budget", self.learner.token_budget, allowed)
+        reset, each = self.algorithm.reference_reset_steps, self.config.minibatches_per_rollout
+        if self.algorithm.kl_coef and reset % each:
+            near = ", ".join(str(n) for n in (reset // each * each, (reset // each + 1) * each) if n)
+            allowed = f"must be 0 (never) or a multiple of stage.grpo.minibatches_per_rollout={each}: {near}"
+            raise UserError("algorithm.reference_reset_steps", reset, allowed)
 
     def run(self, inputs: GrpoInputs, runtime: Runtime) -> GrpoOutputs:
         """Train to the end; resumes from the newest checkpoint in the stage's work directory."""
@@ -97,10 +102,10 @@ class Grpo:
                     learner=learner,
                     tracker=runtime.tracker,
                     directory=runtime.work_dir,
+                    policy=directory,
                     should_stop=runtime.should_stop,
                     max_failed_share=self.rewards.max_failed_share,
                 ).run()
-                learner.export(directory)
             finally:
                 learner.shutdown()
         copy_tokenizer(inputs.base, directory)

@@ -74,6 +74,7 @@ def test_report_and_wandb_files_are_there(whole_run: Run) -> None:
     assert "Learner–sampler mismatch, mean" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert list(whole_run.directory.glob("wandb/offline-run-*/*.wandb"))
+    assert list(whole_run.directory.glob("wandb/offline-run-*/files/media/table/grpo/samples_*.table.json"))
 
 
 def test_each_prompt_is_trained_once_an_epoch(whole_run: Run) -> None:

@@ -54,6 +54,7 @@ def test_two_ranks_train_publish_die_and_resume(ray_node: None, checkpoint: Path
     import ray
 
     group = LearnerGroup(config(checkpoint, ep_size=2), ranks=2)
+    group.start()
     group.train(batch())
     first = trained(group)
     assert [step.step for step in first.steps] == [1, 2]
@@ -79,12 +80,16 @@ def test_two_ranks_train_publish_die_and_resume(ray_node: None, checkpoint: Path
     group.load(tmp_path)
     for ours, theirs in zip(group.logprobs(samples()), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+    os.kill(pid_of(group, 0), signal.SIGKILL)  # while nothing is asked of it
+    with pytest.raises(LearnerLost, match="rank 0 of 2 died"):
+        trained(group, timeout_s=20)
     group.shutdown()
 
 
 def test_a_bad_checkpoint_reaches_the_driver_as_the_users_error(ray_node: None, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json"):
-        LearnerGroup(config(tmp_path, ep_size=1))
+        LearnerGroup(config(tmp_path, ep_size=1)).start()
 
 
 def pid_of(group: LearnerGroup, rank: int) -> int:

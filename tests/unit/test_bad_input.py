@@ -239,6 +239,11 @@ CASES = (
         ("stage.grpo.minibatches_per_rollout: got 4", "must divide stage.grpo.steps=10: 1, 2, 5, 10"),
     ),
     Case(
+        "reference resets between two batches",
+        r1_zero("algorithm.reference_reset_steps=6"),
+        ("algorithm.reference_reset_steps: got 6", "0 (never)", "stage.grpo.minibatches_per_rollout=4: 4, 8"),
+    ),
+    Case(
         "learner's expert parallelism that does not divide its ranks",
         r1_zero("engine.learner.ep_size=2"),
         ("engine.learner.ep_size: got 2", "must divide the 1 learner ranks"),

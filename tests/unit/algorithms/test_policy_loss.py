@@ -103,6 +103,7 @@ def test_kl_hand_worked() -> None:
     assert output.loss.item() == pytest.approx(0.1 * k3)
     assert logprobs_T.grad.item() == pytest.approx(0.05)
     assert output.metrics["ref_kl"] == pytest.approx(k3)
+    assert "ref_kl" not in policy_loss(logprobs_T, micro, NO_KL).metrics  # there is no reference
     # unbiased: times rho, through which it also differentiates: 0.1 (k3 + 1/2) at rho = 1
     logprobs_T, micro = one_token(0.0, 1.0, ref=0.25)
     policy_loss(logprobs_T, micro, GrpoConfig(kl_coef=0.1, kl_estimator="k3_unbiased")).loss.backward()
@@ -131,7 +132,7 @@ def test_unbiased_kl_gradient_is_that_of_the_divergence() -> None:
 
 def test_truncated_importance_sampling_hand_worked() -> None:
     # old / sampler = 0.5 / 0.4 = 1.25 and 0.5 / 0.1 = 5, capped at 2: scales the policy term, not the KL
-    config = GrpoConfig(kl_coef=0.1, tis_cap=2.0)
+    config = GrpoConfig(kl_coef=0.1, old_logprobs="learner", tis_cap=2.0)
     kl = 0.1 * (math.log(2) - 0.5)
     for sampler, weight in ((0.4, 1.25), (0.1, 2.0)):
         logprobs_T, micro = one_token(1.0, 1.0, sampler=sampler, ref=0.25)
@@ -163,7 +164,7 @@ def test_offpolicy_mask_hand_worked() -> None:
 CONFIGS = [
     GrpoConfig(),
     GrpoConfig(clip_high=0.28, kl_coef=0.0, denominator="token"),
-    GrpoConfig(clip_low=10, clip_high=10, kl_coef=0.04, tis_cap=1.5),
+    GrpoConfig(clip_low=10, clip_high=10, kl_coef=0.04, old_logprobs="learner", tis_cap=1.5),
     GrpoConfig(kl_coef=0.1, kl_estimator="k3_unbiased", offpolicy_mask_delta=0.05, advantage_std=False),
 ]
 
@@ -297,6 +298,7 @@ def test_denominator() -> None:
         ({"kl_coef": -1e-3}, "kl_coef"),
         ({"reference_reset_steps": -1}, "reference_reset_steps"),
         ({"tis_cap": 0.0}, "tis_cap"),
+        ({"tis_cap": 2.0}, "tis_cap: got 2.0; needs algorithm.old_logprobs=learner"),
         ({"offpolicy_mask_delta": -0.1}, "offpolicy_mask_delta"),
         ({"denominator": "constant"}, "constant_length"),
         ({"constant_length": 64}, "constant_length"),

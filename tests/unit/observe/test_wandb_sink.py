@@ -30,7 +30,7 @@ from framework.observe.wandb_sink import TrackingConfig
 from framework.types import SampleRow
 
 first, last = map(int, sys.argv[2:4])
-tracking = RunTracking(TrackingConfig(samples_every=2, heat_map_every=2), Path(sys.argv[1]), {"seed": 0})
+tracking = RunTracking(TrackingConfig(heat_map_every=2), Path(sys.argv[1]), {"seed": 0})
 for stage in ("pretrain", "grpo"):
     tracker = tracking.tracker(stage)
     for step in range(first, last):
@@ -38,6 +38,9 @@ for stage in ("pretrain", "grpo"):
         tracker.samples(step, [SampleRow("prompt", "answer", 1.0, {"accuracy": 1.0})])
         tracker.expert_load(step, np.ones((2, 4)))
 if sys.argv[4] == "close":
+    from tests.fake_clients import make_loop
+
+    make_loop(Path(sys.argv[1]) / "state", samples_every=3, tracker=tracking.tracker("rl")).run()
     tracking.close()
 """
 
@@ -84,6 +87,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
             [sys.executable, "-c", PROCESS, str(run_dir), *arguments],
             check=True,
             timeout=60,
+            cwd=REPOSITORY,
             env=os.environ | {"HOME": str(run_dir)},
         )
     return run_dir
@@ -108,18 +112,30 @@ def test_each_stage_has_its_own_steps_and_rows_go_on_after_a_resume(run_dir: Pat
     assert max(row["_step"] for row in first) < min(row["_step"] for row in second)
 
 
-def test_tables_and_heat_maps_come_each_n_steps(run_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "kind", "steps"),
+    [
+        ("grpo", "samples", [0, 1, 2, 3, 4]),
+        ("grpo", "experts/load", [0, 2, 4]),
+        ("rl", "samples", [2, 8, 14, 20]),  # each third batch of two steps
+    ],
+)
+def test_every_table_arrives_and_a_heat_map_each_n_steps(
+    run_dir: Path, stage: str, kind: str, steps: list[int]
+) -> None:
     rows = [row for file in (run_dir / "wandb").glob("offline-run-*/*.wandb") for row in history(file)]
-    for kind in ("samples", "experts/load"):
-        names = {key for row in rows for key in row if key.startswith(f"grpo/{kind}")}
-        steps = sorted({row["grpo/step"] for row in rows if names & row.keys()})
-        assert steps == [0, 2, 4], kind
+    names = {key for row in rows for key in row if key.startswith(f"{stage}/{kind}")}
+    assert sorted({row[f"{stage}/step"] for row in rows if names & row.keys()}) == steps
+    if kind == "samples":
+        assert len(list(run_dir.glob(f"wandb/offline-run-*/files/media/table/{stage}/samples_*.table.json"))) == len(
+            steps
+        )
 
 
 def test_the_runs_own_files_hold_the_same(run_dir: Path) -> None:
     stages = read_history(run_dir).stages
     assert stages["grpo"].series["train/loss"] == {step: float(step) for step in range(5)}
-    assert [stage.state for stage in stages.values()] == ["finished", "finished"]
+    assert [stage.state for stage in stages.values()] == ["finished"] * 3
 
 
 def test_online_without_a_key_is_refused_before_anything_is_created(
@@ -131,10 +147,9 @@ def test_online_without_a_key_is_refused_before_anything_is_created(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("field", ["samples_every", "heat_map_every"])
-def test_intervals_must_be_positive(field: str) -> None:
-    with pytest.raises(UserError, match=f"tracking.{field}"):
-        check_tracking(TrackingConfig(**{field: 0}))
+def test_intervals_must_be_positive() -> None:
+    with pytest.raises(UserError, match=r"tracking\.heat_map_every"):
+        check_tracking(TrackingConfig(heat_map_every=0))
 
 
 def test_none_writes_only_the_runs_own_files(tmp_path: Path) -> None:

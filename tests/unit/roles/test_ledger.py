@@ -75,6 +75,19 @@ def test_staleness_bounds_what_may_be_issued() -> None:
     assert ledger.to_issue(1) == 4
 
 
+def test_groups_without_signal_are_reported_with_the_batch_that_replaces_them() -> None:
+    ledger = Ledger(prompts(100), batch_size=2, max_staleness=1, seed=0)
+    for ticket in [ledger.issue(0) for _ in range(4)] + [ledger.issue(0)]:
+        ledger.finish(ticket, scored(ledger, ticket), refill=ticket in (1, 3))  # 0 and 2 make a batch
+    assert (len(ledger.scored()), ledger.refilled) == (5, 2)
+    assert [item.ticket for item in ledger.discarded(ledger.batch())] == [1]
+    ledger.train(ledger.batch())
+    ledger.finish(ledger.issue(0), scored(ledger, 5), refill=False)
+    assert [item.ticket for item in ledger.discarded(ledger.batch())] == [3]
+    ledger.train(ledger.batch())
+    assert [e.ticket for e in ledger.consumed if e.outcome == "no_signal"] == [1, 3]
+
+
 def test_every_epoch_has_every_prompt_once_in_its_own_order() -> None:
     ledger = Ledger(prompts(10), 2, 0, seed=5)
     first, second = ([ledger.prompt(t).id for t in range(start, start + 10)] for start in (0, 10))

@@ -41,6 +41,7 @@ def test_equal_rewards_train_nothing_but_count_in_the_denominator() -> None:
     assert [len(minibatch.samples) for minibatch in batch.minibatches] == [2, 2]
     assert [minibatch.n_responses for minibatch in batch.minibatches] == [4, 4]
     assert len(batch.probe) == 2
+    assert len(build_batch(groups, GrpoConfig(), 2, version=3, probe=99).probe) == 8  # without signal too
 
 
 def test_minibatches_split_every_sample_once_and_alike_after_a_resume() -> None:
@@ -57,7 +58,7 @@ def test_metrics_by_hand() -> None:
     metrics = batch_metrics([scored([1.0, 0.0, 0.0, 1.0], errors=(1,), version=2)], [scored([1.0, 1.0])], version=3)
     assert metrics["reward/mean"] == pytest.approx(2 / 3)
     assert metrics["reward/accuracy"] == pytest.approx(2 / 3)
-    assert metrics["reward/failed_share"] == pytest.approx(1 / 4)
+    assert metrics["reward/failed_share"] == pytest.approx(1 / 6)  # discarded groups count
     assert metrics["response/length_mean"] == 2.5
     assert metrics["response/length_max"] == 4
     assert metrics["staleness/mean"] == metrics["staleness/max"] == 1
@@ -68,3 +69,11 @@ def test_sample_rows_show_best_and_worst() -> None:
     rows = sample_rows([scored([0.0, 2.0, 1.0])], std=False)
     assert [(row.reward, row.length) for row in rows] == [(2.0, 2), (0.0, 1)]
     assert np.isclose(rows[0].advantage, 1.0)
+
+
+def test_sample_rows_show_the_advantages_that_are_trained_on() -> None:
+    group = scored([3.0, 9.0, 1.0], errors=(1,))
+    (best, worst), samples = sample_rows([group], std=False), train_samples(group, std=False)
+    assert [best.advantage, worst.advantage] == [sample.advantage for sample in samples] == [1.0, -1.0]
+    (failed,) = sample_rows([scored([1.0, 1.0], errors=(0, 1))], std=True)
+    assert (failed.reward, failed.advantage) == (0.0, 0.0)

@@ -10,33 +10,9 @@ import pytest
 from framework.algorithms.mismatch import Mismatch, MismatchConfig, TokenGap
 from framework.algorithms.policy_loss import GrpoConfig
 from framework.errors import MismatchTooLarge, RunFailed, Stopped, UserError
-from framework.roles.ledger import Ledger
 from framework.roles.rl_loop import RlConfig, RlLoop
-from framework.types import Prompt, Response, RewardScore
-from tests.fake_clients import FakeLearnerClient, FakeRewards, FakeRollouts, RecordingTracker
-
-PROMPTS = [Prompt(f"p{i}", f"q{i}", "t", "1", token_ids=(1, 2)) for i in range(12)]
-
-
-def ones(response: Response) -> RewardScore:
-    return RewardScore(float(response.token_ids.mean()), {"ones": 1.0})
-
-
-def make(tmp_path: Path, **changes) -> RlLoop:  # type: ignore[no-untyped-def]
-    values = {"steps": 24, "prompts_per_step": 2, "group_size": 4, "minibatches_per_rollout": 2, "max_tokens": 5}
-    names = RlConfig.__dataclass_fields__
-    config = RlConfig(**{**values, "checkpoint_every": 2, **{k: v for k, v in changes.items() if k in names}})
-    return RlLoop(
-        config=config,
-        algorithm=changes.get("algorithm", GrpoConfig()),
-        ledger=Ledger(PROMPTS, config.prompts_per_batch, config.max_staleness, seed=0),
-        rollouts=changes.get("rollouts") or FakeRollouts(),
-        rewards=changes.get("rewards") or FakeRewards(ones),
-        learner=changes.get("learner") or FakeLearnerClient(),
-        tracker=RecordingTracker(),
-        directory=tmp_path,
-        should_stop=changes.get("should_stop", lambda: False),
-    )
+from framework.types import Response, RewardScore
+from tests.fake_clients import PROMPTS, FakeLearnerClient, FakeRewards, FakeRollouts, RecordingTracker, make_loop, ones
 
 
 def check_trained_once(loop: RlLoop) -> None:
@@ -47,7 +23,7 @@ def check_trained_once(loop: RlLoop) -> None:
 
 @pytest.mark.parametrize("staleness", [0, 1, 3])
 def test_trains_every_prompt_once_an_epoch_and_never_beyond_staleness(tmp_path: Path, staleness: int) -> None:
-    loop = make(tmp_path, max_staleness=staleness)
+    loop = make_loop(tmp_path, max_staleness=staleness)
     loop.run()
     check_trained_once(loop)
     assert isinstance(loop.learner, FakeLearnerClient)
@@ -62,13 +38,57 @@ def test_trains_every_prompt_once_an_epoch_and_never_beyond_staleness(tmp_path: 
 
 @pytest.mark.parametrize("staleness", [0, 2])
 def test_survives_the_death_of_each_role(tmp_path: Path, staleness: int) -> None:
-    loop = make(
+    loop = make_loop(
         tmp_path,
         max_staleness=staleness,
         rollouts=FakeRollouts(dies_at=(3, 4, 20)),
         rewards=FakeRewards(ones, dies_at=(2, 17)),
-        learner=FakeLearnerClient(dies_at=(1, 6, 7)),
+        learner=FakeLearnerClient(dies_at=(6, 25, 29)),
     )
+    loop.run()
+    check_trained_once(loop)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_learner_may_die_in_any_call(tmp_path: Path, first: bool) -> None:
+    """From its start to the export of what it learned, and again in the call after its restart."""
+    calls = FakeLearnerClient()
+    make_loop(tmp_path / "whole", learner=calls, steps=8, checkpoint_every=3).run()
+    assert set(calls.calls) == {"start", "reset_reference", "save", "publish", "train", "poll", "export"}
+    for call in range(1, len(calls.calls) + 1):
+        learner = FakeLearnerClient(dies_at=(call,) if first else (call, call + 1))
+        loop = make_loop(tmp_path / str(call), learner=learner, steps=8, checkpoint_every=3)
+        loop.run()
+        assert [entry.outcome for entry in loop.ledger.consumed] == ["trained"] * 16
+        assert learner.learner is not None
+        assert (learner.learner.steps, learner.calls[-1]) == (8, "export")
+
+
+def test_learner_deaths_count_while_nothing_new_is_trained(tmp_path: Path) -> None:
+    deaths = list[int]()
+
+    def often(verb: str, steps: int) -> bool:  # once at each batch: progress all the same
+        if verb == "poll" and steps not in deaths:
+            deaths.append(steps)
+            return True
+        return False
+
+    make_loop(tmp_path / "progress", learner=FakeLearnerClient(dies_on=often), max_learner_restarts=1).run()
+    assert len(deaths) == 12
+
+    # batches before it are trained again and again, which is no progress
+    always = FakeLearnerClient(dies_on=lambda verb, steps: verb == "poll" and steps == 6)
+    with pytest.raises(RunFailed, match="died 4 times without a batch trained in between; the last time: rank 0 died"):
+        make_loop(tmp_path / "none", learner=always, checkpoint_every=12, max_learner_restarts=3).run()
+    assert always.calls.count("load") == 3
+
+
+def test_a_stop_while_the_learner_is_dead_leaves_a_run_to_resume(tmp_path: Path) -> None:
+    rewards = FakeRewards(ones)
+    learner = FakeLearnerClient(dies_on=lambda verb, steps: verb == "save" and steps == 2)
+    with pytest.raises(Stopped, match="stopped after 0 of 24 steps"):
+        make_loop(tmp_path, learner=learner, rewards=rewards, should_stop=lambda: bool(learner.trained)).run()
+    loop = make_loop(tmp_path)
     loop.run()
     check_trained_once(loop)
 
@@ -83,44 +103,45 @@ def test_a_killed_driver_resumes_from_the_checkpoint(tmp_path: Path) -> None:
     def poll():  # type: ignore[no-untyped-def]
         nonlocal calls
         calls += 1
-        if learner.batch is not None and learner.batches == 7:
+        if learner.batch is not None and len(learner.trained) == 7:
             raise Killed
         return original()
 
     learner.poll = poll  # type: ignore[method-assign]
     with pytest.raises(Killed):
-        make(tmp_path, learner=learner).run()
-    loop = make(tmp_path)
+        make_loop(tmp_path, learner=learner).run()
+    loop = make_loop(tmp_path)
     loop.run()
     check_trained_once(loop)
     assert isinstance(loop.learner, FakeLearnerClient)
+    assert loop.learner.learner is not None
     assert loop.learner.learner.steps == 24  # the optimizer's count came back with the weights
     assert len(loop.learner.trained) == 6  # batches 7 to 12: the newest checkpoint was of batch 6
 
 
 def test_stops_when_asked_and_resumes(tmp_path: Path) -> None:
     rewards = FakeRewards(ones)
-    first = make(tmp_path, rewards=rewards, should_stop=lambda: rewards.polls > 20)
+    first = make_loop(tmp_path, rewards=rewards, should_stop=lambda: rewards.polls > 20)
     with pytest.raises(Stopped, match="the same command resumes"):
         first.run()
-    second = make(tmp_path)
+    second = make_loop(tmp_path)
     second.run()
     check_trained_once(second)
 
 
 def test_a_stop_before_the_next_batch_leaves_the_checkpoint_alone(tmp_path: Path) -> None:
     with pytest.raises(Stopped, match="stopped after 0 of 24 steps"):
-        make(tmp_path, should_stop=lambda: True).run()
+        make_loop(tmp_path, should_stop=lambda: True).run()
     (checkpoint,) = tmp_path.glob("batch_*")
     files = {file: file.stat().st_mtime_ns for file in checkpoint.rglob("*")}
     with pytest.raises(Stopped):
-        make(tmp_path, should_stop=lambda: True).run()
+        make_loop(tmp_path, should_stop=lambda: True).run()
     assert {file: file.stat().st_mtime_ns for file in checkpoint.rglob("*")} == files
 
 
 def test_finished_run_trains_nothing_more(tmp_path: Path) -> None:
-    make(tmp_path).run()
-    again = make(tmp_path)
+    make_loop(tmp_path).run()
+    again = make_loop(tmp_path)
     again.run()
     assert isinstance(again.learner, FakeLearnerClient)
     assert again.learner.trained == []
@@ -130,16 +151,18 @@ def test_mismatch_gate_names_the_worst_sample(tmp_path: Path) -> None:
     worst = TokenGap("p3", 1, 4, 17, -0.5, -2.5)
     learner = FakeLearnerClient(mismatch=Mismatch(0.5, 2.0, 0.3, 100, worst))
     with pytest.raises(MismatchTooLarge, match="p3"):
-        make(tmp_path, learner=learner, mismatch=MismatchConfig(stop_above=0.1)).run()
+        make_loop(tmp_path, learner=learner, mismatch=MismatchConfig(stop_above=0.1)).run()
 
 
 def test_groups_without_signal_are_kept_out_of_the_loss_or_refilled(tmp_path: Path) -> None:
     def same_for_half(response: Response) -> RewardScore:
         return RewardScore(1.0, {}) if response.token_ids.sum() < 3 else RewardScore(0.0, {})
 
-    kept = make(tmp_path / "keep", rewards=FakeRewards(same_for_half))
+    kept = make_loop(tmp_path / "keep", rewards=FakeRewards(same_for_half))
     kept.run()
-    refilled = make(tmp_path / "refill", rewards=FakeRewards(same_for_half), algorithm=GrpoConfig(zero_std="refill"))
+    refilled = make_loop(
+        tmp_path / "refill", rewards=FakeRewards(same_for_half), algorithm=GrpoConfig(zero_std="refill")
+    )
     refilled.run()
     assert isinstance(kept.tracker, RecordingTracker)
     assert any(m["groups/zero_std_share"] > 0 for _, m in kept.tracker.metrics)
@@ -152,6 +175,45 @@ def test_groups_without_signal_are_kept_out_of_the_loss_or_refilled(tmp_path: Pa
         assert sum(len(minibatch.samples) for minibatch in batch.minibatches) == 16
 
 
+@pytest.mark.parametrize("staleness", [0, 2])
+@pytest.mark.parametrize(
+    ("score", "says"),
+    [
+        (RewardScore(0.0, {}, "the verifier is gone"), r"16 of 16 samples.*the verifier is gone"),
+        (RewardScore(1.0, {}), r"max_refill_batches=3 of 4 prompts.*zero_std=keep"),
+    ],
+)
+def test_refilling_ends_where_no_group_will_ever_have_signal(
+    tmp_path: Path, staleness: int, score: RewardScore, says: str
+) -> None:
+    rewards = FakeRewards(lambda _: score)
+    changes = {"max_refill_batches": 3, "max_staleness": staleness, "algorithm": GrpoConfig(zero_std="refill")}
+    loop = make_loop(tmp_path, rewards=rewards, **changes)
+    with pytest.raises(RunFailed, match=says):
+        loop.run()
+    assert len(loop.ledger.scored()) <= 3 * 4 * (staleness + 1) + 1
+
+
+def test_failures_in_groups_that_were_replaced_count(tmp_path: Path) -> None:
+    count = 0
+
+    def every_fifth_group(response: Response) -> RewardScore:
+        nonlocal count
+        count += 1
+        return RewardScore(0.0, {}, "timed out") if (count - 1) // 4 % 5 == 0 else RewardScore(float(count), {})
+
+    refill = GrpoConfig(zero_std="refill")
+    loop = make_loop(tmp_path / "allowed", rewards=FakeRewards(every_fifth_group), algorithm=refill)
+    loop.max_failed_share = 0.4
+    loop.run()
+    assert isinstance(loop.tracker, RecordingTracker)
+    shares = [metrics["reward/failed_share"] for _, metrics in loop.tracker.metrics]
+    assert np.mean(shares) == pytest.approx(0.2, abs=0.05)
+    assert shares == pytest.approx([metrics["groups/zero_std_share"] for _, metrics in loop.tracker.metrics])
+    with pytest.raises(RunFailed, match=r"4 of 20 samples have no reward"):
+        make_loop(tmp_path / "refused", rewards=FakeRewards(every_fifth_group), algorithm=refill).run()
+
+
 def test_failed_rewards_are_left_out_and_too_many_stop_the_run(tmp_path: Path) -> None:
     calls = 0
 
@@ -160,20 +222,32 @@ def test_failed_rewards_are_left_out_and_too_many_stop_the_run(tmp_path: Path) -
         calls += 1
         return RewardScore(0.0, {}, "timed out after 1 s") if calls % 40 == 0 else ones(response)
 
-    loop = make(tmp_path / "few", rewards=FakeRewards(sometimes))
+    loop = make_loop(tmp_path / "few", rewards=FakeRewards(sometimes))
     loop.max_failed_share = 0.1
     loop.run()
     assert isinstance(loop.tracker, RecordingTracker)
     assert any(m["reward/failed_share"] > 0 for _, m in loop.tracker.metrics)
     with pytest.raises(RunFailed, match="timed out"):
-        make(tmp_path / "many", rewards=FakeRewards(lambda _: RewardScore(0.0, {}, "timed out after 1 s"))).run()
+        make_loop(tmp_path / "many", rewards=FakeRewards(lambda _: RewardScore(0.0, {}, "timed out after 1 s"))).run()
 
 
 def test_reference_is_reset_at_its_interval_only(tmp_path: Path) -> None:
-    loop = make(tmp_path, algorithm=GrpoConfig(reference_reset_steps=8))
+    loop = make_loop(tmp_path, algorithm=GrpoConfig(reference_reset_steps=8))
     loop.run()
     assert isinstance(loop.learner, FakeLearnerClient)
     assert loop.learner.references == [0, 8, 16, 24]
+    never = make_loop(tmp_path / "never", algorithm=GrpoConfig(reference_reset_steps=0))
+    never.run()
+    assert isinstance(never.learner, FakeLearnerClient)
+    assert never.learner.references == [0]
+
+
+def test_a_mismatch_that_was_not_measured_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loop = make_loop(tmp_path, steps=2, learner=FakeLearnerClient(mismatch=Mismatch()))
+    loop.run()
+    assert isinstance(loop.tracker, RecordingTracker)
+    assert loop.tracker.metrics[0][1]["mismatch/tokens"] == 0
+    assert "step 2: mismatch not measured" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -184,6 +258,13 @@ def test_reference_is_reset_at_its_interval_only(tmp_path: Path) -> None:
         ({"max_staleness": -1}, "stage.grpo.max_staleness"),
         ({"prompts_per_step": 0}, "stage.grpo.prompts_per_step"),
         ({"temperature": 0.0}, "stage.grpo.temperature"),
+        ({"samples_every": 0}, "stage.grpo.samples_every"),
+        ({"probe_responses": -1}, "stage.grpo.probe_responses"),
+        ({"max_learner_restarts": -1}, "stage.grpo.max_learner_restarts"),
+        ({"max_refill_batches": 0}, "stage.grpo.max_refill_batches"),
+        ({"top_p": 0.0}, "stage.grpo.top_p"),
+        ({"top_p": 0.95}, "stage.grpo.top_p: got 0.95; must be 1"),
+        ({"top_p": 1.5}, "stage.grpo.top_p"),
     ],
 )
 def test_batch_numbers_that_do_not_work_are_refused(changes: dict[str, float], where: str) -> None:
