@@ -41,6 +41,7 @@ def autoep_section(model_config: Any, ep_size: int, on_gpu: bool) -> dict[str, A
                 PLAIN_SWIGLU, lambda gate, up, alpha, limit: functional.silu(gate) * up, gate_fn=functional.silu
             )
         section["expert_activation"] = PLAIN_SWIGLU
+        section["combine_impl"] = "legacy_bmm"  # weighs and sums in one pass over memory, as its gradient does
     return section
 
 
