@@ -158,6 +158,9 @@ class TrainingEngine:
         for alpha in ("device_alpha", "communication_alpha"):
             if getattr(config, alpha) and not all(layer.router.num_expert_groups for _, layer in self.routing.layers):
                 raise UserError(f"engine.{alpha}", getattr(config, alpha), "0: this model's experts have no groups")
+        if config.bias_update_speed and len(self.routing.biases()) < len(self.routing.layers):
+            allowed = "0: this model's routers have no correction bias; engine.balance_alpha balances them"
+            raise UserError("engine.bias_update_speed", config.bias_update_speed, allowed)
         self._parameters = list(self.model.parameters())
         self.steps = 0
 
