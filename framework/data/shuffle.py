@@ -1,15 +1,19 @@
-"""Random orders that depend on a seed and an epoch alone, so that any rank can resume anywhere."""
+"""Random orders and samples that depend on a seed and an epoch alone, so that any rank can resume anywhere."""
 
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 # Items up to which an order is drawn as a table, of 8 bytes each on every rank: V3's 3.6e9 rows would take 29 GB.
 _TABLE = 2**22
+T = TypeVar("T")
 _ROUNDS = 4  # Luby and Rackoff 1988: enough for a permutation that is hard to tell from a random one
 
 
@@ -17,6 +21,18 @@ def shuffled(seed: int, place: int, size: int) -> int:
     """Return which of `size` items stands at `place` of an endless stream; each epoch has an order of its own."""
     epoch, offset = divmod(place, size)
     return int(_order(seed, epoch, size)[offset]) if size <= _TABLE else _permuted(f"{seed} {epoch}", offset, size)
+
+
+def sampled(items: Iterable[T], size: int, wanted: int, seed: int) -> Iterator[T]:
+    """Yield `wanted` of `size` items in their order, every choice as likely as another; all where there are fewer.
+
+    Selection sampling (Knuth, volume 2, algorithm S): nothing is held in memory.
+    """
+    draw = random.Random(seed)
+    for place, item in enumerate(items):
+        if draw.random() * (size - place) < wanted:
+            wanted -= 1
+            yield item
 
 
 @lru_cache(maxsize=4)

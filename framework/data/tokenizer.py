@@ -30,7 +30,7 @@ class TokenizerConfig:
     vocab_size: int = 128_815
     digits_per_token: int = 3
     min_frequency: int = 2
-    train_documents: int = 10_000  # documents that it is trained on
+    train_documents: int = 1_000_000  # drawn from all of them; enough for a vocabulary of 100,000 and more
 
     def __post_init__(self) -> None:
         if self.vocab_size < 256 + len(SPECIAL_TOKENS):
@@ -39,6 +39,8 @@ class TokenizerConfig:
                 self.vocab_size,
                 f"must be at least {256 + len(SPECIAL_TOKENS)}: 256 bytes and special tokens",
             )
+        if self.train_documents < 1:
+            raise UserError("train_documents", self.train_documents, "must be at least 1")
         if not 1 <= self.digits_per_token <= 3:
             raise UserError("digits_per_token", self.digits_per_token, "must be 1, 2 or 3")
 
@@ -78,7 +80,12 @@ def train_tokenizer(
 
 def least_tokens(text: str, digits_per_token: int) -> int:
     """Fewest tokens that any tokenizer trained here can make of `text`: merges never cross the pre-tokenizer's cuts."""
-    return len(_pre_tokenizer(digits_per_token).pre_tokenize_str(text))
+    return len(pre_tokens(text, digits_per_token))
+
+
+def pre_tokens(text: str, digits_per_token: int) -> list[str]:
+    """Cut `text` where no token reaches across."""
+    return [text[slice(*place)] for _, place in _pre_tokenizer(digits_per_token).pre_tokenize_str(text)]
 
 
 def _pre_tokenizer(digits_per_token: int) -> Any:

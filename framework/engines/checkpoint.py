@@ -166,11 +166,11 @@ def export_hf(engine: TrainingEngine, directory: Path) -> None:
             stale.unlink()
     weight_map, total = dict[str, str](), 0
     sections = _sections(model)
-    for index, (prefix, skip) in enumerate(sections):
+    for index, section in enumerate(sections):
         file = f"model-{index + 1:05d}-of-{len(sections):05d}.safetensors"
         tensors = {}
-        for name, tensor in chain(expert_parallel.all_tensors(model, prefix), _mtp_copies(model, index)):
-            if writes and not (skip and name.startswith(skip)):
+        for name, tensor in chain(expert_parallel.all_tensors(model, section), _mtp_copies(model, index)):
+            if writes:
                 tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
         if writes:
             save_file(tensors, str(directory / file), metadata={"format": "pt"})
@@ -187,10 +187,11 @@ def export_hf(engine: TrainingEngine, directory: Path) -> None:
     dist.barrier()
 
 
-def _sections(model: Any) -> list[tuple[str, str]]:
-    """(prefix to write, prefix to leave out): each decoder layer, then everything outside the layers."""
-    layers = len(model.model.layers)
-    return [(f"model.layers.{i}.", "") for i in range(layers)] + [("", "model.layers.")]
+def _sections(model: Any) -> list[str | tuple[str, ...]]:
+    """What the names in each file begin with: one decoder layer, then everything outside the layers."""
+    layers = "model.layers."
+    rest = tuple(name for name, _ in model.named_parameters() if not name.startswith(layers))
+    return [*(f"{layers}{index}." for index in range(len(model.model.layers))), rest]
 
 
 def _mtp_copies(model: Any, index: int) -> Iterator[tuple[str, torch.Tensor]]:

@@ -9,9 +9,10 @@ import contextlib
 import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,10 @@ from framework.engines import cpu_matmul, expert_parallel
 from framework.engines.lr_schedule import LrSchedule, StepwiseValue, value_at
 from framework.errors import UserError
 from framework.models.estimate import REDUCE_BUCKET
+
+# Detached MTP modules train on so much of their loss, with as much of Adam's epsilon: the same updates, but gradients
+# that are nothing in the global norm, or the policy would be clipped by them. A power of 2 rounds nothing.
+DETACHED_SCALE = 2.0**-20
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class DeepSpeedConfig:
     communication_alpha: float = 0.0  # V2's communication balance loss
     # lambda of multi-token prediction, where the model has such modules; 0 freezes them (V3 section 4.2: 0.3, then 0.1)
     mtp_coef: float | StepwiseValue = 0.3
-    mtp_detached: bool = False  # the modules learn, what they share with the main model does not: as RL wants it
+    # The modules learn, what they share with the main model does not, as RL wants it: nor do they count for `clip`.
+    mtp_detached: bool = False
     gradient_checkpointing: bool = False
     compile: bool = False
     threads: int = 0  # torch threads of this process; 0 leaves them as they are
@@ -107,7 +113,7 @@ class Snapshot:
 class StepStats:
     """What one optimizer step did."""
 
-    grad_norm: float  # before clipping
+    grad_norm: float  # before clipping, without detached MTP modules
     lr: float
     expert_load_LE: torch.Tensor | None
 
@@ -158,6 +164,9 @@ class TrainingEngine:
         for alpha in ("device_alpha", "communication_alpha"):
             if getattr(config, alpha) and not all(layer.router.num_expert_groups for _, layer in self.routing.layers):
                 raise UserError(f"engine.{alpha}", getattr(config, alpha), "0: this model's experts have no groups")
+        if config.bias_update_speed and len(self.routing.biases()) < len(self.routing.layers):
+            allowed = "0: this model's routers have no correction bias; engine.balance_alpha balances them"
+            raise UserError("engine.bias_update_speed", config.bias_update_speed, allowed)
         self._parameters = list(self.model.parameters())
         self.steps = 0
 
@@ -287,16 +296,26 @@ def _initialize(model: nn.Module, config: DeepSpeedConfig, moe: bool) -> Any:
     if moe:
         section["expert_parallel"] = expert_parallel.autoep_section(model.config, config.ep_size, on_gpu)
 
-    def adamw(parameters: Any) -> torch.optim.Optimizer:
-        trained = [p for p in parameters if p.requires_grad]
-        matrices, others = ([p for p in trained if (len(shape_of(p)) > 1) is matrix] for matrix in (True, False))
-        named = ("decayed", matrices, config.weight_decay), ("not_decayed", others, 0.0)
-        groups = [{"params": found, "weight_decay": decay, "name": name} for name, found, decay in named if found]
+    def adamw(all_parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        parameters = list(all_parameters)
+        modules = getattr(model, "mtp_modules", ()) if config.mtp_detached else ()
+        detached = {p for module in modules for p in module.parameters()}
+        groups = []
+        for apart, matrix in product((False, True), (True, False)):
+            found = [
+                p for p in parameters if p.requires_grad and (p in detached, len(shape_of(p)) > 1) == (apart, matrix)
+            ]
+            group = {
+                "name": f"{'detached' if apart else 'main'} {'matrices' if matrix else 'others'}",
+                "params": found,
+                "weight_decay": config.weight_decay if matrix else 0.0,
+                "eps": config.eps * (DETACHED_SCALE if apart else 1),
+            }
+            groups += [group] if found else []
         return torch.optim.AdamW(
             configure_moe_param_groups(groups) if moe else groups,
             lr=config.schedule.at(0),
             betas=(config.beta1, config.beta2),
-            eps=config.eps,
             fused=True,
         )
 

@@ -176,9 +176,9 @@ def own_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def shared_tensors(
-    model: nn.Module, skip: set[str], prefix: str = "", yield_them: bool = True
+    model: nn.Module, skip: set[str], prefix: str | tuple[str, ...] = "", yield_them: bool = True
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Everything replicated over ranks (all but `skip`) whose name starts with `prefix`, correction biases last."""
+    """Everything replicated over ranks (all but `skip`) whose name starts with (a) `prefix`, correction biases last."""
     tied = getattr(model, "_tied_weights_keys", None) or ()
     for name, parameter in model.named_parameters():
         if name in skip or not name.startswith(prefix) or (name in tied and _is_tied(model)):
@@ -192,8 +192,11 @@ def shared_tensors(
             yield f"{name}.gate.{BIAS}", bias.detach().float()
 
 
-def all_tensors(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """The whole model under Hugging Face names on every rank, one layer's experts gathered at a time (collective)."""
+def all_tensors(model: nn.Module, prefix: str | tuple[str, ...] = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """What begins with `prefix` (or one of several) under Hugging Face names, whole on every rank (a collective).
+
+    One layer's experts are gathered at a time, and nothing that has another name.
+    """
     expert_names: set[str] = set()
     for name, layer in moe_layers(model):
         experts = layer.experts

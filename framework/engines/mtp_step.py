@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from framework.algorithms.lm_loss import MtpTargets, add_mtp_loss, mtp_loss, mtp_targets
-from framework.engines.deepspeed_engine import TrainingEngine
+from framework.engines.deepspeed_engine import DETACHED_SCALE, TrainingEngine
 
 
 class MtpStep:
@@ -19,7 +19,7 @@ class MtpStep:
 
     def __init__(self, engine: TrainingEngine) -> None:
         self._engine = engine
-        self._coefficient = engine.mtp_coef
+        self._coefficient = engine.mtp_coef * (DETACHED_SCALE if engine.config.mtp_detached else 1.0)
         self._sums = torch.zeros(engine.mtp_depths, 3, dtype=torch.float64)
         self._targets: list[MtpTargets] = []
 

@@ -12,7 +12,7 @@ from framework.observe.metrics import StageHistory
 
 PHASES = ("time/generate_s", "time/score_s", "time/train_s", "time/sync_s", "time/wait_s")
 STEP_TIME = "time/step_s"
-MAX_LAYERS = 8  # heat maps; of more layers, evenly spaced ones are drawn
+MAX_LAYERS = 8  # drawn; of more, evenly spaced ones
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Curves:
     unit: str = ""
     zero: bool = False  # keep zero on the axis
     smooth: bool = True  # draw a moving mean over the noise
+    most: int | None = None  # lines; of more, evenly spaced ones are drawn
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ CURVES = (
         zero=True,
     ),
     Curves("Throughput", ("tokens_per_s", "train/tokens_per_s"), "tokens per second", zero=True),
-    Curves("Expert load, maximum over mean", ("experts/max_over_mean", "experts/layer_*"), "1 is even"),
+    Curves("Expert load, maximum over mean", ("experts/max_over_mean",), "mean of layers, 1 is even"),
+    Curves("Expert load of each MoE layer", ("experts/layer_*",), "maximum over mean, 1 is even", most=MAX_LAYERS),
 )
 
 
@@ -67,6 +69,8 @@ def stage_charts(stage: StageHistory) -> DrawnCharts:
     drawn = []
     for curves in CURVES:
         chosen = [left.pop(name) for pattern in curves.metrics for name in _matches(pattern, left, apart)]
+        if curves.most is not None:
+            chosen = [chosen[index] for index in _spread(len(chosen), curves.most)]
         if chosen:
             drawn.append(line_chart(curves.title, chosen, curves.unit, curves.zero, curves.smooth))
     phases = [left.pop(name) for name in PHASES if name in left]
@@ -88,6 +92,11 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(digits[0]) if digits else -1, name)]
 
 
+def _spread(count: int, most: int) -> list[int]:
+    """At most `most` of range(count), evenly spaced."""
+    return [int(index) for index in np.unique(np.linspace(0, count - 1, min(count, most)).round())]
+
+
 def _heat_maps(stage: StageHistory) -> list[str]:
     if not stage.expert_load:
         return []
@@ -96,5 +105,5 @@ def _heat_maps(stage: StageHistory) -> list[str]:
     load_NLE = np.stack([stage.expert_load[step] for step in steps])
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio_NLE = load_NLE / load_NLE.mean(axis=2, keepdims=True)
-    layers = np.unique(np.linspace(0, shape[0] - 1, min(shape[0], MAX_LAYERS)).round().astype(int))
+    layers = _spread(shape[0], MAX_LAYERS)
     return [heat_map(f"MoE layer {layer}", steps, ratio_NLE[:, layer].T) for layer in layers]

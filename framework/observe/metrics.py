@@ -95,11 +95,14 @@ class Tracker:
             sink.samples(self.stage, step, rows)
 
     def expert_load(self, step: int, load_LE: npt.NDArray[Any]) -> None:
-        """Record tokens routed to each expert, [L, E]."""
+        """Record tokens routed to each expert, [L, E], and as metrics each layer's max / mean (0 without tokens)."""
         load = np.asarray(load_LE, dtype=np.float64)
+        mean_L = load.mean(axis=1)
+        ratio_L = np.divide(load.max(axis=1), mean_L, out=np.zeros_like(mean_L), where=mean_L != 0)
         self._append(EXPERT_LOAD, {"step": step, "load_LE": [[_encode(value) for value in row] for row in load]})
         for sink in self.sinks:
             sink.expert_load(self.stage, step, load)
+        self.log(step, {f"experts/layer_{layer}": float(ratio) for layer, ratio in enumerate(ratio_L)})
 
     def progress(self, done: int, total: int, text: str = "") -> None:
         """Show that `done` of `total` steps are over."""

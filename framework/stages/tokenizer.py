@@ -10,8 +10,9 @@ from typing import Any
 
 from framework.artifacts import PromptSet, TextSet, TokenizerDir, TokenShards
 from framework.data.fim import check_rate, combined_tokens, cut_for_fim, fim_ids, fim_marks, split_combined
-from framework.data.readers import read_documents, read_prompts
+from framework.data.readers import read_documents, read_prompts, read_rows
 from framework.data.shards import write_shards
+from framework.data.shuffle import sampled
 from framework.data.templates import R1_ZERO_CHAT_TEMPLATE, tokenize_prompts
 from framework.data.tokenizer import TokenizerConfig, train_tokenizer
 from framework.errors import UserError
@@ -46,10 +47,11 @@ class TrainTokenizer:
             raise UserError("stage.tokenizer.vocab_size", self.config.vocab_size, allowed)
 
     def run(self, inputs: TokenizerInputs, runtime: Runtime) -> TrainedTokenizer:
-        """Train on the first `train_documents` documents."""
-        directory = runtime.artifact_dir("tokenizer")
-        documents = read_documents(inputs.text.path / "train.jsonl")
-        texts = (doc.text for doc in itertools.islice(documents, self.config.train_documents))
+        """Train on `train_documents` of all documents, drawn by the seed: a corpus stands file by file."""
+        directory, file = runtime.artifact_dir("tokenizer"), inputs.text.path / "train.jsonl"
+        size = sum(1 for _ in read_rows(file))
+        drawn = sampled(read_documents(file), size, self.config.train_documents, runtime.seed)
+        texts = (document.text for document in drawn)
         size = train_tokenizer(texts, self.config, directory, self.context, R1_ZERO_CHAT_TEMPLATE)
         runtime.tracker.progress(1, 1, f"{size} tokens")
         return TrainedTokenizer(TokenizerDir(directory))

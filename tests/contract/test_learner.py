@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from framework.data.packing import pack, pack_padded
+from framework.engines import expert_parallel
 from framework.engines.checkpoint import STATE, load_hf
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lm_trainer import DeepSpeedTrainer
@@ -110,6 +115,18 @@ class TestDeepSpeed:
         with torch.no_grad():
             ours, theirs = (model(input_ids=ids).logits for model in (trained, load_hf(tmp_path, "float32")))
         torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
+
+    def test_export_gathers_each_tensor_once(self, tmp_path: Path) -> None:
+        learner, gathered = tiny_learner(), list[nn.Parameter]()
+
+        @contextlib.contextmanager
+        def counting(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+            gathered.extend(parameters)
+            yield
+
+        with mock.patch.object(expert_parallel, "gathered", counting):
+            learner.export(tmp_path)
+        assert Counter(map(id, gathered)) == Counter(map(id, learner.engine.model.parameters()))
 
     def test_publish_sends_the_checkpoints_tensors(self, tmp_path: Path) -> None:
         from safetensors.torch import load_file

@@ -101,3 +101,13 @@ def test_the_rows_of_v3_are_shuffled_without_a_table() -> None:
     assert len(set(found)) == 16
     assert max(found) < size
     assert shuffle._order.cache_info().currsize <= 4
+
+
+def test_a_sample_is_drawn_from_everywhere_and_repeats() -> None:
+    drawn = [list(shuffle.sampled(range(1000), 1000, 100, seed)) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] == sorted(set(drawn[0]))
+    assert drawn[0] != drawn[2]
+    for sample in drawn:
+        assert len(sample) == 100
+        assert 5 <= sum(item >= 900 for item in sample) <= 20
+    assert list(shuffle.sampled(range(7), 7, 9, 0)) == list(range(7))

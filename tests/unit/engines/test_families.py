@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from framework.config import compose
+from framework.config import CONF, compose
 from framework.engines.checkpoint import load_hf
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lm_trainer import DeepSpeedTrainer
-from framework.engines.lr_schedule import LrSchedule
+from framework.engines.lr_schedule import LrSchedule, StepwiseValue
+from framework.errors import UserError
 from framework.models.spec import MOE, ModelConfig, build_model
 
 STEPS = 4
@@ -61,3 +62,22 @@ def test_the_engine_computes_what_transformers_does_and_exports_it(name: str, tm
         trained = trainer.engine.model(input_ids=rows_BT).logits
         assert relative_error(again(rows_BT).logits, trained) <= 1e-5
     assert relative_error(trained, expected) > 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(file.stem for file in (CONF / "model").glob("*_tiny*.yaml")))
+def test_every_tiny_model_trains_as_its_shipped_stage_says(name: str) -> None:
+    config = compose([f"model={name}"])
+    trainer = DeepSpeedTrainer(build_model(config.model, seed=0), config.stage["pretrain"].engine)
+    rows_BT = torch.randint(config.model.vocab_size, (2, 33), generator=torch.Generator().manual_seed(0))
+    metrics = trainer.train_minibatch(rows_BT).metrics
+    assert metrics["grad_norm"] > 0
+    assert (metrics["balance_loss"] > 0) == (config.model.num_moe_layers > 0)
+    assert ("mtp_loss_1" in metrics) == (config.model.num_nextn_predict_layers > 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("speed", [1e-3, StepwiseValue((1e-3, 0.0), (5,))])
+def test_a_bias_update_without_a_bias_is_refused(speed: float | StepwiseValue) -> None:
+    with pytest.raises(UserError, match=r"engine\.bias_update_speed: .*no correction bias"):
+        DeepSpeedTrainer(build_model(small("v2_tiny"), seed=0), DeepSpeedConfig(bias_update_speed=speed))

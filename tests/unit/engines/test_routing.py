@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from framework.algorithms.balance import auxiliary_losses
+from framework.algorithms.balance import auxiliary_losses, load_imbalance
+from framework.config import compose
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lm_trainer import DeepSpeedTrainer
 from framework.engines.lr_schedule import LrSchedule, StepwiseValue
 from framework.errors import UserError
+from framework.models.spec import build_model
 from tests.learners import TINY_V3, VOCAB, minibatch, tiny_learner, tiny_model
 
 E, K, HIDDEN, T = 16, 6, 32, 400
@@ -100,6 +103,31 @@ def test_gamma_follows_its_schedule_and_counts_the_whole_batch() -> None:
         for (_, bias_E), old_E, load_E in zip(trainer.engine.routing.biases(), before, load_LE, strict=True):
             expected_E = old_E + speed * torch.sign(torch.from_numpy(load_E.mean() - load_E)).float()
             torch.testing.assert_close(bias_E, expected_E, rtol=0, atol=1e-8)
+
+
+def chains(steps: int) -> torch.Tensor:
+    """Rows [steps, 8, 65] in which a token is mostly the successor of the one before, else a frequent one (Zipf)."""
+    generator = torch.Generator().manual_seed(0)
+    successors = torch.randperm(VOCAB, generator=generator)
+    frequencies = 1 / torch.arange(1.0, VOCAB + 1)
+    rows_SBT = torch.multinomial(frequencies, steps * 8 * 65, replacement=True, generator=generator).view(steps, 8, 65)
+    follows_SBT = torch.rand(rows_SBT.shape, generator=generator) < 0.7
+    for t in range(1, 65):
+        rows_SBT[..., t] = torch.where(follows_SBT[..., t], successors[rows_SBT[..., t - 1]], rows_SBT[..., t])
+    return rows_SBT
+
+
+@pytest.mark.slow
+def test_the_shipped_gamma_keeps_experts_near_their_mean_load() -> None:
+    """Loads of the last 20 of 60 steps; without the bias rule the busiest expert's runs away."""
+    shipped = compose(["model=v3_tiny"]).stage["pretrain"].engine.bias_update_speed
+    spec, rows_SBT, found = replace(TINY_V3, num_hidden_layers=2), chains(60), {}
+    for gamma in (shipped, 0.0):
+        config = DeepSpeedConfig(schedule=LrSchedule(lr=3e-3), bias_update_speed=gamma)
+        trainer = DeepSpeedTrainer(build_model(spec, seed=0), config)
+        loads = [trainer.train_minibatch(rows_BT).expert_load_LE for rows_BT in rows_SBT]
+        found[gamma] = float(load_imbalance(torch.tensor(sum(loads[-20:]))).max())  # type: ignore[arg-type]
+    assert found[shipped] < 1.5 < found[0.0]
 
 
 def test_rl_freezes_the_bias_unless_it_has_a_gamma_of_its_own() -> None:

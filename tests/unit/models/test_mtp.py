@@ -83,14 +83,7 @@ def test_loss_and_gradients_are_the_papers(detached: bool) -> None:
     main, depths, counts = reference_losses(model)
     added = LAMBDA / DEPTHS * torch.stack(depths).sum()
     tokens = sum(len(ids) - 1 for ids in documents())
-    modules = list(model.model.layers[FIRST:].parameters())
-    (main + added).backward()
-    if detached:  # the modules' own gradients are those of the whole loss, all others the main loss's
-        own = [p.grad.clone() for p in modules]
-        model.zero_grad()
-        reference_losses(model)[0].backward()
-        for parameter, gradient in zip(modules, own, strict=True):
-            parameter.grad = gradient
+    (main if detached else main + added).backward()  # detached modules count for no norm that clips the policy
     found = trained(detached)
     assert found["loss"] == pytest.approx(float(main.detach()), rel=1e-5)
     for k, (loss, count) in enumerate(zip(depths, counts, strict=True), 1):
@@ -137,22 +130,39 @@ def test_lambda_follows_its_schedule_and_0_freezes_the_modules() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def policy_after_a_step(spec: ModelConfig, **engine: Any) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    config = DeepSpeedConfig(schedule=LrSchedule(lr=1e-3), token_budget=128, clip=0.0, **engine)
+def trained_policy(spec: ModelConfig, **engine: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """Metrics of three steps, each clipped by another factor, and the weights after them."""
+    config = DeepSpeedConfig(schedule=LrSchedule(lr=1e-3), token_budget=128, clip=0.01, **engine)
     learner = DeepSpeedLearner(build_model(spec, 0), config, GrpoConfig(kl_coef=0.0))
-    found = learner.train_minibatch(minibatch())
+    found = [dict(learner.train_minibatch(minibatch(seed=seed)).metrics) for seed in range(3)]
     weights = {name: tensor.clone() for name, tensor in own_tensors(learner.engine.model)}
-    return dict(found.metrics), weights
+    return found, weights
 
 
 def test_in_rl_detached_modules_learn_and_leave_the_policy_alone() -> None:
-    off, before = policy_after_a_step(MTP, mtp_coef=0.0)
-    on, after = policy_after_a_step(MTP, mtp_coef=LAMBDA, mtp_detached=True)
-    assert on["mtp_loss_1"] == pytest.approx(np.log(VOCAB), rel=0.2)
-    assert on["loss"] == pytest.approx(off["loss"], rel=1e-4)
+    off, before = trained_policy(MTP, mtp_coef=0.0)
+    on, after = trained_policy(MTP, mtp_coef=LAMBDA, mtp_detached=True)
+    assert on[0]["mtp_loss_1"] == pytest.approx(np.log(VOCAB), rel=0.2)
+    for with_modules, without in zip(on, off, strict=True):
+        assert without["grad_norm"] > 0.02
+        for name in ("loss", "grad_norm"):  # what clips the policy is the policy's
+            assert with_modules[name] == pytest.approx(without[name], rel=1e-4)
     modules = tuple(f"model.layers.{FIRST + k}." for k in range(DEPTHS))
     for name, weights in after.items():
         same = torch.allclose(weights, before[name], rtol=1e-5, atol=2e-5)
         if not name.startswith(modules):
             assert same, name
     assert not torch.allclose(after[modules[0] + "eh_proj.weight"], before[modules[0] + "eh_proj.weight"], atol=2e-5)
+
+
+def test_detached_modules_take_the_steps_of_attached_ones() -> None:
+    rows_BT, found = torch.randint(VOCAB, (2, 33), generator=torch.Generator().manual_seed(0)), {}
+    for detached in (False, True):
+        # of many gradients Adam's epsilon decides what becomes
+        config = DeepSpeedConfig(schedule=LrSchedule(lr=1e-3), mtp_detached=detached, clip=0.0, eps=1e-4)
+        trainer = DeepSpeedTrainer(build_model(MTP, 0), config)
+        trainer.train_minibatch(rows_BT)
+        found[detached] = dict(own_tensors(trainer.engine.model))
+    for name, weights in found[True].items():
+        if name.startswith(tuple(f"model.layers.{FIRST + k}." for k in range(DEPTHS))):
+            torch.testing.assert_close(weights, found[False][name], rtol=0, atol=1e-5)

@@ -79,7 +79,6 @@ def grpo(run_dir: Path, steps: int, layers: int, experts: int, finished: bool) -
             metrics["train/grad_norm"] = float("nan")
         load = noise.gamma(30, size=(layers, experts)) * popularity ** (1 - 0.8 * share)
         ratios = load.max(axis=1) / load.mean(axis=1)
-        metrics |= {f"experts/layer_{i}_max_over_mean": float(ratio) for i, ratio in enumerate(ratios)}
         tracker.log(step, metrics | {"experts/max_over_mean": float(ratios.max())})
         tracker.expert_load(step, load)
         if step % 10 == 0:

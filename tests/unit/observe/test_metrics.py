@@ -50,12 +50,13 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         tracker.log(1, {"reward/mean": 0.25})
         tracker.log(2, {"train/lr": 1e-5})
         tracker.samples(2, [ROW])
-        tracker.expert_load(2, np.array([[1, 3], [2, 2]]))
+        tracker.expert_load(2, np.array([[1, 3], [2, 2], [0, 0]]))
     stage = read_history(tmp_path / "run").stages["grpo"]
-    assert stage.series == {"reward/mean": {1: 0.25, 2: 0.5}, "train/lr": {2: 1e-5}}
+    ratios = {"experts/layer_0": {2: 1.5}, "experts/layer_1": {2: 1.0}, "experts/layer_2": {2: 0.0}}
+    assert stage.series == {"reward/mean": {1: 0.25, 2: 0.5}, "train/lr": {2: 1e-5}} | ratios
     assert list(stage.series["reward/mean"]) == [1, 2]
     assert stage.samples == {2: (ROW,)}
-    np.testing.assert_array_equal(stage.expert_load[2], [[1.0, 3.0], [2.0, 2.0]])
+    np.testing.assert_array_equal(stage.expert_load[2], [[1.0, 3.0], [2.0, 2.0], [0.0, 0.0]])
     assert (stage.state, stage.last_step, stage.starts) == ("finished", 2, 1)
     assert stage.machine["cores"]
 
@@ -163,6 +164,7 @@ def test_sinks_and_display_get_everything(tmp_path: Path) -> None:
         ("log", "grpo", 1, {"loss": 1.0}),
         ("samples", "grpo", 1, (ROW,)),
         ("expert_load", "grpo", 1, [[1.0, 3.0]]),
+        ("log", "grpo", 1, {"experts/layer_0": 1.5}),
         ("close", "grpo"),
     ]
     assert display.calls == [("progress", "grpo", 1, 2, "reward 0.5"), ("close", "grpo")]

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from framework.artifacts import Checkpoint, EvalReport
@@ -104,6 +105,16 @@ def test_every_recorded_metric_is_drawn(finished: Path) -> None:
         drawn = "".join(stage_charts(stage).curves)
         for name in stage.series:
             assert f"&quot;name&quot;:&quot;{name}&quot;" in drawn, name
+
+
+def test_of_many_layers_evenly_spaced_ones_are_drawn(tmp_path: Path) -> None:
+    with Tracker(tmp_path, "grpo") as tracker:
+        for step in range(3):
+            tracker.expert_load(step, np.ones((58, 4)))
+    (drawn,) = stage_charts(read_history(tmp_path).stages["grpo"]).curves
+    assert re.findall(r"&quot;name&quot;:&quot;experts/layer_(\d+)&quot;", drawn) == [
+        "0", "8", "16", "24", "33", "41", "49", "57"
+    ]  # fmt: skip
 
 
 def test_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> None:

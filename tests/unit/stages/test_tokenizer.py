@@ -11,7 +11,7 @@ from framework.artifacts import PromptSet, TextSet
 from framework.data.readers import Document, write_documents, write_prompts
 from framework.data.shards import TokenRows
 from framework.data.templates import prompt_tokens
-from framework.data.tokenizer import EOS, FIM_HOLE, SPECIAL_TOKENS, TokenizerConfig, least_tokens
+from framework.data.tokenizer import EOS, FIM_HOLE, SPECIAL_TOKENS, TokenizerConfig, least_tokens, pre_tokens
 from framework.errors import UserError
 from framework.stages.tokenizer import Tokenize, TokenizeInputs, TokenizerInputs, TrainTokenizer
 from framework.types import Prompt
@@ -89,3 +89,40 @@ def test_least_tokens_is_a_lower_bound(tokenized: TokenizeInputs, text: str) -> 
 def test_a_vocabulary_larger_than_the_models_is_refused() -> None:
     with pytest.raises(UserError, match=r"got 300; must be at most model\.vocab_size=299"):
         TrainTokenizer(CONFIG, 64, 299)
+
+
+V3, V1 = TokenizerConfig().digits_per_token, 1  # digits
+
+
+@pytest.mark.parametrize(
+    ("digits", "text", "expected"),
+    [
+        (V3, "in 1234567 + 12", ["in", " ", "123", "456", "7", " +", " ", "12"]),
+        (V1, "in 1234 + 12", ["in", " ", "1", "2", "3", "4", " +", " ", "1", "2"]),
+        (V3, "3.14159 x²", ["3", ".", "141", "59", " x", "²"]),
+        (V1, "3.14", ["3", ".", "1", "4"]),
+        (V3, "价格是42元とカタカナabc 龥", ["价格是", "42", "元とカタカナ", "abc", " ", "龥"]),
+        (V3, "한국어 中文、日本", ["한국어", " ", "中文", "、", "日本"]),
+        (V3, "Hello world  twice\tmore ", ["Hello", " world", " ", " twice", "\tmore", " "]),
+        (V3, "don't I'm", ["don", "'t", " I", "'m"]),
+        (V3, "f(x) = _name;", ["f", "(x", ")", " =", " _", "name", ";"]),
+        (V3, "naïve cafe\u0301 Ünï", ["naïve", " cafe\u0301", " Ünï"]),
+        (V3, "end.\n\nNext !?\r\n", ["end", ".\n\n", "Next", " !?\r\n"]),
+        (V3, "a \n\n  b", ["a", " \n\n", " ", " b"]),
+    ],
+)
+def test_text_is_cut_by_deepseeks_rules(digits: int, text: str, expected: list[str]) -> None:
+    """Runs of up to three digits (V1: one), of CJK and kana, words with what leads them, punctuation with line ends."""
+    assert pre_tokens(text, digits) == expected
+
+
+def test_the_tokenizer_learns_from_the_whole_corpus(tmp_path: Path) -> None:
+    """A corpus stands file by file: half the documents, drawn by the seed, hold words of its start and of its end."""
+    texts = ["alpha alpha"] * 20 + ["omega omega"] * 20
+    write_documents(tmp_path / "text" / "train.jsonl", [Document(str(i), text) for i, text in enumerate(texts)])
+    (tmp_path / "out").mkdir()
+    stage = TrainTokenizer(TokenizerConfig(vocab_size=300, train_documents=20), 64, 300)
+    vocabulary = stage.run(TokenizerInputs(TextSet(tmp_path / "text")), runtime(tmp_path)).tokenizer.path
+    learned = (vocabulary / "tokenizer.json").read_text()
+    assert "Ġalpha" in learned
+    assert "Ġomega" in learned
