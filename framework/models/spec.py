@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from framework.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
 Architecture = Literal["deepseek_v3", "deepseek_v2", "deepseek", "qwen2", "llama"]
@@ -207,13 +208,27 @@ def _moe_keys(spec: ModelConfig) -> dict[str, Any]:
 
 
 def build_model(spec: ModelConfig, seed: int) -> PreTrainedModel:
-    """Return a fresh model in spec.dtype on the current default device, weights N(0, initializer_range) from `seed`."""
+    """Return a fresh model in spec.dtype on the current default device, weights N(0, initializer_range) from `seed`.
+
+    For models that a single process can hold; `engines.sharded_load.build_sharded` makes the same weights in parts.
+    """
     import torch
 
-    config = hf_config(spec)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model: PreTrainedModel = model_class(config)._from_config(config, dtype=getattr(torch, spec.dtype))
+    from framework.models.initial import draw_weights
+
+    model = empty_model(hf_config(spec), getattr(torch, spec.dtype))
+    for name, parameter in model.named_parameters():
+        draw_weights(parameter.data.view(-1), 0, name, parameter.shape, model, seed)
+    return model
+
+
+def empty_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model of a config; the memory of its weights is not touched, so the machine need not provide it."""
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        model: PreTrainedModel = model_class(config)._from_config(config, dtype=dtype)
+    model.tie_weights()  # which comes with the initialisation otherwise
     for module in model.modules():
         bias = getattr(module, "e_score_correction_bias", None)
         if bias is not None:  # from_config casts it with the rest, but bias steps of 0.001 vanish in bf16
@@ -238,7 +253,7 @@ def parameter_counts(spec: ModelConfig) -> ParameterCounts:
     import torch
 
     with torch.device("meta"):
-        model = build_model(replace(spec, num_nextn_predict_layers=0), seed=0)
+        model: Any = empty_model(hf_config(replace(spec, num_nextn_predict_layers=0)), torch.bfloat16)
     total = _size(model)
     routed = sum(parameter.numel() for name, parameter in model.named_parameters() if EXPERTS in name)
     idle = routed * (spec.n_routed_experts - spec.num_experts_per_tok) // spec.n_routed_experts

@@ -19,7 +19,7 @@ from framework.models.estimate import (
     sampler_memory,
     training_memory,
 )
-from framework.models.spec import ModelConfig, build_model, hf_config, parameter_counts
+from framework.models.spec import ModelConfig, build_model, hf_config, model_class, parameter_counts
 
 TINY = ModelConfig(
     name="tiny",
@@ -160,6 +160,20 @@ def test_fresh_model_is_seeded_and_leaves_the_generator_alone() -> None:
     assert not torch.equal(weight, other.model.embed_tokens.weight)
     for tensor in (weight, first.model.layers[1].mlp.experts.gate_up_proj, first.model.layers[1].mlp.gate.weight):
         assert tensor.std().item() == pytest.approx(0.006, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["v1_tiny", "moe_tiny", "v2_tiny", "v3_tiny", "qwen_tiny"])
+def test_fresh_weights_are_distributed_as_transformers_draws_them(name: str) -> None:
+    spec = replace(shipped(name), dtype="float32", num_nextn_predict_layers=int(name == "v3_tiny"))
+    model, theirs = build_model(spec, seed=0), model_class(hf_config(spec))._from_config(hf_config(spec))
+    expected = dict(theirs.named_parameters())
+    for key, ours in model.named_parameters():
+        if ours.dim() == 1:
+            assert torch.equal(ours, expected[key]), key
+        else:
+            assert ours.std().item() == pytest.approx(expected[key].std().item(), rel=0.1), key
+            assert torch.equal((ours == 0).all(-1), (expected[key] == 0).all(-1)), key  # the padding token
+    assert all(torch.equal(ours, dict(theirs.named_buffers())[key]) for key, ours in model.named_buffers())
 
 
 def test_correction_bias_stays_in_float32() -> None:
