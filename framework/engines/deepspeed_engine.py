@@ -23,6 +23,7 @@ from framework.engines import cpu_matmul, expert_parallel
 from framework.engines.lr_schedule import LrSchedule, StepwiseValue, value_at
 from framework.errors import UserError
 from framework.models.estimate import REDUCE_BUCKET
+from framework.models.rms_norm import use_fast_norms
 
 # Detached MTP modules train on so much of their loss, with as much of Adam's epsilon: the same updates, but gradients
 # that are nothing in the global norm, or the policy would be clipped by them. A power of 2 rounds nothing.
@@ -157,6 +158,8 @@ class TrainingEngine:
         self._idle_depths = len(modules) - self.mtp_depths
         for module in modules:
             module.requires_grad_(self.mtp_depths > 0)
+        if config.dtype == "float32" and not torch.cuda.is_available():
+            use_fast_norms(model)
         self._engine = _initialize(model, config, experts > 0)
         self.model: nn.Module = self._engine.module
         self.device = next(self.model.parameters()).device

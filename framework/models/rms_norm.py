@@ -1,0 +1,62 @@
+"""RMSNorm for training in float32 on a CPU, where its cost is passes over memory: half of them, forward and backward.
+
+It keeps its input and one number a token for the backward pass; transformers' keeps the normalised states as well.
+Dimensions: T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+
+class FastRMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, as transformers' RMSNorm modules, whose parameter it takes over."""
+
+    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = weight, eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return a tensor of the same shape."""
+        output: torch.Tensor = _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
+        return output
+
+
+def use_fast_norms(model: nn.Module) -> int:
+    """Replace transformers' RMSNorm modules in place and return how many; parameters and their names stay."""
+    found = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child).__name__.endswith("RMSNorm") and not isinstance(child, FastRMSNorm)
+    ]
+    for parent, name, norm in found:
+        setattr(parent, name, FastRMSNorm(norm.weight, norm.variance_epsilon))  # type: ignore[arg-type]
+    return len(found)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+        x_TD = x.reshape(-1, x.shape[-1])
+        mean_square_T1 = torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        scale_T1 = mean_square_T1.add_(eps).rsqrt_()
+        ctx.save_for_backward(x_TD, scale_T1, weight_D)
+        return (x_TD * scale_T1).mul_(weight_D).view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        x_TD, scale_T1, weight_D = ctx.saved_tensors
+        grad_TD = grad.reshape(x_TD.shape)
+        product_TD = grad_TD * x_TD
+        grad_weight_D = torch.mv(product_TD.t(), scale_T1.squeeze(-1))
+        along_T1 = torch.mv(product_TD, weight_D).unsqueeze(-1)
+        # d x = s w g - x s^3 / D sum(g w x), in the memory of the product
+        grad_x_TD = torch.mul(grad_TD, weight_D, out=product_TD).mul_(scale_T1)
+        grad_x_TD.addcmul_(x_TD, along_T1.mul_(scale_T1.pow(3)).div_(-x_TD.shape[-1]))
+        return grad_x_TD.view(grad.shape), grad_weight_D, None
