@@ -42,6 +42,7 @@ class RankLayout:
     segment: int = 0  # tokens that attend to each other; needed on CPU only
     packed: bool = False  # packed attention repeats shared keys and values
     on_gpu: bool = True
+    mtp: bool = True  # MTP modules train, where the model has any; else their weights stand by
 
 
 @dataclass(frozen=True)
@@ -64,33 +65,43 @@ class TrainingMemory:
 
 
 def training_memory(spec: ModelConfig, layout: RankLayout) -> TrainingMemory:
-    """Estimate a learner's memory: routed experts spread over `ep_size` ranks, no pipeline, no MTP modules.
+    """Estimate a learner's memory: routed experts spread over `ep_size` ranks, no pipeline.
 
     ZeRO-1 shards the optimizer over all ranks (experts over those that hold the same ones, which comes to the same
     number), ZeRO-2 the gradients too, ZeRO-3 the weights too. Checked against measured memory by
     `framework bench memory`.
     """
     counts, size = parameter_counts(spec), _size_of(layout.dtype)
-    resident = counts.total - counts.routed_experts + counts.routed_experts / layout.ep_size
-    shard = counts.total / layout.world
-    bucket = min(REDUCE_BUCKET, counts.total) * size * (1 + layout.on_gpu)  # a second one where it overlaps
-    weights, gradients, passing = resident * size, 4 * shard, bucket
+    total, experts = _parameters(spec, layout.mtp)
+    everything = counts.total + counts.mtp
+    resident = total - experts + experts / layout.ep_size
+    idle = 0 if layout.mtp else counts.mtp - counts.mtp_experts + counts.mtp_experts / layout.ep_size
+    shard = total / layout.world
+    bucket = min(REDUCE_BUCKET, everything) * size * (1 + layout.on_gpu)  # a second one where it overlaps
+    weights, gradients, passing = (resident + idle) * size, 4 * shard, bucket
     if layout.zero_stage == 1:
         # bfloat16: DeepSpeed keeps its own next to the float32 sum. float32: it never gives its bucket back.
         spare = 0 if layout.dtype == "bfloat16" or not (layout.on_gpu or layout.ep_size > 1) else bucket
         gradients, passing = resident * (6 if layout.dtype == "bfloat16" else 4) + spare, 0
     if layout.zero_stage == 3:
-        gradients, passing = gradients + min(REDUCE_BUCKET, counts.total) * size, 0
-        weights = (shard + _gathered(spec, layout)) * size
+        gradients, passing = gradients + min(REDUCE_BUCKET, everything) * size, 0
+        weights = (everything / layout.world + _gathered(spec, layout)) * size
     return TrainingMemory(weights, gradients, 12 * shard, _activations(spec, layout, passing))
+
+
+def _parameters(spec: ModelConfig, mtp: bool) -> tuple[int, int]:
+    """(All, those of routed experts) of the model, with its MTP modules or without."""
+    counts = parameter_counts(spec)
+    return counts.total + mtp * counts.mtp, counts.routed_experts + mtp * counts.mtp_experts
 
 
 def _gathered(spec: ModelConfig, layout: RankLayout) -> float:
     """Parameters that ZeRO-3 holds whole at a time: as many as it may, but at least a layer; none of a sole owner."""
-    counts = parameter_counts(spec)
-    experts = counts.routed_experts / layout.ep_size if layout.world > layout.ep_size else 0
-    spread = counts.total - counts.routed_experts if layout.world > 1 else 0
-    layer = spread / spec.num_hidden_layers + experts / max(spec.num_moe_layers, 1)
+    total, routed = _parameters(spec, layout.mtp)
+    modules = layout.mtp * spec.num_nextn_predict_layers
+    experts = routed / layout.ep_size if layout.world > layout.ep_size else 0
+    spread = total - routed if layout.world > 1 else 0
+    layer = spread / (spec.num_hidden_layers + modules) + experts / max(spec.num_moe_layers + modules, 1)
     return min(spread + experts, max(LIVE_PARAMETERS, layer))
 
 
@@ -142,14 +153,19 @@ def _activations(spec: ModelConfig, layout: RankLayout, bucket: float) -> float:
     experts and algorithms/logprobs keep for a token.
     """
     size, tokens, hidden = _size_of(layout.dtype), layout.micro_tokens, spec.hidden_size
+    norm, modules = _norm_bytes(hidden, size), layout.mtp * spec.num_nextn_predict_layers
     layers = [_layer_bytes(spec, layout, moe=False)] * (spec.num_hidden_layers - spec.num_moe_layers)
     layers += [_layer_bytes(spec, layout, moe=True)] * spec.num_moe_layers
-    logits = tokens * (_norm_bytes(hidden, size) + 2 * spec.vocab_size * size)
+    inputs = spec.num_hidden_layers * hidden * size
+    if modules:  # a layer behind two norms and before one; the main logits' gradient waits for their backward
+        saved, short = _layer_bytes(spec, layout, moe=True)
+        layers += [(saved + 3 * norm, short + spec.vocab_size * size)] * modules
+        inputs += 2 * modules * hidden * size
+    logits = tokens * (norm + (2 + modules) * spec.vocab_size * size)
     chunk = CHUNK_ELEMENTS["cuda" if layout.on_gpu else "cpu"]
     logits += min(chunk, tokens * spec.vocab_size) * (4 if layout.dtype == "float32" else 8)
     if layout.checkpointing:
-        kept = spec.num_hidden_layers * hidden * size
-        return tokens * kept + max(logits, tokens * max(saved + short for saved, short in layers) + bucket)
+        return tokens * inputs + max(logits, tokens * max(saved + short for saved, short in layers) + bucket)
     everything = sum(saved for saved, _ in layers)
     return tokens * everything + max(logits, tokens * layers[-1][1] + bucket)
 

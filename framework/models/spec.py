@@ -136,6 +136,7 @@ class ParameterCounts:
     routed_experts: int
     embedding: int  # the input table, of which a token reads one row
     mtp: int  # of all MTP modules, without the embedding and output head that they share with the model
+    mtp_experts: int  # of these, routed experts
 
 
 def hf_config(spec: ModelConfig) -> PretrainedConfig:
@@ -255,21 +256,24 @@ def parameter_counts(spec: ModelConfig) -> ParameterCounts:
     with torch.device("meta"):
         model: Any = empty_model(hf_config(replace(spec, num_nextn_predict_layers=0)), torch.bfloat16)
     total = _size(model)
-    routed = sum(parameter.numel() for name, parameter in model.named_parameters() if EXPERTS in name)
+    routed = _size(model, EXPERTS)
     idle = routed * (spec.n_routed_experts - spec.num_experts_per_tok) // spec.n_routed_experts
     # V3 section 2.2: one more block behind a projection of two normalised states; a norm before the shared head.
-    module = _size(model.model.layers[-1]) + 2 * spec.hidden_size**2 + 3 * spec.hidden_size
+    block, depths = model.model.layers[-1], spec.num_nextn_predict_layers
+    module = _size(block) + 2 * spec.hidden_size**2 + 3 * spec.hidden_size
     return ParameterCounts(
         total=total,
         active=total - idle,
         routed_experts=routed,
         embedding=model.model.embed_tokens.weight.numel(),
-        mtp=spec.num_nextn_predict_layers * module,
+        mtp=depths * module,
+        mtp_experts=depths * _size(block, EXPERTS[1:]),
     )
 
 
-def _size(module: Any) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _size(module: Any, part: str = "") -> int:
+    """Elements of the parameters whose name holds `part`."""
+    return sum(parameter.numel() for name, parameter in module.named_parameters() if part in name)
 
 
 def _rope_parameters(spec: ModelConfig) -> dict[str, Any]:

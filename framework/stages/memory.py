@@ -27,6 +27,7 @@ def learner_role(
         segment=segment,
         packed=packed,
         on_gpu=cluster.gpus > 0,
+        mtp=bool(engine.mtp_coef),
     )
     most = gcd(workers, spec.n_routed_experts) if spec.num_moe_layers else 1
     table = {

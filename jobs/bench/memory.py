@@ -25,6 +25,7 @@ import torch
 
 from framework.algorithms.lm_loss import lm_loss
 from framework.engines.deepspeed_engine import DeepSpeedConfig, TrainingEngine
+from framework.engines.mtp_step import MtpStep
 from framework.models.estimate import PARTS, RankLayout, TrainingMemory, training_memory
 from framework.models.spec import ModelConfig, build_model, parameter_counts
 from jobs.bench._common import report
@@ -65,6 +66,7 @@ class Case:
                 checkpointing=config.gradient_checkpointing,
                 segment=self.length,
                 on_gpu=False,
+                mtp=bool(config.mtp_coef),
             ),
         )
 
@@ -131,9 +133,12 @@ def _settled_collectives() -> Iterator[None]:
 
 def _loss(engine: TrainingEngine, rows_BT: torch.Tensor) -> torch.Tensor:
     """As the trainer's: logits are no one's once it has returned."""
-    logits_BTV = engine.forward(input_ids=rows_BT[:, :-1], use_cache=False).logits
-    targets_N = rows_BT[:, 1:].flatten()
-    return lm_loss(logits_BTV.flatten(0, 1), targets_N, torch.ones(len(targets_N))).loss
+    targets_N, mtp = rows_BT[:, 1:].flatten(), MtpStep(engine)
+    weights_N, lengths_S = torch.ones(len(targets_N)), torch.full((len(rows_BT),), rows_BT.shape[1] - 1)
+    more = mtp.inputs(targets_N, weights_N, lengths_S)
+    found = engine.forward(input_ids=rows_BT[:, :-1], use_cache=False, **more)
+    main = lm_loss(found.logits.flatten(0, 1), targets_N, weights_N).loss
+    return mtp.add(main, found.get("mtp_logits"), 1.0)
 
 
 def _live() -> set[torch.UntypedStorage]:
@@ -188,6 +193,7 @@ def families(hidden: int, layers: int, vocabulary: int) -> dict[str, ModelConfig
     softmax = replace(v3, norm_topk_prob=False, n_shared_experts=2)
     return {
         "v3": v3,
+        "v3 mtp": replace(v3, name="v3 mtp", num_nextn_predict_layers=1),
         "v2": replace(softmax, name="v2", architecture="deepseek_v2"),
         "moe": replace(softmax, name="moe", architecture="deepseek"),
         "dense": replace(v3, name="dense", architecture="qwen2", num_key_value_heads=hidden // 64 // 2),
@@ -236,10 +242,10 @@ def shipped_cases(world: int, tokens: int) -> Iterator[Case]:
 
 def row(world: int, case: Case, measured: Measured) -> dict[str, Any]:
     """MiB measured of each part, and by how many per cent the estimate differs."""
-    estimate, config = case.estimate(world), case.config
+    estimate, config, counts = case.estimate(world), case.config, parameter_counts(case.spec)
     cells: dict[str, Any] = {
         "family": case.spec.name,
-        "million": round(parameter_counts(case.spec).total / 1e6, 1),
+        "million": round((counts.total + counts.mtp) / 1e6, 1),
         "ranks": world,
         "zero": config.zero_stage,
         "ep": config.ep_size,

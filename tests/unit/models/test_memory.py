@@ -19,8 +19,10 @@ ALONE = {
     for name, dtype, checkpointing in (
         ("v3", "float32", False), ("v3", "bfloat16", True), ("v2", "bfloat16", True),
         ("moe", "float32", False), ("dense", "float32", True), ("dense", "bfloat16", False),
+        ("v3 mtp", "float32", False), ("v3 mtp", "bfloat16", True),
     )
 }  # fmt: skip
+ALONE["frozen MTP modules"] = Case(FAMILIES["v3 mtp"], replace(BASE, mtp_coef=0.0), 192)
 ALONE["an attention without a kernel"] = Case(replace(FAMILIES["v3"], v_head_dim=32), BASE, 192)
 PAIR = {
     f"ZeRO-{stage} EP {ep_size} {dtype}": Case(
@@ -29,6 +31,7 @@ PAIR = {
     for stage, ep_size, dtype in ((1, 2, "float32"), (1, 2, "bfloat16"), (2, 1, "bfloat16"), (2, 2, "bfloat16"),
                                   (3, 1, "float32"), (3, 2, "bfloat16"))
 }  # fmt: skip
+PAIR["ZeRO-3 EP 2 MTP modules"] = Case(FAMILIES["v3 mtp"], replace(BASE, zero_stage=3, ep_size=2), 192)
 
 
 @pytest.fixture(scope="module")
