@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from framework.artifacts import Artifact
 from framework.convert import TARGET, Component, convert, instantiate
 from framework.errors import UserError, did_you_mean
 from framework.graph.cluster import ClusterConfig
@@ -48,6 +49,7 @@ class RunConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     tracking: Component = None
     stage: Mapping[str, Component] = field(default_factory=dict)  # stage name -> the stage
+    base: Path | None = None  # the checkpoint directory that a job starts from, if it is one that does
     seed: int = 0
     run: str = "run"
     runs_dir: Path = Path("runs")
@@ -88,6 +90,9 @@ def build_graph(config: RunConfig) -> Graph:
     graph = TargetResolver(config.plugins)(config.job.target, f"job.{TARGET}")(config)
     if not isinstance(graph, Graph):
         raise UserError(f"job.{TARGET}", config.job.target, "must return a framework.graph.nodes.Graph")
+    given = {edge.path for node in graph.nodes.values() for edge in node.edges.values() if isinstance(edge, Artifact)}
+    if config.base is not None and config.base.absolute() not in given:
+        raise UserError("base", str(config.base), f"must be left out: job {config.job.name} makes its own base model")
     return graph
 
 

@@ -64,12 +64,10 @@ def encode_chat(tokenizer: Any, template: str, chat: Chat) -> EncodedChat:
     """
     ids: list[int] = []
     learned: list[int] = []
-    shown = ""
+    shown, bos = "", tokenizer.bos_token or ""  # Qwen has none
     for end in range(1, len(chat.messages) + 1):
         last, message = end == len(chat.messages), chat.messages[end - 1]
-        text = render_chat(
-            template, chat.messages[:end], False, tokenizer.bos_token, tokenizer.eos_token, keep_last_reasoning=last
-        )
+        text = render_chat(template, chat.messages[:end], False, bos, tokenizer.eos_token, keep_last_reasoning=last)
         if not text.startswith(shown):
             raise UserError(
                 f"chat {chat.id}: message {end}", message["role"], "changes what the template put before it"

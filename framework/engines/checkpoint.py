@@ -39,9 +39,10 @@ CONTENTS = "engine.json"  # written last, by rank 0
 def save_state(
     engine: TrainingEngine, directory: Path, counters: Mapping[str, int], snapshots: Mapping[str, Snapshot]
 ) -> None:
-    """Write engine state, `counters` and `snapshots` to `directory`/learner (all ranks; a shared file system).
+    """Write engine state, `counters` and `snapshots` to `directory`/learner (all ranks).
 
-    `engine.json` goes last and lists every file with its size, so a torn checkpoint is seen on load.
+    The directory is one that all ranks share, or each rank's own if they are merged afterwards. `engine.json` goes last
+    and lists every file of every rank with its size, so a torn checkpoint is seen on load.
     """
     directory = directory / STATE
     if engine.rank == 0:
@@ -56,10 +57,13 @@ def save_state(
     if engine.rank == 0:
         torch.save([bias for _, bias in engine.routing.biases()], directory / BIASES)
     dist.barrier()
+    written = {
+        p.relative_to(directory).as_posix(): p.stat().st_size for p in sorted(directory.rglob("*")) if p.is_file()
+    }
+    of_ranks: list[dict[str, int]] = [{}] * engine.world
+    dist.all_gather_object(of_ranks, written)
     if engine.rank == 0:
-        files = {
-            p.relative_to(directory).as_posix(): p.stat().st_size for p in sorted(directory.rglob("*")) if p.is_file()
-        }
+        files = {name: size for found in of_ranks for name, size in found.items()}
         contents = {"topology": asdict(topology(engine)), "counters": dict(counters), "files": files}
         temporary = directory / (CONTENTS + ".tmp")
         temporary.write_text(json.dumps(contents, indent=1))

@@ -79,22 +79,33 @@ class DeepSpeedTrainer:
         `trained` ([T] of 0 and 1 for each) marks the tokens to learn, by default all. The same on every rank; loss and
         metrics as `train_minibatch`, whatever the packing. Raises UserError if one is longer than the token budget.
         """
-        engine = self.engine
-        packed = pack_documents(
-            documents, engine.config.token_budget, trained=trained, rank=engine.rank, ranks=engine.world
-        )
         tokens = sum(float(marks[1:].sum()) for marks in trained or [np.ones_like(ids) for ids in documents])
-        return self._step([_packed_micro(to_device(micro, engine.device)) for micro in packed], tokens, len(documents))
+        return self._step(self._document_micros(documents, trained), tokens, len(documents))
 
-    @torch.no_grad()
     def validation_loss(self, rows_BT: Rows) -> float:
         """Mean next-token loss in nats; every rank computes its share of the rows."""
+        return self._mean_loss(self._row_micros(rows_BT))
+
+    def validation_loss_of_documents(self, documents: Sequence[Int32], trained: Sequence[Int32] | None = None) -> float:
+        """The same over the tokens that `train_documents` would learn."""
+        return self._mean_loss(self._document_micros(documents, trained))
+
+    @torch.no_grad()
+    def _mean_loss(self, micros: Iterable[_Micro]) -> float:
         total = torch.zeros(2, dtype=torch.float64, device=self.engine.device)
-        for micro in self._row_micros(rows_BT):
+        for micro in micros:
             output = lm_loss(self.engine.model(**micro.inputs).logits.flatten(0, 1), micro.targets_N, micro.weights_N)
             total += torch.tensor([output.metrics["nll"], output.tokens], dtype=total.dtype, device=total.device)
         nll, tokens = self.engine.sum_over_ranks(total).tolist()
         return float(nll / tokens)
+
+    def _document_micros(self, documents: Sequence[Int32], trained: Sequence[Int32] | None) -> Iterator[_Micro]:
+        """This rank's documents, packed."""
+        engine = self.engine
+        packed = pack_documents(
+            documents, engine.config.token_budget, trained=trained, rank=engine.rank, ranks=engine.world
+        )
+        return (_packed_micro(to_device(micro, engine.device)) for micro in packed)
 
     def _row_micros(self, rows_BT: Rows, mask_BT: torch.Tensor | None = None) -> Iterator[_Micro]:
         """This rank's rows, as many micro-batches as every other rank has."""

@@ -1,52 +1,55 @@
 """Next-token training as a Ray Train run with DeepSpeed inside.
 
-Ray Train restarts the workers from the newest checkpoint when one dies. The workers write metrics to a file in the
+The workers are restarted from the newest checkpoint when one dies. They write metrics to a file in the
 stage's work directory (which Ray Train needs on shared storage anyway); the driver relays them to the tracker.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
+import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from framework.engines.batch_schedule import BatchSchedule
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.errors import RunFailed, Stopped, UserError
 from framework.models.spec import ModelConfig
 from framework.protocols import Tracker
 from framework.roles.cluster import worker_environment
+from framework.roles.supervised_data import ChatData, RowData
 
-METRICS, STOP = "worker_metrics.jsonl", "STOP"
+METRICS, STOP, SAVING = "worker_metrics.jsonl", "STOP", "saving-"
 STOP_CHECK_STEPS = 10  # steps between looks at the stop file: the ranks must agree
+
+logger = logging.getLogger("framework")
 
 
 @dataclass(frozen=True)
 class LmRun:
     """Everything a worker needs; paths are on storage that all workers share."""
 
-    model: ModelConfig
+    model: ModelConfig | Path  # fresh weights of these sizes, or those of a Hugging Face checkpoint
     engine: DeepSpeedConfig
-    shards: Path
+    data: RowData | ChatData
     out: Path  # the Hugging Face checkpoint
     work_dir: Path
     steps: int
-    batches: BatchSchedule
     validate_every: int
-    validation_rows: int
     checkpoint_every: int
     seed: int
     workers: int = 1
     min_workers: int = 0  # elastic: as many workers as there is room for, from this number to `workers`; 0: always all
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
-    max_failures: int = 3
+    max_failures: int = 5  # restarts in a row without a new checkpoint between them
 
 
 def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> None:
@@ -58,7 +61,8 @@ def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> N
     metrics = run.work_dir / METRICS
     metrics.touch()
     environment = worker_environment(run.engine.threads or run.cpus_per_worker, run.gpus_per_worker > 0)
-    trainer = TorchTrainer(
+    trainer = partial(
+        TorchTrainer,
         _worker,
         train_loop_config={"run": run},
         torch_config=TorchConfig(backend="nccl" if run.gpus_per_worker else "gloo"),
@@ -73,19 +77,28 @@ def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> N
         run_config=ray.train.RunConfig(
             name="train",
             storage_path=str(run.work_dir.resolve()),
-            failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=0),  # counted below
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             worker_runtime_env={"env_vars": environment},
         ),
     )
     outcome: list[BaseException | None] = []
+    saved = run.work_dir / "train" / "checkpoint_manager_snapshot.json"
 
     def fit() -> None:
-        try:
-            trainer.fit()
-            outcome.append(None)
-        except BaseException as error:  # handed to the main thread below
-            outcome.append(error)
+        failures, before = 0, None  # Ray Train can't start its own count afresh once a restart has got further
+        while True:
+            for torn in run.work_dir.glob(f"{SAVING}*"):  # of killed workers
+                shutil.rmtree(torn)
+            try:
+                trainer().fit()
+                return outcome.append(None)
+            except BaseException as error:  # handed to the main thread below
+                found, newest = _as_framework_error(error), saved.read_bytes() if saved.is_file() else None
+                failures, before = (failures + 1 if newest == before else 1), newest
+                if failures > run.max_failures or isinstance(found, UserError) or should_stop():
+                    return outcome.append(found)
+                logger.warning("%s; restarting from the newest checkpoint (%d)", found, failures)
 
     thread = threading.Thread(target=fit, daemon=True)
     relay = _Relay(metrics, tracker, run.steps)
@@ -97,7 +110,7 @@ def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> N
         relay.pump()
     relay.pump()
     if outcome[0] is not None:
-        raise _as_framework_error(outcome[0])
+        raise outcome[0]
     if relay.step < run.steps:
         raise Stopped(f"stopped after {relay.step} of {run.steps} steps; the same command resumes")
 
@@ -158,48 +171,49 @@ def _worker(config: dict[str, Any]) -> None:
     import torch
     import torch.distributed as dist
 
-    from framework.data.shards import RowBatch, TokenRows
     from framework.engines.lm_trainer import DeepSpeedTrainer
-    from framework.models.spec import build_model
+    from framework.engines.sharded_load import build_sharded, load_sharded
 
     run: LmRun = config["run"]
     torch.set_num_threads(run.engine.threads or max(1, int(run.cpus_per_worker)))
     rank = ray.train.get_context().get_world_rank()
-    row_tokens, batches = run.batches.row_tokens, run.batches
-    rows = TokenRows(run.shards, "train", row_tokens, run.seed)
-    held_out = torch.from_numpy(TokenRows(run.shards, "validation", row_tokens, seed=0).head(run.validation_rows))
-    if rows.vocab_size > run.model.vocab_size:
-        allowed = f"the tokenizer has {rows.vocab_size} tokens: it does not match this model"
-        raise UserError("model.vocab_size", run.model.vocab_size, allowed)
+    feed = run.data.open(run.seed)
     engine, world = run.engine, ray.train.get_context().get_world_size()
     if run.min_workers:  # experts spread as far as this number of workers allows
         engine = replace(engine, ep_size=math.gcd(engine.ep_size, world))
-    trainer = DeepSpeedTrainer(build_model(run.model, run.seed), engine)
+    fresh = isinstance(run.model, ModelConfig)
+    model = build_sharded(run.model, run.seed, engine) if fresh else load_sharded(run.model, engine)
+    if feed.vocab_size > model.config.vocab_size:
+        allowed = f"the tokenizer has {feed.vocab_size} tokens: it does not match this model"
+        raise UserError("model.vocab_size", model.config.vocab_size, allowed)
+    trainer = DeepSpeedTrainer(model, engine, run.data.isolated)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
             trainer.load(Path(directory))
     step = trainer.engine.steps
-    window = _Window(time.monotonic(), step)
+    started, tokens = time.monotonic(), 0.0
     while step < run.steps:
-        result = trainer.train_minibatch(RowBatch(rows, batches.first_row(step), batches.rows_at(step)))
-        step = result.step
+        result = feed.train(trainer, step)
+        step, tokens = result.step, tokens + result.metrics["tokens"]
         validate = step % run.validate_every == 0 or step == run.steps
         if rank == 0 and (step % 10 == 0 or step == run.steps):
-            _write(run, step, _metrics(result.metrics, window, step, run), result.expert_load_LE)
-            window = _Window(time.monotonic(), step)
+            metrics = {f"train/{name}": float(value) for name, value in result.metrics.items()}
+            metrics["train/tokens_per_s"] = tokens / (time.monotonic() - started)
+            _write(run, step, metrics, result.expert_load_LE)
+            started, tokens = time.monotonic(), 0.0
         if validate:
-            loss = trainer.validation_loss(held_out)
-            if rank == 0:
+            loss = feed.validation_loss(trainer)
+            if rank == 0 and loss is not None:
                 _write(run, step, {"validation/loss": loss}, None)
-            window = _Window(time.monotonic(), step)
+            started, tokens = time.monotonic(), 0.0
         stopping = False
         if step % STOP_CHECK_STEPS == 0:
             flag = torch.tensor([float(rank == 0 and (run.work_dir / STOP).exists())], device=trainer.engine.device)
             dist.broadcast(flag, src=0)
             stopping = bool(flag.item())
         if step % run.checkpoint_every == 0 or stopping:
-            with tempfile.TemporaryDirectory(dir=run.work_dir) as directory:
+            with tempfile.TemporaryDirectory(prefix=SAVING, dir=run.work_dir) as directory:
                 trainer.save(Path(directory))
                 ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(directory))
         if stopping:
@@ -207,20 +221,6 @@ def _worker(config: dict[str, Any]) -> None:
     trainer.export(run.out)
     if rank == 0:
         _write(run, step, {}, None)
-
-
-@dataclass(frozen=True)
-class _Window:
-    """Since when and from which step tokens are counted."""
-
-    started: float
-    step: int
-
-
-def _metrics(found: Any, window: _Window, step: int, run: LmRun) -> dict[str, float]:
-    seconds = time.monotonic() - window.started
-    tokens = run.batches.tokens(step) - run.batches.tokens(window.step)
-    return {**{f"train/{name}": float(value) for name, value in found.items()}, "train/tokens_per_s": tokens / seconds}
 
 
 def _write(run: LmRun, step: int, metrics: dict[str, float], load_LE: Any) -> None:

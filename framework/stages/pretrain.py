@@ -27,6 +27,7 @@ class PretrainConfig:
     engine: DeepSpeedConfig = DeepSpeedConfig()
     workers: int = 0  # data-parallel ranks; 0: cluster.learner_workers
     min_workers: int = 0  # elastic: goes on with as few as this while a node is away; 0: always with all
+    max_failures: int = 5  # restarts in a row without a new checkpoint between them
     validate_every: int = 1000
     validation_rows: int = 64
     checkpoint_every: int = 1000
@@ -39,6 +40,8 @@ class PretrainConfig:
             raise UserError("stage.pretrain.workers", self.workers, "must be 0 (as cluster.learner_workers) or more")
         if self.min_workers < 0:
             raise UserError("stage.pretrain.min_workers", self.min_workers, "must be 0 (always all workers) or more")
+        if self.max_failures < 0:
+            raise UserError("stage.pretrain.max_failures", self.max_failures, "must be 0 or more")
         _ = self.batches  # which checks the ramp against rows_per_step
 
     def check_workers(self, cluster: ClusterConfig) -> int:
@@ -83,6 +86,7 @@ class Pretrain:
 
     def run(self, inputs: PretrainInputs, runtime: Runtime) -> Pretrained:
         """Train to the end; resumes from the newest checkpoint in the stage's work directory."""
+        from framework.roles.supervised_data import RowData
         from framework.roles.supervised_loop import LmRun, train_lm
 
         directory = runtime.artifact_dir("base")
@@ -91,17 +95,16 @@ class Pretrain:
         run = LmRun(
             model=with_special_tokens(self.model, inputs.tokenizer.path),
             engine=config.engine,
-            shards=inputs.shards.path,
+            data=RowData(inputs.shards.path, config.batches, config.validation_rows),
             out=directory,
             work_dir=runtime.work_dir,
             steps=config.steps,
-            batches=config.batches,
             validate_every=config.validate_every,
-            validation_rows=config.validation_rows,
             checkpoint_every=config.checkpoint_every,
             seed=runtime.seed,
             workers=config.check_workers(cluster),
             min_workers=config.min_workers,
+            max_failures=config.max_failures,
             cpus_per_worker=cluster.learner_cpus,
             gpus_per_worker=1.0 if cluster.gpus else 0.0,
         )

@@ -19,6 +19,7 @@ from framework.engines.lm_trainer import DeepSpeedTrainer
 from framework.engines.lr_schedule import LrSchedule
 from framework.models.spec import build_model
 from framework.observe.metrics import Tracker, read_history
+from framework.roles.supervised_data import RowData
 from framework.roles.supervised_loop import LmRun, train_lm
 from tests.distributed import run_ranks
 from tests.learners import TINY_V3, VOCAB
@@ -32,10 +33,9 @@ FIRST, LAST, CHECKPOINT_EVERY, ROWS, SEED = 80, 110, 20, 6, 3
 
 def run_of(directory: Path, steps: int, **changes: Any) -> LmRun:
     values: dict[str, Any] = {
-        "model": TINY_V3, "engine": ENGINE, "shards": directory / "shards", "steps": steps,
-        "out": directory / "out", "work_dir": directory / "work", "batches": BatchSchedule(ROWS, 128),
-        "validate_every": 1000, "validation_rows": 1, "checkpoint_every": CHECKPOINT_EVERY, "seed": SEED, "workers": 2,
-        "cpus_per_worker": 0.5,
+        "model": TINY_V3, "engine": ENGINE, "steps": steps, "out": directory / "out", "work_dir": directory / "work",
+        "data": RowData(directory / "shards", BatchSchedule(ROWS, 128), validation_rows=1), "validate_every": 1000,
+        "checkpoint_every": CHECKPOINT_EVERY, "seed": SEED, "workers": 2, "cpus_per_worker": 0.5,
     } | changes  # fmt: skip
     return LmRun(**values)
 
@@ -43,8 +43,8 @@ def run_of(directory: Path, steps: int, **changes: Any) -> LmRun:
 def train_directly(directory: Path) -> list[dict[str, Any]]:
     """The same training on this gloo rank without Ray: losses by step, then the weights after FIRST and LAST."""
     run = run_of(directory, LAST)
-    trainer = DeepSpeedTrainer(build_model(run.model, run.seed), run.engine)
-    rows = TokenRows(run.shards, "train", run.batches.row_tokens, run.seed)
+    trainer = DeepSpeedTrainer(build_model(TINY_V3, run.seed), run.engine)
+    rows = TokenRows(directory / "shards", "train", 128, run.seed)
     losses, found = {}, []
     for step in range(LAST):
         losses[step + 1] = trainer.train_minibatch(torch.from_numpy(rows.batch(step * ROWS, ROWS))).metrics["loss"]

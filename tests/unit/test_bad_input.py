@@ -122,6 +122,26 @@ def own_prompts(*overrides: str) -> tuple[str, ...]:
     return r1_zero(*files, *overrides)
 
 
+def sft(*overrides: str) -> tuple[str, ...]:
+    """`framework run` of fine-tuning on the user's conversations."""
+    files = ("data.chats_file={tmp}/chats.jsonl", "base={tmp}/base")
+    return ("run", "job=sft", "runs_dir={tmp}/runs", *files, *overrides)
+
+
+def sft_files(*lines: str, model_type: str = "deepseek_v3") -> Callable[[Path], None]:
+    """A file of conversations, and what is looked at of a base checkpoint before a run."""
+
+    def prepare(tmp: Path) -> None:
+        (tmp / "base").mkdir()
+        config = {"model_type": model_type, "hidden_size": 128, "num_hidden_layers": 3}
+        (tmp / "base" / "config.json").write_text(json.dumps(config))
+        (tmp / "base" / "tokenizer.json").write_text("{}")
+        (tmp / "chats.jsonl").write_text("\n".join(lines))
+
+    return prepare
+
+
+CHAT = json.dumps({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]})
 GOOD = prompt_line("one", "What is 1 + 2?")
 CASES = (
     Case("unknown key", run("stage.train.lrr=1"), ("stage.train.lrr", "did you mean 'lr'?")),
@@ -338,6 +358,37 @@ CASES = (
         own_prompts(),
         ("prompt one: rewards: got 'acuracy'", "did you mean 'accuracy'?"),
         prompt_files(prompt_line("one", "What is 1 + 2?", rewards=["acuracy"])),
+    ),
+    Case("no conversations", ("run", "job=sft", "base={tmp}/base"), ("data.chats_file: got None",), sft_files()),
+    Case("no base", ("run", "job=sft", "data.chats_file={tmp}/chats.jsonl"), ("base: got None",), sft_files(CHAT)),
+    Case("base of a job that makes its own", r1_zero("base={tmp}"), ("base: got '{tmp}'", "must be left out")),
+    Case(
+        "no such conversations", sft("data.chats_file={tmp}/chat.jsonl"), ("did you mean 'chats.jsonl'",), sft_files()
+    ),
+    Case("no such base", sft("base={tmp}/bases"), ("{tmp}/bases/config.json: got 'no such file'",), sft_files(CHAT)),
+    Case(
+        "base of another model",
+        sft(),
+        ("model: got 'v3_tiny'", "config.json says qwen2"),
+        sft_files(model_type="qwen2"),
+    ),
+    Case(
+        "bad conversation",
+        sft(),
+        ("{tmp}/chats.jsonl:2: messages", "a role and a content"),
+        sft_files(CHAT, '{"messages": ["hi"]}'),
+    ),
+    Case(
+        "all conversations set apart",
+        sft("data.validation_chats=1"),
+        ("data.validation_chats", "less than the 1"),
+        sft_files(CHAT),
+    ),
+    Case(
+        "warm-up as long as fine-tuning",
+        sft("stage.sft.warmup_steps=1"),
+        ("stage.sft.warmup_steps", "the 1 steps"),
+        sft_files(CHAT),
     ),
     Case("full disk", run(), ("{tmp}/runs/toy", "the disk is full"), full_disk("runs/toy/config.json.tmp")),
     Case("report on a full disk", ("report", "{tmp}/runs/toy"), ("No space left",), full_disk("runs/toy/report.tmp")),

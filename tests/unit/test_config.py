@@ -13,6 +13,7 @@ import pytest
 from framework.config import CONF, TargetResolver, build_component, build_graph, compose
 from framework.convert import TARGET, Component, convert, to_plain
 from framework.errors import UserError
+from tests.unit.test_bad_input import CHAT, sft_files
 from tests.unit.toy_graph import Train, Write
 
 TOY_CONF = Path(__file__).parent / "conf"
@@ -222,14 +223,16 @@ def test_defaults_live_in_the_dataclass_only() -> None:
 
 
 @pytest.mark.parametrize("file", SHIPPED)
-def test_every_shipped_yaml_loads(file: str) -> None:
+def test_every_shipped_yaml_loads(file: str, tmp_path: Path) -> None:
     group, _, name = file.removesuffix(".yaml").rpartition("/")
     if file == "config.yaml":
         compose()
         return
     assert group in GROUPS, f"{file} is in no group of the configuration"
     if group == "job":
-        build_graph(compose([f"job={name}"])).check()
+        sft_files(CHAT)(tmp_path)
+        given = [f"data.chats_file={tmp_path}/chats.jsonl", f"base={tmp_path}/base"] if name == "sft" else []
+        build_graph(compose([f"job={name}", *given])).check()
     else:
         config = compose([*(item for item in TOY if item != f"~{group}"), f"{group}={name}"], TOY_CONF)
         assert getattr(config, group)

@@ -1,0 +1,122 @@
+"""Conversations for fine-tuning: a user's own file, split; and those conversations as marked tokens of a base model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from framework.artifacts import ChatSet, Checkpoint, TokenizerDir, TokenShards
+from framework.data.chats import EncodedChat, encode_chat, read_chats, write_chat_shards
+from framework.data.readers import write_rows
+from framework.data.templates import R1_CHAT_TEMPLATE, V3_CHAT_TEMPLATE
+from framework.errors import UserError
+from framework.graph.nodes import Runtime
+from framework.stages.collect import NoInputs
+
+TEMPLATES = {"r1": R1_CHAT_TEMPLATE, "v3": V3_CHAT_TEMPLATE}
+
+
+@dataclass(frozen=True)
+class ChatsConfig:
+    """A .jsonl file of {"id" (optional), "messages": [{"role", "content"}, ...]}, an assistant's message last."""
+
+    chats_file: Path | None = None
+    validation_chats: int = 0  # set apart at random
+    template: Literal["r1", "v3"] = "r1"  # r1: the model is made to think, and learns the last answer of a conversation
+
+    def __post_init__(self) -> None:
+        if self.validation_chats < 0:
+            raise UserError("data.validation_chats", self.validation_chats, "must be 0 or more")
+
+    @property
+    def file(self) -> Path:
+        """The file; raises UserError if none is given."""
+        if self.chats_file is None:
+            raise UserError("data.chats_file", None, "must name a .jsonl file of conversations")
+        return self.chats_file
+
+    def count_train(self) -> int:
+        """Read the file and return how many conversations are for training; raises UserError naming a bad line."""
+        chats = sum(1 for _ in read_chats(self.file))
+        if chats <= self.validation_chats:
+            raise UserError(
+                "data.validation_chats", self.validation_chats, f"must be less than the {chats} of the file"
+            )
+        return chats - self.validation_chats
+
+
+@dataclass(frozen=True)
+class CollectedChats:
+    """train.jsonl, and validation.jsonl if conversations are set apart."""
+
+    chats: ChatSet
+
+
+@dataclass(frozen=True)
+class CollectChats:
+    """The stage that splits the file."""
+
+    config: ChatsConfig
+
+    def run(self, inputs: NoInputs, runtime: Runtime) -> CollectedChats:
+        """Write both splits in the file's order; those set apart depend on the seed."""
+        config, directory = self.config, runtime.artifact_dir("chats")
+        train = config.count_train()
+        size = train + config.validation_chats
+        apart = set(random.Random(runtime.seed).sample(range(size), config.validation_chats))
+        for split in ("train", "validation") if apart else ("train",):
+            chats = (c for place, c in enumerate(read_chats(config.file)) if (place in apart) == (split != "train"))
+            write_rows(directory / f"{split}.jsonl", map(asdict, chats))
+        runtime.tracker.progress(size, size, f"{train} conversations")
+        return CollectedChats(ChatSet(directory))
+
+
+@dataclass(frozen=True)
+class EncodeInputs:
+    """Conversations, and the base model whose tokenizer splits them."""
+
+    base: Checkpoint
+    chats: ChatSet
+
+
+@dataclass(frozen=True)
+class EncodedChats:
+    """Marked tokens by split, and the tokenizer with the template that they are in."""
+
+    shards: TokenShards
+    tokenizer: TokenizerDir
+
+
+@dataclass(frozen=True)
+class EncodeChats:
+    """The stage that tokenizes them."""
+
+    template: Literal["r1", "v3"]
+    max_tokens: int  # of a conversation
+
+    def run(self, inputs: EncodeInputs, runtime: Runtime) -> EncodedChats:
+        """Encode every split there is; raises UserError for a conversation that is too long."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(inputs.base.path)
+        shards, saved = runtime.artifact_dir("shards"), runtime.artifact_dir("tokenizer")
+        tokens = 0
+        for file in sorted(inputs.chats.path.glob("*.jsonl")):
+            (shards / file.stem).mkdir()
+            tokens += write_chat_shards(shards / file.stem, self._encoded(file, tokenizer), len(tokenizer)).tokens
+        tokenizer.chat_template = TEMPLATES[self.template]
+        tokenizer.save_pretrained(saved)
+        runtime.tracker.progress(1, 1, f"{tokens:,} tokens")
+        return EncodedChats(TokenShards(shards), TokenizerDir(saved))
+
+    def _encoded(self, file: Path, tokenizer: Any) -> Iterator[EncodedChat]:
+        for chat in read_chats(file):
+            encoded = encode_chat(tokenizer, TEMPLATES[self.template], chat)
+            if len(encoded.token_ids) > self.max_tokens:
+                allowed = f"must be at most {self.max_tokens}: the least of stage.sft.max_tokens, "
+                allowed += "engine.learner.token_budget and model.max_position_embeddings"
+                raise UserError(f"chat {chat.id}: tokens", len(encoded.token_ids), allowed)
+            yield encoded

@@ -1,0 +1,140 @@
+"""Supervised fine-tuning of a checkpoint on conversations, of which it learns the answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from framework.artifacts import Checkpoint, TokenizerDir, TokenShards
+from framework.engines.deepspeed_engine import DeepSpeedConfig
+from framework.engines.lr_schedule import LrSchedule
+from framework.errors import UserError
+from framework.graph.cluster import ClusterConfig
+from framework.graph.nodes import Runtime
+from framework.graph.plan import StageEstimate
+from framework.models.spec import ModelConfig
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Epochs, batch and learning rate. Defaults: the fine-tunings of DeepSeek-R1 (2 to 3 epochs)."""
+
+    epochs: int = 2
+    chats_per_step: int = 128
+    max_tokens: int = 32_768  # of a conversation; the learner's token budget and the model's context bound it too
+    lr: float = 5e-5
+    final_lr: float = 5e-6  # reached by a cosine over all steps
+    warmup_steps: int = 0
+    workers: int = 0  # data-parallel ranks; 0: cluster.learner_workers
+    min_workers: int = 0  # elastic: goes on with as few as this while a node is away; 0: always with all
+    max_failures: int = 5  # restarts in a row without a new checkpoint between them
+    validate_every: int = 100
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "chats_per_step", "max_tokens", "validate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"stage.sft.{name}", getattr(self, name), "must be at least 1")
+        for name in ("warmup_steps", "workers", "min_workers", "max_failures"):
+            if getattr(self, name) < 0:
+                raise UserError(f"stage.sft.{name}", getattr(self, name), "must be 0 or more")
+        if not 0 <= self.final_lr <= self.lr or not self.lr:
+            raise UserError(
+                "stage.sft.lr, final_lr", (self.lr, self.final_lr), "must fall: lr > 0, 0 <= final_lr <= lr"
+            )
+
+    def check_workers(self, cluster: ClusterConfig) -> int:
+        """Return how many ranks `cluster` gives this stage; raises UserError if `min_workers` is more."""
+        workers = self.workers or cluster.learner_workers
+        if self.min_workers > workers:
+            raise UserError("stage.sft.min_workers", self.min_workers, f"must be 0 to {workers}, the workers")
+        return workers
+
+    def schedule(self, steps: int) -> LrSchedule:
+        """The learning rate of a training of `steps` steps; raises UserError if the warm-up is no shorter."""
+        if self.warmup_steps >= steps:
+            raise UserError("stage.sft.warmup_steps", self.warmup_steps, f"must be less than the {steps} steps")
+        return LrSchedule(self.lr, "cosine", self.warmup_steps, steps, final_ratio=self.final_lr / self.lr)
+
+
+@dataclass(frozen=True)
+class SftInputs:
+    """The model to start from; marked tokens, and the tokenizer that made them: it travels with the checkpoint."""
+
+    base: Checkpoint
+    shards: TokenShards
+    tokenizer: TokenizerDir
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The fine-tuned model."""
+
+    tuned: Checkpoint
+
+
+@dataclass(frozen=True)
+class Sft:
+    """The stage. `engine.schedule` is not used: the steps, and so the learning rates, follow from the conversations."""
+
+    config: SftConfig
+    engine: DeepSpeedConfig
+    model: ModelConfig  # sizes of the base
+    chats: int  # to train on
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest conversation that can be trained on."""
+        return min(self.config.max_tokens, self.engine.token_budget, self.model.max_position_embeddings)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all epochs."""
+        return -(-self.config.epochs * self.chats // self.config.chats_per_step)
+
+    def run(self, inputs: SftInputs, runtime: Runtime) -> Tuned:
+        """Train to the end; resumes from the newest checkpoint in the stage's work directory."""
+        from framework.roles.supervised_data import ChatData
+        from framework.roles.supervised_loop import LmRun, train_lm
+        from framework.stages.pretrain import copy_tokenizer
+
+        directory, config, cluster = runtime.artifact_dir("tuned"), self.config, runtime.cluster
+        copy_tokenizer(inputs.tokenizer, directory)
+        run = LmRun(
+            model=inputs.base.path,
+            engine=replace(self.engine, schedule=config.schedule(self.steps)),
+            data=ChatData(inputs.shards.path, config.chats_per_step, config.epochs),
+            out=directory,
+            work_dir=runtime.work_dir,
+            steps=self.steps,
+            validate_every=config.validate_every,
+            checkpoint_every=config.checkpoint_every,
+            seed=runtime.seed,
+            workers=config.check_workers(cluster),
+            min_workers=config.min_workers,
+            max_failures=config.max_failures,
+            cpus_per_worker=cluster.learner_cpus,
+            gpus_per_worker=1.0 if cluster.gpus else 0.0,
+        )
+        train_lm(run, runtime.tracker, runtime.should_stop)
+        return Tuned(Checkpoint(directory))
+
+    def estimate(self, cluster: ClusterConfig) -> StageEstimate:
+        """Batch arithmetic, memory by ZeRO and expert-parallel size, hours if all conversations were of full length."""
+        from framework.models.estimate import pretraining_hours
+        from framework.stages.memory import learner_role
+
+        config, workers = self.config, self.config.check_workers(cluster)
+        role = learner_role(self.model, self.engine, workers, cluster, self.max_tokens, packed=True)
+        tokens = config.epochs * self.chats * self.max_tokens
+        return StageEstimate(
+            batch={
+                "conversations": self.chats,
+                "epochs": config.epochs,
+                "conversations a step": config.chats_per_step,
+                "steps": self.steps,
+                "tokens of a conversation, at most": self.max_tokens,
+            },
+            roles=(role,),
+            hours=pretraining_hours(self.model, tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus),
+            assumptions=("SFT hours count every conversation at its longest: an upper bound",),
+        )

@@ -1,0 +1,103 @@
+"""Fine-tuning on conversations under Ray Train: stopped in mid-epoch and resumed, it ends where one process does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from framework.artifacts import Checkpoint
+from framework.data.chats import ChatRows
+from framework.data.templates import R1_ZERO_CHAT_TEMPLATE
+from framework.data.tokenizer import TokenizerConfig, train_tokenizer
+from framework.engines.deepspeed_engine import DeepSpeedConfig
+from framework.engines.lm_trainer import DeepSpeedTrainer
+from framework.engines.sharded_load import load_sharded
+from framework.errors import Stopped
+from framework.graph.cluster import ClusterConfig
+from framework.graph.nodes import Runtime
+from framework.models.spec import build_model
+from framework.observe.metrics import Tracker, read_history
+from framework.roles.supervised_data import ChatData
+from framework.stages.chats import ChatsConfig, CollectChats, EncodeChats, EncodeInputs
+from framework.stages.collect import NoInputs
+from framework.stages.sft import Sft, SftConfig, SftInputs
+from tests.distributed import run_ranks
+from tests.learners import TINY_V3
+from tests.ray.test_supervised_loop import weights
+
+pytestmark = pytest.mark.slow
+SPEC = replace(TINY_V3, vocab_size=320)
+ENGINE = DeepSpeedConfig(ep_size=2, token_budget=128, threads=1, bias_update_speed=1e-3)
+CONFIG = SftConfig(epochs=8, chats_per_step=3, lr=3e-3, final_lr=3e-4, checkpoint_every=1000)
+CHATS, APART, SEED = 9, 1, 3
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def write_inputs(directory: Path) -> None:
+    lines = [
+        {"messages": [message("user", f"{i} + {i}?"), message("assistant", f"<think>\nadd\n</think>\n\n{2 * i}" * 2)]}
+        for i in range(CHATS)
+    ]
+    (directory / "chats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    build_model(SPEC, seed=0).save_pretrained(directory / "base")
+    texts = [json.dumps(line) for line in lines]
+    train_tokenizer(texts, TokenizerConfig(vocab_size=300), directory / "base", 256, R1_ZERO_CHAT_TEMPLATE)
+
+
+def train_directly(directory: Path) -> dict[str, np.ndarray]:
+    """The same training in one process without Ray."""
+    sft = stage()
+    engine = replace(ENGINE, ep_size=1, schedule=CONFIG.schedule(sft.steps))
+    trainer = DeepSpeedTrainer(load_sharded(directory / "base", engine), engine, isolated=True)
+    feed = ChatData(directory / "out" / "shards", CONFIG.chats_per_step, CONFIG.epochs).open(SEED)
+    for step in range(sft.steps):
+        feed.train(trainer, step)
+    trainer.export(directory / "direct")
+    return weights(directory / "direct")
+
+
+def stage() -> Sft:
+    return Sft(CONFIG, ENGINE, SPEC, CHATS - APART)
+
+
+def runtime(directory: Path, tracker: Any, stop: bool = False) -> Runtime:
+    (directory / "work").mkdir(exist_ok=True)
+    cluster = ClusterConfig(learner_workers=2, learner_cpus=0.5)
+    return Runtime("sft", directory / "work", directory / "out", SEED, cluster, tracker, lambda: stop)
+
+
+def test_a_stop_in_mid_epoch_and_two_ranks_leave_no_trace(ray_node: None, tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    base = Checkpoint(tmp_path / "base")
+    with Tracker(tmp_path / "metrics", "sft") as tracker:
+        config = ChatsConfig(tmp_path / "chats.jsonl", validation_chats=APART)
+        chats = CollectChats(config).run(NoInputs(), runtime(tmp_path, tracker)).chats
+        encoded = EncodeChats(config.template, 256).run(EncodeInputs(base, chats), runtime(tmp_path, tracker))
+        inputs = SftInputs(base, encoded.shards, encoded.tokenizer)
+        with pytest.raises(Stopped, match="after 10 of 22 steps"):  # 30 conversations: in the fourth epoch
+            stage().run(inputs, runtime(tmp_path, tracker, stop=True))
+        tuned = stage().run(inputs, runtime(tmp_path, tracker)).tuned
+    expected = run_ranks(train_directly, 1, tmp_path)[0]
+    found = weights(tuned.check().path)
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert np.linalg.norm(tensor - expected[name]) <= 1e-5 * np.linalg.norm(expected[name]), name
+    assert "｜Assistant｜" in (tuned.path / "chat_template.jinja").read_text()
+
+    series = read_history(tmp_path / "metrics").stages["sft"].series
+    assert list(series["train/loss"]) == [10, 20, 22]
+    for step, size in ((20, 3), (22, 1)):  # the last step takes the one conversation that is left
+        ids, marks = ChatRows(encoded.shards.path / "train", SEED).batch((step - 1) * 3, size)
+        assert 0 < series["train/tokens"][step] == sum(map(sum, marks)) < sum(map(len, ids))
+    assert series["validation/loss"][22] < 5.0  # a fresh model says 5.7
+    files = json.loads(next((tmp_path / "work/train").glob("checkpoint_*/learner/engine.json")).read_text())["files"]
+    assert {"random_rank0.pt", "random_rank1.pt"} <= files.keys()
+    assert not list((tmp_path / "work").glob("saving-*"))
