@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
-import inspect
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +23,7 @@ from typing import Any
 from framework.artifacts import MANIFEST, Artifact, content_hash, write_manifest
 from framework.convert import to_plain
 from framework.errors import UserError
+from framework.graph.code import code_version, nested
 from framework.graph.nodes import Node, OutputRef
 
 # What a resumed run may change: where results are shown and what the run has to run on.
@@ -72,7 +73,7 @@ class Store:
 
     def key(self, node: Node, input_hashes: Mapping[str, str], seed: int) -> str:
         """Return the hash of what the node's outputs depend on: stage and files it names, inputs, code, seed."""
-        files = {str(file): content_digest(file) for file in _files(node.stage)}
+        files = {str(part): content_digest(part) for part in nested(node.stage) if _is_file(part)}
         parts = [to_plain(node.stage), files, dict(sorted(input_hashes.items())), code_version(node.stage), seed]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -128,6 +129,13 @@ class Store:
         assert finished is not None
         return finished
 
+    def has_other(self, node: Node, key: str) -> bool:
+        """Return whether the node has run under another key, whose results and state do not serve this one."""
+        found = {place.name for place in self.run_dir.glob(f"state/{node.name}-*")}
+        return any(
+            re.fullmatch(rf"{re.escape(node.name)}-[0-9a-f]{{12}}", name) for name in found - {f"{node.name}-{key}"}
+        )
+
     def latest(self, node: str, output: str) -> Path | None:
         """Return the newest finished artifact of a node, e.g. for `framework report`."""
         finished = list(self.run_dir.glob(f"artifacts/{node}-*/{output}/{MANIFEST}"))
@@ -148,33 +156,15 @@ def resolve_inputs(node: Node, finished: Mapping[str, Any]) -> dict[str, Artifac
     }
 
 
-def code_version(stage: object) -> str:
-    """Return the hash of the source of the stage's module."""
-    module = inspect.getmodule(type(stage))
-    assert module is not None
-    return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()[:12]
+def _is_file(value: Any) -> bool:
+    """Whether a configured value is a file: its content counts, not its name alone."""
+    return isinstance(value, Path) and value.is_file()
 
 
 def content_digest(file: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _files(value: Any) -> Iterator[Path]:
-    """Files that a stage's configuration names by a Path: their content counts, not their name alone."""
-    if isinstance(value, Path):
-        if value.is_file():
-            yield value
-    elif dataclasses.is_dataclass(value):
-        for item in dataclasses.fields(value):
-            yield from _files(getattr(value, item.name))
-    elif isinstance(value, Mapping):
-        for element in value.values():
-            yield from _files(element)
-    elif isinstance(value, list | tuple):
-        for element in value:
-            yield from _files(element)
 
 
 def first_difference(theirs: Any, ours: Any, where: str = "") -> tuple[str, Any, Any] | None:

@@ -89,6 +89,7 @@ def test_changed_code_reruns(tmp_path: Path, caplog: pytest.LogCaptureFixture, m
     monkeypatch.setattr(store_module, "code_version", lambda stage: "newer" if isinstance(stage, Evaluate) else "old")
     started(caplog)
     runner(tmp_path).run()
+    assert caplog.text.count("begins anew: its code, an input or a file has changed") == 1
     assert started(caplog) == ["evaluate"]
 
 
