@@ -37,6 +37,10 @@ _DISK_ERRORS = {
     errno.EROFS: "the file system is read-only",
     errno.ENOTDIR: "a file is in its way",
 }
+# safetensors, torch's writer and shutil keep only the text of an OSError, torch of a short write not even that
+_TELLS_OF_FILES = re.compile(
+    r"\(os error |write\(\): |strerror: |\[Errno |inline_container.*(unexpected pos|failed writ)"
+)
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ def disk_errors(where: Path) -> Iterator[None]:
     """Turn a full disk or an unwritable folder into a UserError; what is finished stays finished."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
         user_error = as_disk_error(error, where)
         if user_error is None:
             raise
@@ -192,11 +196,13 @@ def disk_errors(where: Path) -> Iterator[None]:
 
 
 def as_disk_error(error: BaseException, where: Path) -> UserError | None:
-    """Return the UserError for an OSError that the user's disk is to blame for, else None."""
-    number = getattr(error, "errno", None)
-    if not isinstance(error, OSError) or number not in _DISK_ERRORS:
+    """Return the UserError for a write that the user's disk is to blame for, else None."""
+    number = error.errno if isinstance(error, OSError) else None
+    place, text = str(getattr(error, "filename", None) or where), str(error)
+    if number is None and (told := _TELLS_OF_FILES.search(text)):
+        number = next((known for known in _DISK_ERRORS if os.strerror(known) in text), told[1] and errno.ENOSPC)
+    if number not in _DISK_ERRORS:
         return None
-    place = str(error.filename or where)
     return UserError(place, _DISK_ERRORS[number], "must be writable and have room; the same command resumes the run")
 
 

@@ -79,6 +79,11 @@ def test_two_ranks_train_publish_die_and_resume(ray_node: None, checkpoint: Path
     group.load(tmp_path)
     for ours, theirs in zip(group.logprobs(samples()), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "config.json").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"full: got 'the disk is full'"):
+        group.export(tmp_path / "full")
     group.shutdown()
 
 
