@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ _TELLS_OF_FILES = re.compile(
 
 @dataclass(frozen=True)
 class Store:
-    """Artifacts of one run on disk. Nothing is created before `open_run`."""
+    """Artifacts of one run on disk. Nothing is created before `claim` or `open_run`."""
 
     run_dir: Path
 
@@ -74,6 +74,26 @@ class Store:
         with disk_errors(self.run_dir):
             self.run_dir.mkdir(parents=True, exist_ok=True)
             _write_atomically(self.run_dir / "config.json", json.dumps(config, indent=1))
+
+    @contextmanager
+    def claim(self, config: Mapping[str, Any]) -> Iterator[None]:
+        """As `open_run`, undone if the block raises: a run that is refused before it starts leaves nothing behind."""
+        self.check_owner(config)
+        file = self.run_dir / "config.json"
+        before = file.read_text() if file.is_file() else None
+        created = [place for place in (self.run_dir, *self.run_dir.parents) if not place.exists()]
+        try:
+            self.open_run(config)
+            yield
+        except BaseException:
+            with suppress(OSError):  # the error that is under way says more
+                if self.run_dir in created:
+                    shutil.rmtree(self.run_dir)
+                elif before is not None:
+                    _write_atomically(file, before)
+                for place in created[1:]:
+                    place.rmdir()
+            raise
 
     def key(self, node: Node, input_hashes: Mapping[str, str], seed: int) -> str:
         """Return the hash of what the node's outputs depend on: stage and files it names, inputs, code, seed."""
