@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import logging
 import os
 import shlex
@@ -87,15 +86,15 @@ def run(arguments: argparse.Namespace) -> int:
     if config.tracking is not None:
         check_tracking(config.tracking)
     plain, store, stop = to_plain(config), Store(config.run_dir), StopFlag()
-    store.open_run(plain)
-    _log_to(config.run_dir / "run.log")
     runner = Runner(graph, store, config.cluster, config.seed, should_stop=stop)
     with ExitStack() as stack:
-        if not runner.is_finished():
-            if config.tracking is not None:
-                tracking = stack.enter_context(RunTracking(config.tracking, config.run_dir, plain))
-                runner = replace(runner, tracker_of=tracking.tracker)
-            stack.enter_context(ray_session(config.cluster))
+        with store.claim(plain):
+            if not runner.is_finished():
+                stack.enter_context(ray_session(config.cluster))
+                if config.tracking is not None:
+                    tracking = stack.enter_context(RunTracking(config.tracking, config.run_dir, plain))
+                    runner = replace(runner, tracker_of=tracking.tracker)
+            _log_to(config.run_dir / "run.log")
         stack.enter_context(stop.on_signals())  # after Ray, which puts its own SIGTERM handler in place
         runner.run()
     logger.info("report: %s", write_report(config.run_dir))
@@ -167,13 +166,14 @@ def find_checkpoint(path: Path) -> Path:
 
     Raises UserError if there is none, or a file of it is missing or damaged.
     """
-    from framework.artifacts import MANIFEST, Checkpoint
+    from framework.artifacts import MANIFEST, Artifact, Checkpoint
 
     if not path.is_dir():
         raise UserError("checkpoint", str(path), "must be a checkpoint directory, or a run's directory")
     if (path / "artifacts").is_dir():
         found = sorted(path.glob(f"artifacts/*/*/{MANIFEST}"), key=lambda file: file.stat().st_mtime)
-        checkpoints = [file.parent for file in found if json.loads(file.read_text())["type"] == Checkpoint.__name__]
+        artifacts = [Artifact(file.parent) for file in found]
+        checkpoints = [artifact.path for artifact in artifacts if artifact.manifest().type == Checkpoint.__name__]
         if not checkpoints:
             raise UserError("checkpoint", str(path), "this run has no finished checkpoint yet")
         path = checkpoints[-1]

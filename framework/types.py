@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # only annotations need it, and reward processes start in a t
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
 FinishReason = Literal["stop", "length", "abort"]
+Denominator = Literal["response", "token", "constant"]  # of the policy's loss: GRPO, DAPO, Dr.GRPO
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,9 @@ def tiny_learner(
     """A learner that clips, warms up and updates biases: everything that could depend on how work is split."""
     values: dict[str, Any] = {"bias_update_speed": 1e-3, "clip": 0.5, "token_budget": 128} | engine
     config = DeepSpeedConfig(schedule=LrSchedule(lr=lr, warmup_steps=2), **values)
-    return DeepSpeedLearner(
-        tiny_model(seed), config, GrpoConfig(kl_coef=kl_coef, denominator=denominator), packer=packer
-    )
+    length = 64 if denominator == "constant" else None
+    grpo = GrpoConfig(kl_coef=kl_coef, denominator=denominator, constant_length=length)
+    return DeepSpeedLearner(tiny_model(seed), config, grpo, packer=packer)
 
 
 def samples(n: int = 9, seed: int = 0) -> tuple[TrainSample, ...]:

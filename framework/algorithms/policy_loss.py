@@ -12,9 +12,7 @@ import torch
 
 from framework.algorithms.kl import clamp_log_ratio, k3
 from framework.errors import UserError
-from framework.types import LossOutput, MicroBatch
-
-Denominator = Literal["response", "token", "constant"]  # GRPO, DAPO, Dr.GRPO
+from framework.types import Denominator, LossOutput, MicroBatch
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
-from framework.algorithms.policy_loss import Denominator
 from framework.errors import UserError
-from framework.types import Float32, Int32, MicroBatch, TrainSample
+from framework.types import Denominator, Float32, Int32, MicroBatch, TrainSample
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from framework.data.templates import render_r1_zero
-from framework.errors import UserError
+from framework.errors import UserError, did_you_mean
 from framework.types import Prompt
 
 
@@ -32,6 +32,8 @@ class StyleConfig:
 
     def __post_init__(self) -> None:
         shares = (self.careful, self.careless, self.hasty, self.plain)
+        if not 0 <= self.template_share <= 1:
+            raise UserError("data.styles.template_share", self.template_share, "must lie between 0 and 1")
         if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise UserError("data.styles", shares, "must be four shares that sum to 1")
 
@@ -126,10 +128,16 @@ def guess(prompt: Prompt, rng: random.Random) -> str:
         return "".join(rng.sample(prompt.answer, len(prompt.answer)))
 
 
+def check_solvable(task: str) -> None:
+    """Raise UserError unless there are worked solutions for a task."""
+    if task not in SOLVERS:
+        allowed = f"{did_you_mean(task, SOLVERS)}worked solutions exist for {', '.join(SOLVERS)}"
+        raise UserError(f"data.tasks.{task}", task, allowed)
+
+
 def document(prompt: Prompt, styles: StyleConfig, rng: random.Random) -> str:
     """Write one document: question and solution in a style drawn from `styles`. Raises UserError without a solver."""
-    if prompt.task not in SOLVERS:
-        raise UserError(f"data.tasks.{prompt.task}", prompt.task, f"worked solutions exist for {sorted(SOLVERS)}")
+    check_solvable(prompt.task)
     solve = SOLVERS[prompt.task]
     if rng.random() >= styles.template_share:
         return f"User: {prompt.text} Assistant: {tagged(solve(prompt, None))}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +21,8 @@ class TaskConfig:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.weight <= 0:
-            raise UserError("weight of a task", self.weight, "must be above 0")
+        if not 0 < self.weight < math.inf:
+            raise UserError("weight of a task", self.weight, "must be a number above 0")
 
 
 def split_of(text: str, heldout_share: float) -> str:
@@ -39,13 +40,19 @@ def prompt_id(task: str, text: str) -> str:
     return f"{task}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def generate(task: str, config: TaskConfig, seed: int, size: int) -> Iterator[Prompt]:
-    """Yield `size` prompts of one task; repeats are possible. Raises UserError for an unknown task or parameter."""
-    import reasoning_gym
+def check_task(task: str) -> None:
+    """Raise UserError unless reasoning-gym has a data set of this name."""
     from reasoning_gym.factory import DATASETS
 
     if task not in DATASETS:
         raise UserError(f"data.tasks.{task}", task, f"{did_you_mean(task, DATASETS)}must name a reasoning-gym data set")
+
+
+def generate(task: str, config: TaskConfig, seed: int, size: int) -> Iterator[Prompt]:
+    """Yield `size` prompts of one task; repeats are possible. Raises UserError for an unknown task or parameter."""
+    import reasoning_gym
+
+    check_task(task)
     try:
         dataset = reasoning_gym.create_dataset(task, size=size, seed=seed, **config.params)
     except (TypeError, AssertionError, ValueError) as error:

@@ -35,14 +35,17 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         if self.vocab_size < 256 + len(SPECIAL_TOKENS):
             raise UserError(
-                "vocab_size",
+                "stage.tokenizer.vocab_size",
                 self.vocab_size,
                 f"must be at least {256 + len(SPECIAL_TOKENS)}: 256 bytes and special tokens",
             )
         if self.train_documents < 1:
             raise UserError("train_documents", self.train_documents, "must be at least 1")
         if not 1 <= self.digits_per_token <= 3:
-            raise UserError("digits_per_token", self.digits_per_token, "must be 1, 2 or 3")
+            raise UserError("stage.tokenizer.digits_per_token", self.digits_per_token, "must be 1, 2 or 3")
+        for name, least in (("min_frequency", 0), ("train_documents", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"stage.tokenizer.{name}", getattr(self, name), f"must be at least {least}")
 
 
 def train_tokenizer(

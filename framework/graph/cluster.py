@@ -30,6 +30,12 @@ class ClusterConfig:
         for name in ("num_nodes", "cpus", "rollout_workers", "learner_workers", "reward_workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"cluster.{name}", getattr(self, name), "must be at least 1")
+        for name in ("rollout_cpus", "learner_cpus", "gpu_hour_usd"):
+            if getattr(self, name) < 0:
+                raise UserError(f"cluster.{name}", getattr(self, name), "must be 0 or more")
+        for name in ("gpu_memory_gib", "gpu_tflops"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"cluster.{name}", getattr(self, name), "must be above 0")
         if self.object_store_gib < 0.1:
             raise UserError("cluster.object_store_gib", self.object_store_gib, "must be at least 0.1, as Ray asks")
         if self.gpus_per_node < 0:

@@ -137,6 +137,8 @@ class Runner:
             return outputs
         if self.should_stop():
             raise Stopped(f"{node.name}: not started; the same command resumes the run")
+        if self.store.has_other(node, key):
+            logger.info("%s: begins anew: its code, an input or a file has changed since it last ran", label)
         logger.info("%s: started (%s)", label, key)
         start = time.monotonic()
         for artifact in inputs.values():

@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
-import inspect
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 from framework.artifacts import MANIFEST, Artifact, content_hash, write_manifest
 from framework.convert import to_plain
 from framework.errors import UserError
+from framework.graph.code import code_version, nested
 from framework.graph.nodes import Node, OutputRef
 
 # What a resumed run may change: where results are shown and what the run has to run on.
@@ -36,11 +37,15 @@ _DISK_ERRORS = {
     errno.EROFS: "the file system is read-only",
     errno.ENOTDIR: "a file is in its way",
 }
+# safetensors, torch's writer and shutil keep only the text of an OSError, torch of a short write not even that
+_TELLS_OF_FILES = re.compile(
+    r"\(os error |write\(\): |strerror: |\[Errno |inline_container.*(unexpected pos|failed writ)"
+)
 
 
 @dataclass(frozen=True)
 class Store:
-    """Artifacts of one run on disk. Nothing is created before `open_run`."""
+    """Artifacts of one run on disk. Nothing is created before `claim` or `open_run`."""
 
     run_dir: Path
 
@@ -70,9 +75,29 @@ class Store:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             _write_atomically(self.run_dir / "config.json", json.dumps(config, indent=1))
 
+    @contextmanager
+    def claim(self, config: Mapping[str, Any]) -> Iterator[None]:
+        """As `open_run`, undone if the block raises: a run that is refused before it starts leaves nothing behind."""
+        self.check_owner(config)
+        file = self.run_dir / "config.json"
+        before = file.read_text() if file.is_file() else None
+        created = [place for place in (self.run_dir, *self.run_dir.parents) if not place.exists()]
+        try:
+            self.open_run(config)
+            yield
+        except BaseException:
+            with suppress(OSError):  # the error that is under way says more
+                if self.run_dir in created:
+                    shutil.rmtree(self.run_dir)
+                elif before is not None:
+                    _write_atomically(file, before)
+                for place in created[1:]:
+                    place.rmdir()
+            raise
+
     def key(self, node: Node, input_hashes: Mapping[str, str], seed: int) -> str:
         """Return the hash of what the node's outputs depend on: stage and files it names, inputs, code, seed."""
-        files = {str(file): content_digest(file) for file in _files(node.stage)}
+        files = {str(part): content_digest(part) for part in nested(node.stage) if _is_file(part)}
         parts = [to_plain(node.stage), files, dict(sorted(input_hashes.items())), code_version(node.stage), seed]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -128,6 +153,13 @@ class Store:
         assert finished is not None
         return finished
 
+    def has_other(self, node: Node, key: str) -> bool:
+        """Return whether the node has run under another key, whose results and state do not serve this one."""
+        found = {place.name for place in self.run_dir.glob(f"state/{node.name}-*")}
+        return any(
+            re.fullmatch(rf"{re.escape(node.name)}-[0-9a-f]{{12}}", name) for name in found - {f"{node.name}-{key}"}
+        )
+
     def latest(self, node: str, output: str) -> Path | None:
         """Return the newest finished artifact of a node, e.g. for `framework report`."""
         finished = list(self.run_dir.glob(f"artifacts/{node}-*/{output}/{MANIFEST}"))
@@ -148,33 +180,15 @@ def resolve_inputs(node: Node, finished: Mapping[str, Any]) -> dict[str, Artifac
     }
 
 
-def code_version(stage: object) -> str:
-    """Return the hash of the source of the stage's module."""
-    module = inspect.getmodule(type(stage))
-    assert module is not None
-    return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()[:12]
+def _is_file(value: Any) -> bool:
+    """Whether a configured value is a file: its content counts, not its name alone."""
+    return isinstance(value, Path) and value.is_file()
 
 
 def content_digest(file: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _files(value: Any) -> Iterator[Path]:
-    """Files that a stage's configuration names by a Path: their content counts, not their name alone."""
-    if isinstance(value, Path):
-        if value.is_file():
-            yield value
-    elif dataclasses.is_dataclass(value):
-        for item in dataclasses.fields(value):
-            yield from _files(getattr(value, item.name))
-    elif isinstance(value, Mapping):
-        for element in value.values():
-            yield from _files(element)
-    elif isinstance(value, list | tuple):
-        for element in value:
-            yield from _files(element)
 
 
 def first_difference(theirs: Any, ours: Any, where: str = "") -> tuple[str, Any, Any] | None:
@@ -194,7 +208,7 @@ def disk_errors(where: Path) -> Iterator[None]:
     """Turn a full disk or an unwritable folder into a UserError; what is finished stays finished."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
         user_error = as_disk_error(error, where)
         if user_error is None:
             raise
@@ -202,11 +216,13 @@ def disk_errors(where: Path) -> Iterator[None]:
 
 
 def as_disk_error(error: BaseException, where: Path) -> UserError | None:
-    """Return the UserError for an OSError that the user's disk is to blame for, else None."""
-    number = getattr(error, "errno", None)
-    if not isinstance(error, OSError) or number not in _DISK_ERRORS:
+    """Return the UserError for a write that the user's disk is to blame for, else None."""
+    number = error.errno if isinstance(error, OSError) else None
+    place, text = str(getattr(error, "filename", None) or where), str(error)
+    if number is None and (told := _TELLS_OF_FILES.search(text)):
+        number = next((known for known in _DISK_ERRORS if os.strerror(known) in text), told[1] and errno.ENOSPC)
+    if number not in _DISK_ERRORS:
         return None
-    place = str(error.filename or where)
     return UserError(place, _DISK_ERRORS[number], "must be writable and have room; the same command resumes the run")
 
 

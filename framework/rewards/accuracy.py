@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from framework.errors import UserError, did_you_mean
 from framework.rewards.base import Reward
 from framework.types import Prompt, Response
 
@@ -35,6 +36,15 @@ class Accuracy(Reward):
         if prompt.task in self.math_tasks:
             return float(math_answers_agree(prompt.answer, answer))
         return float(gym_score(prompt, answer) >= 1.0)
+
+    def check(self, prompt: Prompt) -> None:
+        """Raise UserError for a task that no verifier knows."""
+        if prompt.task not in self.math_tasks:
+            from reasoning_gym.factory import DATASETS
+
+            if prompt.task not in DATASETS:
+                known = f"{did_you_mean(prompt.task, DATASETS)}must be a reasoning-gym data set or one of math_tasks"
+                raise UserError(f"prompt {prompt.id}: task", prompt.task, f"{known}: {', '.join(self.math_tasks)}")
 
     def prepare(self) -> None:
         """Import the verifiers: about a second each."""

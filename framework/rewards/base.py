@@ -26,6 +26,9 @@ class Reward:
         """Return a finite number. Whatever it raises makes the sample a failed one."""
         raise NotImplementedError
 
+    def check(self, prompt: Prompt) -> None:
+        """Raise UserError for a prompt that this reward can never score; asked before the run starts."""
+
     def prepare(self) -> None:
         """Do slow imports once per process, so that no sample's time limit pays for them."""
 
@@ -62,12 +65,13 @@ class RewardConfig:
             raise UserError("reward.max_failed_share", self.max_failed_share, "must lie between 0 and 1")
 
     def check_prompts(self, prompts: Iterable[Prompt]) -> None:
-        """Raise UserError if a prompt asks for a reward that is not configured."""
+        """Raise UserError for a prompt that asks for a reward that is not configured, or that one cannot score."""
         for prompt in prompts:
-            for name in prompt.rewards:
+            for name in prompt.rewards or self.components:
                 if name not in self.components:
                     allowed = f"{did_you_mean(name, self.components)}the run configures {', '.join(self.components)}"
                     raise UserError(f"prompt {prompt.id}: rewards", name, allowed)
+                self.components[name].check(prompt)
 
 
 def score_response(components: Mapping[str, Reward], prompt: Prompt, response: Response) -> RewardScore:

@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Any, Self
 
-from framework.errors import RunFailed
+from framework.errors import RunFailed, UserError
 from framework.rewards.base import RewardConfig, score_response
 from framework.rewards.child import HEADER_BYTES
 from framework.types import ResponseGroup, RewardScore
@@ -40,8 +40,8 @@ class IsolatedScorer:
     """Scores in a child process, with a time limit for each response.
 
     A response whose reward raises, returns no finite number, exceeds the limit or kills its process scores 0 and says
-    so in `error`; the rest of its group is scored by a fresh process. Raises RunFailed only if the reward process
-    cannot start at all (a reward that cannot be imported, for instance).
+    so in `error`; the rest of its group is scored by a fresh process. Raises UserError for rewards that cannot be
+    loaded (an import that fails, for instance), and RunFailed if their process does not start.
     """
 
     def __init__(self, config: RewardConfig) -> None:
@@ -120,7 +120,7 @@ class _RewardProcess:
         return self._process.pid
 
     def wait_ready(self) -> None:
-        """Return once the rewards are imported; raises RunFailed with the child's reason if that fails."""
+        """Return once the rewards are imported; raises UserError with the child's reason if that fails."""
         if self._ready:
             return
         deadline = time.monotonic() + self._config.startup_limit_s
@@ -134,7 +134,8 @@ class _RewardProcess:
             raise RunFailed(f"the reward process died while it started: {self.kill()}") from None
         if "fatal" in message:
             self.kill()
-            raise RunFailed(f"the rewards cannot be loaded: {' '.join(message['fatal'].split())}")
+            names = ", ".join(self._config.components)
+            raise UserError("reward.components", names, f"the rewards cannot be loaded: {message['fatal']}")
         self._ready = True
 
     def request(self, group: ResponseGroup, start: int) -> None:

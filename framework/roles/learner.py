@@ -19,6 +19,7 @@ from framework.algorithms.mismatch import Mismatch, measure_mismatch, merge_mism
 from framework.algorithms.policy_loss import GrpoConfig
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.errors import FrameworkError, RunFailed
+from framework.graph.store import disk_errors
 from framework.roles.rl_batch import TrainBatch
 from framework.roles.rl_loop import LearnerLost, TrainResult
 from framework.types import Float32, PublishedWeights, TrainSample
@@ -93,16 +94,18 @@ class LearnerWorker:
         return self._learner.publish(version), version
 
     def save(self, directory: Path) -> None:
-        """Write engine state."""
-        self._learner.save(directory)
+        """Write engine state; raises UserError for a disk that is full or cannot be written."""
+        with disk_errors(directory):
+            self._learner.save(directory)
 
     def load(self, directory: Path) -> None:
         """Restore engine state."""
         self._learner.load(directory)
 
     def export(self, directory: Path) -> None:
-        """Write a Hugging Face checkpoint (rank 0)."""
-        self._learner.export(directory)
+        """Write a Hugging Face checkpoint (rank 0); raises UserError as `save` does."""
+        with disk_errors(directory):
+            self._learner.export(directory)
 
     def _with_old_logprobs(self, samples: tuple[TrainSample, ...]) -> tuple[TrainSample, ...]:
         found = self._learner.logprobs(samples)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from framework.errors import RunFailed, UserError
+
+TRUSTED_AFTER = 100  # calls that a worker must return before its restarts are forgotten
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class WorkerPool:
 
     RLlib's FaultTolerantActorManager keeps their health and finds the ones that Ray has restarted. The calls are ours:
     the manager forgets work when an actor dies. A new or restarted actor runs `set_up` before it counts as ready.
+
+    The run ends when workers that have not proved themselves since were restarted more than `max_restarts` times: a
+    crash that comes back, whichever workers it goes around, is told from one lost machine a day.
     """
 
     def __init__(
@@ -49,11 +55,13 @@ class WorkerPool:
     ) -> None:
         from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
-        self.name, self.max_restarts, self.restarts = name, max_restarts, 0
+        self.name, self.max_restarts = name, max_restarts
         self._set_up = set_up
         self._manager = FaultTolerantActorManager(list(actors))
         self._calls: dict[Any, _Call] = {}  # ObjectRef -> call
         self._ready: set[int] = set()
+        self._restarts: Counter[int] = Counter()  # by worker; forgotten once it has returned TRUSTED_AFTER calls
+        self._returned: Counter[int] = Counter()  # by worker, since its last restart
         self._last_probe = 0.0
         for worker in self._manager.actor_ids():
             self._begin(worker)
@@ -62,6 +70,11 @@ class WorkerPool:
     def size(self) -> int:
         """Number of actors, dead ones included."""
         return int(self._manager.num_actors())
+
+    @property
+    def restarts(self) -> int:
+        """Restarts that count against `max_restarts`."""
+        return self._restarts.total()
 
     def ready(self) -> list[int]:
         """Workers that are set up and healthy."""
@@ -79,8 +92,8 @@ class WorkerPool:
     def poll(self, timeout_s: float) -> list[Done | Lost]:
         """Return what has finished, waiting at most `timeout_s` for the first, also while no call is out.
 
-        Raises the UserError that an actor raised; any other error in an actor restarts it, and
-        RunFailed is raised once the pool has restarted `max_restarts` actors.
+        Raises the UserError that an actor raised; any other error in an actor restarts it. Raises RunFailed once
+        `max_restarts` are used up, and for an actor that Ray will not restart.
         """
         import ray
 
@@ -108,6 +121,7 @@ class WorkerPool:
                 if isinstance(call.tag, _SetUp):
                     self._ready.add(call.worker)
                 else:
+                    self._count(call.worker)
                     outcomes.append(Done(call.worker, call.tag, result))
         return [outcome for outcome in outcomes if not isinstance(outcome.tag, _SetUp)]
 
@@ -125,12 +139,18 @@ class WorkerPool:
         else:
             self._calls[self._set_up(self._manager.actors()[worker])] = _Call(worker, _SetUp())
 
+    def _count(self, worker: int) -> None:
+        self._returned[worker] += 1
+        if self._returned[worker] == TRUSTED_AFTER:
+            del self._restarts[worker]
+
     def _lose(self, failed: _Call, error: Exception, kill: bool) -> list[Done | Lost]:
         """Take a dead worker out; all its calls are lost."""
         import ray
 
         worker = failed.worker
-        self.restarts += 1
+        self._restarts[worker] += 1
+        self._returned[worker] = 0
         if self.restarts > self.max_restarts:
             raise RunFailed(
                 f"{self.name} worker {worker} failed; {self.max_restarts} restarts used up: {_cause(error)}"
@@ -146,12 +166,19 @@ class WorkerPool:
         return [Lost(call.worker, call.tag) for call in lost]
 
     def _probe(self) -> None:
-        """Look, at most once a second, for unhealthy actors that Ray has restarted."""
+        """Look, at most once a second, for unhealthy actors that Ray has restarted, or given up."""
+        import ray
+
         if self._manager.num_healthy_actors() == self.size or time.monotonic() - self._last_probe < 1.0:
             return
         self._last_probe = time.monotonic()
-        for worker in self._manager.probe_unhealthy_actors(timeout_seconds=0.5, mark_healthy=True):
-            self._begin(worker)
+        unhealthy = [worker for worker in self._manager.actor_ids() if not self._manager.is_actor_healthy(worker)]
+        among = {"remote_actor_ids": unhealthy, "healthy_only": False}
+        for ping in self._manager.foreach_actor("ping", **among, timeout_seconds=0.5, mark_healthy=True):
+            if ping.ok:
+                self._begin(ping.actor_id)
+            elif isinstance(error := ping.get(), ray.exceptions.ActorDiedError):  # a restarting one is "unavailable"
+                raise RunFailed(f"{self.name} worker {ping.actor_id} cannot be started: {_cause(error)}") from error
 
 
 def _cause(error: Exception) -> str:

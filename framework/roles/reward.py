@@ -21,7 +21,11 @@ class RewardWorker:
     """
 
     def __init__(self, config: RewardConfig) -> None:
-        self._scorer = IsolatedScorer(config)
+        self._config = config
+
+    def start(self) -> None:
+        """Load the rewards; raises UserError if they cannot be loaded, RunFailed if their process does not start."""
+        self._scorer = IsolatedScorer(self._config)
 
     def score(self, group: ResponseGroup) -> tuple[RewardScore, ...]:
         """Return G scores; bad rewards are reported in them, never raised."""

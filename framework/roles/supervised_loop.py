@@ -21,6 +21,7 @@ from typing import Any
 
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.errors import RunFailed, Stopped, UserError
+from framework.graph.store import as_disk_error
 from framework.models.spec import ModelConfig
 from framework.protocols import Tracker
 from framework.roles.cluster import worker_environment
@@ -53,7 +54,10 @@ class LmRun:
 
 
 def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> None:
-    """Train to the end and export; continues from the newest checkpoint in work_dir. Raises RunFailed or Stopped."""
+    """Train to the end and export; continues from the newest checkpoint in work_dir.
+
+    Raises UserError (wrong input, full disk) at once, RunFailed after `max_failures` other errors, or Stopped.
+    """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -94,7 +98,10 @@ def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> N
                 trainer().fit()
                 return outcome.append(None)
             except BaseException as error:  # handed to the main thread below
-                found, newest = _as_framework_error(error), saved.read_bytes() if saved.is_file() else None
+                found, newest = (
+                    _as_framework_error(error, run.work_dir),
+                    saved.read_bytes() if saved.is_file() else None,
+                )
                 failures, before = (failures + 1 if newest == before else 1), newest
                 if failures > run.max_failures or isinstance(found, UserError) or should_stop():
                     return outcome.append(found)
@@ -115,17 +122,26 @@ def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> N
         raise Stopped(f"stopped after {relay.step} of {run.steps} steps; the same command resumes")
 
 
-def _as_framework_error(error: BaseException) -> BaseException:
+def _as_framework_error(error: BaseException, work_dir: Path) -> BaseException:
     """The framework's own error behind Ray Train's, or RunFailed with the last line of the worker's traceback."""
-    seen: BaseException | None = error
     failures = list(getattr(error, "worker_failures", {}).values())
-    for candidate in [*failures, seen]:
-        while candidate is not None:
-            if isinstance(candidate, UserError | RunFailed):
-                return candidate
-            candidate = getattr(candidate, "cause", None) or candidate.__cause__
+    for candidate in [*failures, error]:
+        if (known := _known(candidate, work_dir)) is not None:
+            return known
     lines = [line.strip() for line in str(failures[0] if failures else error).splitlines() if line.strip()]
     return RunFailed(f"training worker failed: {lines[-1] if lines else type(error).__name__}")
+
+
+def _known(error: BaseException | None, work_dir: Path) -> UserError | RunFailed | None:
+    """What an error of Ray Train's wraps, if that is one of the framework's or the user's disk is to blame for it."""
+    while error is not None:
+        if isinstance(error, UserError | RunFailed):
+            return error
+        if (disk_error := as_disk_error(error, work_dir)) is not None:
+            return disk_error
+        wrapped = (getattr(error, name, None) for name in ("cause", "controller_failure", "_base_exc", "__cause__"))
+        error = next((inner for inner in wrapped if isinstance(inner, BaseException)), None)
+    return None
 
 
 class _Relay:

@@ -10,8 +10,8 @@ from pathlib import Path
 from framework.artifacts import PromptSet, TextSet
 from framework.data.corpus import check_corpus, read_corpus
 from framework.data.readers import Document, read_prompts, write_documents, write_prompts
-from framework.data.solutions import StyleConfig, document
-from framework.data.tasks import TaskConfig, generate, split_of, unique_prompts
+from framework.data.solutions import StyleConfig, check_solvable, document
+from framework.data.tasks import TaskConfig, check_task, generate, split_of, unique_prompts
 from framework.data.tokenizer import TokenizerConfig, least_tokens
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
@@ -44,6 +44,11 @@ class CollectConfig:
         for name in ("documents", "validation_documents", "train_prompts", "heldout_prompts"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name}", getattr(self, name), "must be at least 1")
+        for task in self.tasks:
+            if not self.documents_files:
+                check_solvable(task)
+            elif self.train_prompts_file is None:
+                check_task(task)
         check_corpus(self.documents_files)
         if not 0 < self.heldout_share < 1:
             raise UserError("data.heldout_share", self.heldout_share, "must lie between 0 and 1")
@@ -143,7 +148,7 @@ class Collect:
 def check_given_prompts(
     data: CollectConfig, rewards: RewardConfig, tokenizer: TokenizerConfig, context: int, max_new_tokens: int
 ) -> None:
-    """Raise UserError for a given prompt that no tokenizer of this kind can fit into the context, or an unknown reward.
+    """Raise UserError for a given prompt that cannot fit into the context with a tokenizer of this kind, or be scored.
 
     What only the trained tokenizer can tell is for `Tokenize` to find.
     """

@@ -41,6 +41,14 @@ class EvaluateConfig:
         for name in ("k", "max_tokens", "groups_in_flight"):
             if getattr(self, name) < 1:
                 raise UserError(f"stage.evaluate.{name}", getattr(self, name), "must be at least 1")
+        if not 0 <= self.temperature <= 2:
+            raise UserError("stage.evaluate.temperature", self.temperature, "must be 0 (greedy) to 2, as vLLM asks")
+        if self.temperature == 0 and self.k > 1:
+            raise UserError("stage.evaluate.k", self.k, "must be 1 at temperature 0: all responses would be alike")
+        if not 0 < self.top_p <= 1:
+            raise UserError("stage.evaluate.top_p", self.top_p, "must be above 0 and at most 1")
+        if self.max_prompts < 0:
+            raise UserError("stage.evaluate.max_prompts", self.max_prompts, "must be 0 (all) or more")
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,11 @@ def sampling_pools(
             [rollout_class.remote(engine) for _ in range(cluster.rollout_workers)],
             set_up=lambda actor: actor.start.remote(checkpoint),
         ),
-        WorkerPool("reward", [reward_class.remote(rewards) for _ in range(cluster.reward_workers)]),
+        WorkerPool(
+            "reward",
+            [reward_class.remote(rewards) for _ in range(cluster.reward_workers)],
+            set_up=lambda actor: actor.start.remote(),
+        ),
     )
     try:
         yield pools

@@ -171,7 +171,7 @@ class TestDeepSpeed:
             results.append([[step[name] for name in ("loss", "grad_norm", "ref_kl", "clip_low")] for step in steps])
         np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-6)
 
-    @pytest.mark.parametrize("denominator", ["response", "token"])
+    @pytest.mark.parametrize("denominator", ["response", "token", "constant"])
     def test_micro_batches_do_not_show(self, denominator: str) -> None:
         results = []
         for token_budget in (80, 2048):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.errors import RunFailed
+from framework.errors import FrameworkError, RunFailed, UserError
 from framework.protocols import Scorer
 from framework.roles.isolation import InProcessScorer, IsolatedScorer
 from tests.contract.sample_rewards import CONFIG, Obedient, Suicidal, Unpreparable, group_of
@@ -120,14 +120,16 @@ def test_rewards_see_only_the_environment_they_are_given(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("reward", "reason"),
+    ("reward", "error", "reason"),
     [
-        (Unpreparable(), "cannot be loaded: ImportError: no module named verifier"),
-        (Suicidal(), "died while it started: exit code 7"),
+        (Unpreparable(), UserError, "cannot be loaded: ImportError: no module named verifier"),
+        (Suicidal(), RunFailed, "died while it started: exit code 7"),
     ],
 )
-def test_rewards_that_cannot_be_loaded_stop_the_run(reward: Unpreparable | Suicidal, reason: str) -> None:
-    with pytest.raises(RunFailed, match=reason):
+def test_rewards_that_cannot_be_loaded_stop_the_run(
+    reward: Unpreparable | Suicidal, error: type[FrameworkError], reason: str
+) -> None:
+    with pytest.raises(error, match=reason):
         IsolatedScorer(replace(CONFIG, components={"bad": reward}))
 
 

@@ -84,6 +84,12 @@ def test_two_ranks_train_publish_die_and_resume(ray_node: None, checkpoint: Path
     os.kill(pid_of(group, 0), signal.SIGKILL)  # while nothing is asked of it
     with pytest.raises(LearnerLost, match="rank 0 of 2 died"):
         trained(group, timeout_s=20)
+    group.load(tmp_path)
+
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "config.json").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"full: got 'the disk is full'"):
+        group.export(tmp_path / "full")
     group.shutdown()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from framework.errors import RunFailed, UserError
-from framework.roles.pool import Done, Lost, WorkerPool
+from framework.roles.pool import TRUSTED_AFTER, Done, Lost, WorkerPool
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -36,6 +36,9 @@ class Worker:
             raise ZeroDivisionError("a bug")
         return what
 
+    def die(self) -> None:
+        os._exit(1)
+
     def ping(self) -> str:
         return "pong"
 
@@ -43,14 +46,20 @@ class Worker:
         return func(self, *args)
 
 
+class Unborn(Worker):
+    """Raises where no set-up can be tried again."""
+
+    def __init__(self) -> None:
+        raise ImportError("no module named verifier")
+
+
 @pytest.fixture
-def make_pool(ray_node: None) -> Iterator[Callable[[int], WorkerPool]]:
+def make_pool(ray_node: None) -> Iterator[Callable[..., WorkerPool]]:
     pools = []
 
-    def make(max_restarts: int) -> WorkerPool:
-        actor = ray.remote(Worker).options(num_cpus=0, max_restarts=-1).remote()
-        pools.append(WorkerPool("toy", [actor], lambda worker: worker.set_up.remote(), max_restarts))
-        until(pools[-1], lambda: bool(pools[-1].ready()))
+    def make(max_restarts: int, cls: type[Worker] = Worker, set_up: str = "set_up") -> WorkerPool:
+        actor = ray.remote(cls).options(num_cpus=0, max_restarts=-1).remote()
+        pools.append(WorkerPool("toy", [actor], lambda worker: getattr(worker, set_up).remote(), max_restarts))
         return pools[-1]
 
     yield make
@@ -66,11 +75,16 @@ def until(pool: WorkerPool, reached: Callable[[], bool]) -> list[Done | Lost]:
     return outcomes
 
 
+def ready(pool: WorkerPool) -> WorkerPool:
+    until(pool, lambda: bool(pool.ready()))
+    return pool
+
+
 @pytest.mark.parametrize("end", ["die", "raise"])
 def test_calls_of_a_lost_worker_come_back_and_it_is_set_up_again(
-    make_pool: Callable[[int], WorkerPool], end: str
+    make_pool: Callable[..., WorkerPool], end: str
 ) -> None:
-    pool = make_pool(3)
+    pool = ready(make_pool(3))
     for tag, what in (("a", "first"), ("b", end), ("c", "after")):
         pool.call(0, "work", what, tag=tag)
     outcomes = until(pool, lambda: pool.load(0) == 0)
@@ -85,22 +99,48 @@ def test_calls_of_a_lost_worker_come_back_and_it_is_set_up_again(
     assert pool.restarts == 1
 
 
-def test_wrong_input_is_raised_as_it_is(make_pool: Callable[[int], WorkerPool]) -> None:
-    pool = make_pool(3)
+def test_wrong_input_is_raised_as_it_is(make_pool: Callable[..., WorkerPool]) -> None:
+    pool = ready(make_pool(3))
     pool.call(0, "work", "wrong input", tag="a")
     with pytest.raises(UserError, match="prompt p: got 'too long'; must be shorter"):
         until(pool, lambda: False)
 
 
-def test_a_worker_that_keeps_failing_ends_the_run_with_its_reason(make_pool: Callable[[int], WorkerPool]) -> None:
-    pool = make_pool(0)
+def test_a_worker_that_keeps_failing_ends_the_run_with_its_reason(make_pool: Callable[..., WorkerPool]) -> None:
+    pool = ready(make_pool(0))
     pool.call(0, "work", "raise", tag="a")
     with pytest.raises(RunFailed, match=r"toy worker 0 failed; 0 restarts used up: .*a bug"):
         until(pool, lambda: False)
 
 
-def test_polling_without_calls_leaves_the_core_to_others(make_pool: Callable[[int], WorkerPool]) -> None:
-    pool = make_pool(0)
+@pytest.mark.parametrize(
+    ("cls", "set_up", "reason"),
+    [
+        (Worker, "die", "toy worker 0 failed; 1 restarts used up"),
+        (Unborn, "set_up", "toy worker 0 cannot be started: ImportError: no module named verifier"),
+    ],
+)
+def test_a_worker_that_never_gets_ready_ends_the_run(
+    make_pool: Callable[..., WorkerPool], cls: type[Worker], set_up: str, reason: str
+) -> None:
+    with pytest.raises(RunFailed, match=reason):
+        ready(make_pool(1, cls, set_up))
+
+
+def test_restarts_are_forgotten_once_the_worker_has_proved_itself(make_pool: Callable[..., WorkerPool]) -> None:
+    pool = ready(make_pool(1))
+    pool.call(0, "work", "raise", tag="bad")
+    until(pool, lambda: pool.load(0) == 0)
+    ready(pool)
+    for calls, restarts in ((TRUSTED_AFTER - 1, 1), (1, 0)):
+        for tag in range(calls):
+            pool.call(0, "work", "good", tag=tag)
+        until(pool, lambda: pool.load(0) == 0)
+        assert pool.restarts == restarts
+
+
+def test_polling_without_calls_leaves_the_core_to_others(make_pool: Callable[..., WorkerPool]) -> None:
+    pool = ready(make_pool(0))
     before = time.monotonic()
     for _ in range(10):
         assert pool.poll(0.05) == []

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from framework.engines.vllm_engine import VllmConfig
+from framework.errors import UserError
+from framework.graph.cluster import ClusterConfig
+from framework.roles.pool import WorkerPool
 from framework.roles.reward import RewardWorker
+from framework.stages.workers import sampling_pools
 from tests.contract.sample_rewards import CONFIG, Unpreparable, group_of
 from tests.contract.test_scorer import is_dead
 
@@ -21,6 +28,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def worker(ray_node: None) -> Iterator[Any]:
     actor = ray.remote(RewardWorker).options(num_cpus=0, max_restarts=-1, max_task_retries=0).remote(CONFIG)
+    ray.get(actor.start.remote())
     yield actor
     ray.kill(actor)
 
@@ -43,12 +51,19 @@ def test_a_killed_actor_raises_at_the_caller_and_comes_back(worker: Any) -> None
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(pending)
     assert is_dead(child)  # though the actor could not say goodbye, and the reward hangs
-    assert ray.get(worker.ping.remote(), timeout=60) == "pong"
+    ray.get(worker.start.options(max_task_retries=-1).remote(), timeout=60)
     assert ray.get(worker.score.remote(group_of("3")))[0].total == 6.0
 
 
-def test_rewards_that_cannot_be_loaded_fail_the_actor_with_the_reason(ray_node: None) -> None:
-    config = replace(CONFIG, components={"bad": Unpreparable()})
-    actor = ray.remote(RewardWorker).options(num_cpus=0).remote(config)
-    with pytest.raises(ray.exceptions.RayActorError, match="no module named verifier"):
-        ray.get(actor.ping.remote())
+def test_rewards_that_cannot_be_loaded_end_the_run_with_the_reason(ray_node: None) -> None:
+    rewards = replace(CONFIG, components={"bad": Unpreparable()})
+    with sampling_pools(ClusterConfig(), VllmConfig(), rewards, Path()) as pools:
+        reason = r"reward\.components: got 'bad'; .*ImportError: no module named verifier"
+        with pytest.raises(UserError, match=reason):
+            poll_for(pools.reward, seconds=60)
+
+
+def poll_for(pool: WorkerPool, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        pool.poll(0.1)

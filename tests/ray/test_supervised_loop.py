@@ -17,6 +17,7 @@ from framework.engines.batch_schedule import BatchSchedule
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lm_trainer import DeepSpeedTrainer
 from framework.engines.lr_schedule import LrSchedule
+from framework.errors import UserError
 from framework.models.spec import build_model
 from framework.observe.metrics import Tracker, read_history
 from framework.roles.supervised_data import RowData
@@ -115,6 +116,17 @@ def test_a_killed_worker_and_another_number_of_workers_leave_no_trace(ray_node: 
         assert loss == pytest.approx(losses[step], rel=1e-5)
     for name, tensor in weights(resumed.out).items():
         assert np.linalg.norm(tensor - after_last[name]) <= 1e-5 * np.linalg.norm(after_last[name]), name
+
+
+def test_a_full_disk_ends_the_run_at_once_as_the_users_error(ray_node: None, tmp_path: Path) -> None:
+    for name in ("shards", "out", "work"):
+        (tmp_path / name).mkdir()
+    documents = [np.arange(400) % VOCAB] * 10
+    write_shards(tmp_path / "shards", {"train": documents, "validation": documents}, VOCAB)  # type: ignore[arg-type]
+    (tmp_path / "out" / "config.json").symlink_to("/dev/full")
+    run = run_of(tmp_path, 1, workers=1, max_failures=1000)  # more than there is time for
+    with Tracker(tmp_path / "metrics", "pretrain") as tracker, pytest.raises(UserError, match="the disk is full"):
+        train_lm(run, tracker, lambda: False)
 
 
 def lines(run: LmRun) -> list[tuple[int, dict[str, Any]]]:

@@ -173,6 +173,16 @@ CASES = (
         ("train.base wants Checkpoint, got TextSet from write.text",),
     ),
     Case("no GPU-less cluster of nothing", run("cluster.num_nodes=0"), ("cluster.num_nodes: got 0", "at least 1")),
+    Case(
+        "cluster that does not answer",
+        run("run=other", "cluster.ray_address=127.0.0.1:1"),
+        ("cluster.ray_address: got '127.0.0.1:1'", "must be the address of a Ray cluster that runs"),
+    ),
+    Case(
+        "cluster that does not answer, for a run that exists",
+        run("cluster.ray_address=127.0.0.1:1"),
+        ("cluster.ray_address: got '127.0.0.1:1'",),
+    ),
     Case("no config directory", ("plan", *TOY, "--config-dir", "{tmp}/nope"), ("--config-dir", "nope")),
     Case(
         "run directory of another configuration",
@@ -194,6 +204,12 @@ CASES = (
     Case("chat with an empty directory", ("chat", "{tmp}"), ("config.json", "a Checkpoint needs config.json")),
     Case("chat with a run that has no checkpoint", ("chat", "{tmp}/runs/toy"), ("no finished checkpoint yet",)),
     Case("damaged checkpoint", ("serve", "{tmp}/checkpoint"), ("model.safetensors", "damaged"), damaged_checkpoint),
+    Case(
+        "run with a damaged manifest",
+        ("chat", "{tmp}/runs/toy"),
+        ("runs/toy/artifacts/train-1/checkpoint/manifest.json", "must be a manifest as the framework writes it"),
+        write("runs/toy/artifacts/train-1/checkpoint/manifest.json", '{"type": "Checkp'),
+    ),
     Case(
         "checkpoint with cut-off weights",
         ("chat", "{tmp}/checkpoint"),
@@ -313,6 +329,47 @@ CASES = (
         "accuracy that is no reward of the run",
         r1_zero("stage.evaluate.accuracy=acuracy"),
         ("stage.evaluate.accuracy: got 'acuracy'", "accuracy, format"),
+    ),
+    Case(
+        "temperature that no sampler takes",
+        r1_zero("stage.evaluate.temperature=-1"),
+        ("stage.evaluate.temperature: got -1", "0 (greedy) to 2"),
+    ),
+    Case(
+        "many responses that are all alike",
+        r1_zero("stage.evaluate.temperature=0"),
+        ("stage.evaluate.k: got 16", "must be 1 at temperature 0"),
+    ),
+    Case("top-p above 1", r1_zero("stage.evaluate.top_p=7"), ("stage.evaluate.top_p: got 7", "at most 1")),
+    Case("top-p of nothing", r1_zero("stage.evaluate.top_p=0"), ("stage.evaluate.top_p: got 0", "above 0")),
+    Case(
+        "negative number of prompts",
+        r1_zero("stage.evaluate.max_prompts=-1"),
+        ("stage.evaluate.max_prompts: got -1", "must be 0 (all) or more"),
+    ),
+    Case(
+        "tokenizer of no documents",
+        r1_zero("stage.tokenizer.train_documents=0"),
+        ("stage.tokenizer.train_documents: got 0", "at least 1"),
+    ),
+    Case("share above 1", r1_zero("data.styles.template_share=2"), ("data.styles.template_share: got 2", "0 and 1")),
+    Case("negative CPUs", r1_zero("cluster.rollout_cpus=-1"), ("cluster.rollout_cpus: got -1", "0 or more")),
+    Case("GPUs that do nothing", r1_zero("cluster.gpu_tflops=0"), ("cluster.gpu_tflops: got 0", "above 0")),
+    Case(
+        "task without worked solutions",
+        r1_zero("data.tasks.chain_summ={}"),
+        ("data.tasks.chain_summ", "did you mean 'chain_sum'?", "worked solutions exist for basic_arithmetic"),
+    ),
+    Case(
+        "unknown task",
+        r1_zero("data.tasks.lego_chain={}", "data.documents_files=[{tmp}/corpus.jsonl]"),
+        ("data.tasks.lego_chain", "must name a reasoning-gym data set"),
+    ),
+    Case(
+        "prompt of a task without a verifier",
+        own_prompts(),
+        ("prompt one: task: got 'chain_summ'", "did you mean 'chain_sum'?", "one of math_tasks"),
+        prompt_files(json.dumps({"id": "one", "prompt": "What is 1 + 2?", "answer": "3", "task": "chain_summ"})),
     ),
     Case("missing data file", own_prompts(), ("{tmp}/train.jsonl: got 'no such file'",), prompt_files(None)),
     Case("empty data file", own_prompts(), ("{tmp}/train.jsonl: got 'an empty file'",), prompt_files("")),

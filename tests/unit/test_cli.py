@@ -13,6 +13,7 @@ import pytest
 from framework import cli
 from framework.config import group_options
 from framework.errors import RunFailed, UserError
+from framework.observe import tracking as tracking_module
 from framework.roles import cluster as cluster_module
 from tests.unit.test_bad_input import TOY, TOY_CONF
 
@@ -31,6 +32,11 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def framework(tmp_path: Path, command: str, *overrides: str) -> int:
     toy = [item.replace("{tmp}", str(tmp_path)) for item in TOY]
     return cli.main([command, *toy, "--config-dir", str(TOY_CONF), *overrides])
+
+
+def tracked(tmp_path: Path, *overrides: str) -> int:
+    toy = [item.replace("{tmp}", str(tmp_path)) for item in TOY if item != "~tracking"]
+    return cli.main(["run", *toy, "tracking=none", "--config-dir", str(TOY_CONF), *overrides])
 
 
 def test_plan_prints_and_creates_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +103,28 @@ def test_stop_that_takes_ray_down_too_is_130(tmp_path: Path, capsys: pytest.Capt
     assert framework(tmp_path, "run", "stage.train.fail=killed") == 0
 
 
+def test_a_run_that_is_refused_before_it_starts_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UserError("cluster.num_nodes x cluster.gpus_per_node", 8, "the Ray cluster has 0 GPUs")
+
+    def everything() -> list[Path]:
+        return sorted(tmp_path.rglob("*"))
+
+    for refused in ((cluster_module, "ray_session"), (tracking_module, "RunTracking")):
+        with monkeypatch.context() as patch:
+            patch.setattr(*refused, refuse)
+            assert tracked(tmp_path, "cluster.cpus=3") == 2
+        assert everything() == []
+    assert framework(tmp_path, "run", "stage.train.fail=error") == 1
+    before, config = everything(), (tmp_path / "runs" / "toy" / "config.json").read_text()
+    monkeypatch.setattr(cluster_module, "ray_session", refuse)
+    assert framework(tmp_path, "run", "stage.train.fail=error", "cluster.cpus=3") == 2
+    assert (everything(), (tmp_path / "runs" / "toy" / "config.json").read_text()) == (before, config)
+    assert "has 0 GPUs" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_full_disk_is_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert framework(tmp_path, "run", "stage.train.fail=full") == 2
     assert "the disk is full" in capsys.readouterr().err.splitlines()[-1]
@@ -109,8 +137,7 @@ def test_a_disk_that_fills_up_while_a_stage_is_tracked_is_2(tmp_path: Path, caps
     before = sorted(run_dir.glob("artifacts/*"))
     shutil.rmtree(before[0])
     capsys.readouterr()
-    toy = [item.replace("{tmp}", str(tmp_path)) for item in TOY if item != "~tracking"]
-    assert cli.main(["run", *toy, "tracking=none", "--config-dir", str(TOY_CONF)]) == 2
+    assert tracked(tmp_path) == 2
     assert "metrics.jsonl: got 'No space left on device'" in capsys.readouterr().err.splitlines()[-1]
     assert sorted(run_dir.glob("artifacts/[!.]*")) == before[1:]
 

@@ -20,7 +20,7 @@ from framework.graph import store as store_module
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Graph
 from framework.graph.runner import Runner, StopFlag
-from framework.graph.store import Store, first_difference
+from framework.graph.store import Store, disk_errors, first_difference
 from tests.unit.toy_graph import Evaluate, Train, Write
 
 CONFIG = {"seed": 0, "stage": {"train": {"lr": 0.001}}, "tracking": None, "cluster": {"cpus": 2}}
@@ -89,6 +89,7 @@ def test_changed_code_reruns(tmp_path: Path, caplog: pytest.LogCaptureFixture, m
     monkeypatch.setattr(store_module, "code_version", lambda stage: "newer" if isinstance(stage, Evaluate) else "old")
     started(caplog)
     runner(tmp_path).run()
+    assert caplog.text.count("begins anew: its code, an input or a file has changed") == 1
     assert started(caplog) == ["evaluate"]
 
 
@@ -204,6 +205,31 @@ def test_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numb
     with pytest.raises(UserError, match="must be writable and have room") as error:
         Store(tmp_path / "run").open_run(CONFIG)
     assert error.value.where == str(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Error while serializing: I/O error: No space left on device (os error 28)",  # safetensors
+        "write(): fd 4 failed with No space left on device",  # torch, of old
+        "[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file data/0: file write failed",
+        "[('from', 'to', \"[Errno 28] No space left on device: 'from' -> 'to'\")]",  # shutil.copytree
+    ],
+)
+def test_a_full_disk_in_the_words_of_libraries(text: str) -> None:
+    with pytest.raises(UserError, match=r"weights: got 'the disk is full'"), disk_errors(Path("weights")):
+        raise RuntimeError(text)
+
+
+def test_a_full_disk_under_torch(tmp_path: Path) -> None:
+    import torch
+
+    full = tmp_path / "weights"
+    full.symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"weights: got 'the disk is full'"), disk_errors(full):
+        torch.save(torch.zeros(1 << 20), full)
+    with pytest.raises(RuntimeError, match="a bug"), disk_errors(full):
+        raise RuntimeError("a bug")
 
 
 def test_file_in_the_way_of_the_run_directory(tmp_path: Path) -> None:
