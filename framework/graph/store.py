@@ -220,7 +220,8 @@ def as_disk_error(error: BaseException, where: Path) -> UserError | None:
     number = error.errno if isinstance(error, OSError) else None
     place, text = str(getattr(error, "filename", None) or where), str(error)
     if number is None and (told := _TELLS_OF_FILES.search(text)):
-        number = next((known for known in _DISK_ERRORS if os.strerror(known) in text), told[1] and errno.ENOSPC)
+        short_write = errno.ENOSPC if told[1] else None
+        number = next((known for known in _DISK_ERRORS if os.strerror(known) in text), short_write)
     if number not in _DISK_ERRORS:
         return None
     return UserError(place, _DISK_ERRORS[number], "must be writable and have room; the same command resumes the run")

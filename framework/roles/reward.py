@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Concatenate, ParamSpec, TypeVar
 
 from framework.errors import RunFailed
@@ -23,9 +24,13 @@ class RewardWorker:
     def __init__(self, config: RewardConfig) -> None:
         self._config = config
 
+    @cached_property
+    def _scorer(self) -> IsolatedScorer:  # also without `start`: Ray restarts an idle worker unnoticed
+        return IsolatedScorer(self._config)
+
     def start(self) -> None:
         """Load the rewards; raises UserError if they cannot be loaded, RunFailed if their process does not start."""
-        self._scorer = IsolatedScorer(self._config)
+        _ = self._scorer
 
     def score(self, group: ResponseGroup) -> tuple[RewardScore, ...]:
         """Return G scores; bad rewards are reported in them, never raised."""

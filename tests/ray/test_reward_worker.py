@@ -51,7 +51,7 @@ def test_a_killed_actor_raises_at_the_caller_and_comes_back(worker: Any) -> None
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(pending)
     assert is_dead(child)  # though the actor could not say goodbye, and the reward hangs
-    ray.get(worker.start.options(max_task_retries=-1).remote(), timeout=60)
+    assert ray.get(worker.ping.options(max_task_retries=-1).remote(), timeout=60) == "pong"
     assert ray.get(worker.score.remote(group_of("3")))[0].total == 6.0
 
 
