@@ -46,7 +46,8 @@ class _RMSNorm(torch.autograd.Function):
         mean_square_T1 = torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True).square_().div_(x.shape[-1])
         scale_T1 = mean_square_T1.add_(eps).rsqrt_()
         ctx.save_for_backward(x_TD, scale_T1, weight_D)
-        return (x_TD * scale_T1).mul_(weight_D).view(x.shape)
+        output: torch.Tensor = (x_TD * scale_T1).mul_(weight_D)
+        return output.view(x.shape)
 
     @staticmethod
     @once_differentiable
