@@ -86,19 +86,21 @@ def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> N
     saved = run.work_dir / "train" / "checkpoint_manager_snapshot.json"
 
     def fit() -> None:
-        failures, before = 0, None  # Ray Train can't start its own count afresh once a restart has got further
-        while True:
+        failures = 0  # Ray Train can't start its own count afresh once a restart has got further
+        before: bytes | None = None
+        while not outcome:
             for torn in run.work_dir.glob(f"{SAVING}*"):  # of killed workers
                 shutil.rmtree(torn)
             try:
                 trainer().fit()
-                return outcome.append(None)
+                outcome.append(None)
             except BaseException as error:  # handed to the main thread below
                 found, newest = _as_framework_error(error), saved.read_bytes() if saved.is_file() else None
                 failures, before = (failures + 1 if newest == before else 1), newest
                 if failures > run.max_failures or isinstance(found, UserError) or should_stop():
-                    return outcome.append(found)
-                logger.warning("%s; restarting from the newest checkpoint (%d)", found, failures)
+                    outcome.append(found)
+                else:
+                    logger.warning("%s; restarting from the newest checkpoint (%d)", found, failures)
 
     thread = threading.Thread(target=fit, daemon=True)
     relay = _Relay(metrics, tracker, run.steps)
@@ -181,8 +183,10 @@ def _worker(config: dict[str, Any]) -> None:
     engine, world = run.engine, ray.train.get_context().get_world_size()
     if run.min_workers:  # experts spread as far as this number of workers allows
         engine = replace(engine, ep_size=math.gcd(engine.ep_size, world))
-    fresh = isinstance(run.model, ModelConfig)
-    model = build_sharded(run.model, run.seed, engine) if fresh else load_sharded(run.model, engine)
+    if isinstance(run.model, ModelConfig):
+        model = build_sharded(run.model, run.seed, engine)
+    else:
+        model = load_sharded(run.model, engine)
     if feed.vocab_size > model.config.vocab_size:
         allowed = f"the tokenizer has {feed.vocab_size} tokens: it does not match this model"
         raise UserError("model.vocab_size", model.config.vocab_size, allowed)
