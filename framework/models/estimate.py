@@ -153,7 +153,7 @@ def _activations(spec: ModelConfig, layout: RankLayout, bucket: float) -> float:
     experts and algorithms/logprobs keep for a token.
     """
     size, tokens, hidden = _size_of(layout.dtype), layout.micro_tokens, spec.hidden_size
-    norm, modules = _norm_bytes(hidden, size), layout.mtp * spec.num_nextn_predict_layers
+    norm, modules = _norm_bytes(hidden, layout), layout.mtp * spec.num_nextn_predict_layers
     layers = [_layer_bytes(spec, layout, moe=False)] * (spec.num_hidden_layers - spec.num_moe_layers)
     layers += [_layer_bytes(spec, layout, moe=True)] * spec.num_moe_layers
     inputs = spec.num_hidden_layers * hidden * size
@@ -170,19 +170,21 @@ def _activations(spec: ModelConfig, layout: RankLayout, bucket: float) -> float:
     return tokens * everything + max(logits, tokens * layers[-1][1] + bucket)
 
 
-def _norm_bytes(width: int, size: int) -> int:
+def _norm_bytes(width: int, layout: RankLayout) -> int:
     """RMSNorm: its input in float32, that normalised, and its output, which the projections behind it keep."""
-    return width * (4 + 2 * size)
+    size = _size_of(layout.dtype)
+    fast = layout.dtype == "float32" and not layout.on_gpu  # models.rms_norm, which normalises again
+    return width * (4 + (1 if fast else 2) * size)
 
 
 def _layer_bytes(spec: ModelConfig, layout: RankLayout, moe: bool) -> tuple[float, float]:
     """(kept for the backward pass, short-lived in it), per token of one layer."""
     size, hidden, heads = _size_of(layout.dtype), spec.hidden_size, spec.num_attention_heads
-    saved = 2.0 * _norm_bytes(hidden, size) + 4 * heads  # a float32 a head: the softmax's normaliser
+    saved = 2.0 * _norm_bytes(hidden, layout) + 4 * heads  # a float32 a head: the softmax's normaliser
     temporary = 0.0
     if spec.architecture in MLA:
         key, value = spec.qk_nope_head_dim + spec.qk_rope_head_dim, spec.v_head_dim
-        saved += _norm_bytes(spec.q_lora_rank or 0, size) + _norm_bytes(spec.kv_lora_rank, size)
+        saved += _norm_bytes(spec.q_lora_rank or 0, layout) + _norm_bytes(spec.kv_lora_rank, layout)
         # Queries and keys; what kv_b_proj gives; the output twice, as o_proj wants another layout.
         saved += heads * (2 * key + spec.qk_nope_head_dim + value + 2 * value) * size
         if key != value and not layout.on_gpu:  # no fused kernel on CPU: every head's L x L matrix
@@ -198,7 +200,9 @@ def _layer_bytes(spec: ModelConfig, layout: RankLayout, moe: bool) -> tuple[floa
         saved += (2 * copies * hidden + 4 * spec.n_shared_experts * spec.moe_intermediate_size) * size
         saved += 12 * spec.n_routed_experts + (0 if layout.dtype == "float32" else 4 * hidden)  # the router's float32
     saved += 4 * width * size  # gate, its activation, up, their product
-    mixing = 12 * copies * hidden  # experts' outputs are weighed and summed in float32: three such tensors at once
+    # Experts' outputs are weighed and summed in float32: three such tensors at once, or by one product that keeps them.
+    mixing = (12 if layout.on_gpu else 8) * copies * hidden
+    saved += 0 if layout.on_gpu else (4 - size) * copies * hidden
     return saved, max(temporary, (2 * hidden + 1.5 * width) * size, mixing)
 
 
