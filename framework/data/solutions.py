@@ -25,9 +25,9 @@ class StyleConfig:
     """Share of documents that carry R1-Zero's template, and the shares of the styles among those."""
 
     template_share: float = 0.2
-    careful: float = 0.35
-    careless: float = 0.15
-    hasty: float = 0.30
+    careful: float = 0.25
+    careless: float = 0.20
+    hasty: float = 0.35
     plain: float = 0.20
 
     def __post_init__(self) -> None:
