@@ -89,6 +89,7 @@ class WandbSink:
             ) from None
         self._stages: set[str] = set()
         self._last_row = -1
+        self._loads_seen: dict[str, int] = {}  # stage -> step of the newest expert load
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Record values of one step as `<stage>/<name>`."""
@@ -108,7 +109,10 @@ class WandbSink:
 
     def expert_load(self, stage: str, step: int, load_LE: Load) -> None:
         """A heat map of each expert's load (rows: MoE layers, columns: experts) each `heat_map_every` steps."""
-        if step % self.config.heat_map_every == 0:
+        # Steps come as far apart as their loop likes: what counts is whether a multiple lies between two.
+        every, before = self.config.heat_map_every, self._loads_seen.get(stage, step - 1)
+        self._loads_seen[stage] = step
+        if step // every != before // every:
             caption = f"step {step}; rows: MoE layers, columns: experts; white: the layer's mean, full red: twice it"
             self._send(stage, step, {"experts/load": self._wandb.Image(heat_map_image(load_LE), caption=caption)})
 

@@ -41,6 +41,9 @@ if sys.argv[4] == "close":
     from tests.fake_clients import make_loop
 
     make_loop(Path(sys.argv[1]) / "state", samples_every=3, tracker=tracking.tracker("rl")).run()
+    tracker = tracking.tracker("sparse")
+    for step in (3, 6, 9):
+        tracker.expert_load(step, np.ones((2, 4)))
     tracking.close()
 """
 
@@ -117,6 +120,7 @@ def test_each_stage_has_its_own_steps_and_rows_go_on_after_a_resume(run_dir: Pat
     [
         ("grpo", "samples", [0, 1, 2, 3, 4]),
         ("grpo", "experts/load", [0, 2, 4]),
+        ("sparse", "experts/load", [6, 9]),  # three steps a batch: no multiple of 2 before the second
         ("rl", "samples", [2, 8, 14, 20]),  # each third batch of two steps
     ],
 )
@@ -135,7 +139,7 @@ def test_every_table_arrives_and_a_heat_map_each_n_steps(
 def test_the_runs_own_files_hold_the_same(run_dir: Path) -> None:
     stages = read_history(run_dir).stages
     assert stages["grpo"].series["train/loss"] == {step: float(step) for step in range(5)}
-    assert [stage.state for stage in stages.values()] == ["finished"] * 3
+    assert [stage.state for stage in stages.values()] == ["finished"] * 4
 
 
 def test_online_without_a_key_is_refused_before_anything_is_created(
