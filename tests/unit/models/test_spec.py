@@ -238,7 +238,7 @@ def test_mtp_modules_train_as_layers_or_stand_by() -> None:
 
 
 def test_activations_by_hand() -> None:
-    """A dense layer: two norms (8 bytes each in float32 on a CPU), attention, and the four widths of its feed-forward part."""
+    """A dense layer: two norms (8 bytes each on a CPU), attention, and the four widths of its feed-forward part."""
     spec = ModelConfig("dense", 64, 32, 3, 2, 48, 64, "llama", dtype="float32", num_key_value_heads=1)
     norm, attention = 8 * 32, (3 * 2 + 2) * 16 * 4 + 4 * 2
     layer = 2 * norm + attention + 4 * 48 * 4
