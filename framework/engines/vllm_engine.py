@@ -224,6 +224,9 @@ def _build_engine(config: VllmConfig, checkpoint: Path, version: int) -> LLMEngi
     # vLLM 0.32's rotary kernel for CPUs misplaces the heads of a [T, heads, dim] query, as DeepSeek's attention passes
     # it: only PyTorch's version of it samples from the policy that the learner trains.
     disabled_kernels = ["-rotary_embedding"] if current_platform.is_cpu() else []
+    # Only whole blocks of a prompt are cached: vLLM's 128 tokens for CPUs are more than a short prompt has, and each of
+    # its G responses would compute it again. The attention kernels take multiples of 32 (MLA's choose for themselves).
+    block_size = 32 if current_platform.is_cpu() and not config.mla else None
     drafts = {"method": "mtp", "num_speculative_tokens": config.speculative_tokens}
     register_transport()
     args = EngineArgs(
@@ -231,6 +234,7 @@ def _build_engine(config: VllmConfig, checkpoint: Path, version: int) -> LLMEngi
         dtype=cast(Any, config.dtype),
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
+        block_size=block_size,
         kv_cache_memory_bytes=None if config.kv_cache_gib is None else int(config.kv_cache_gib * 2**30),
         gpu_memory_utilization=config.gpu_memory_utilization,
         tensor_parallel_size=config.tensor_parallel_size,
