@@ -41,6 +41,13 @@ class ClusterConfig:
         if self.gpus_per_node < 0:
             raise UserError("cluster.gpus_per_node", self.gpus_per_node, "must be 0 (CPU only) or more")
 
+    def training_workers(self, workers: int, min_workers: int, stage: str) -> int:
+        """Ranks of a stage that asks for `workers` (0: as many as learners); UserError if `min_workers` is more."""
+        found = workers or self.learner_workers
+        if min_workers > found:
+            raise UserError(f"{stage}.min_workers", min_workers, f"must be 0 to {found}, the workers")
+        return found
+
     @property
     def gpu_share(self) -> float:
         """What a learner, or one GPU of a rollout worker, books of its GPU."""

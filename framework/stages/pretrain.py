@@ -46,10 +46,7 @@ class PretrainConfig:
 
     def check_workers(self, cluster: ClusterConfig) -> int:
         """Return how many ranks `cluster` gives this stage; raises UserError if `min_workers` is more."""
-        workers = self.workers or cluster.learner_workers
-        if self.min_workers > workers:
-            raise UserError("stage.pretrain.min_workers", self.min_workers, f"must be 0 to {workers}, the workers")
-        return workers
+        return cluster.training_workers(self.workers, self.min_workers, "stage.pretrain")
 
     @property
     def batches(self) -> BatchSchedule:

@@ -44,10 +44,7 @@ class SftConfig:
 
     def check_workers(self, cluster: ClusterConfig) -> int:
         """Return how many ranks `cluster` gives this stage; raises UserError if `min_workers` is more."""
-        workers = self.workers or cluster.learner_workers
-        if self.min_workers > workers:
-            raise UserError("stage.sft.min_workers", self.min_workers, f"must be 0 to {workers}, the workers")
-        return workers
+        return cluster.training_workers(self.workers, self.min_workers, "stage.sft")
 
     def schedule(self, steps: int) -> LrSchedule:
         """The learning rate of a training of `steps` steps; raises UserError if the warm-up is no shorter."""
