@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from framework.config import RunConfig
+from framework.errors import UserError
 from framework.graph.nodes import Graph
 from framework.stages.clean import Clean
-from framework.stages.collect import Collect, check_given_prompts
+from framework.stages.collect import Collect, CollectConfig, check_given_prompts
 from framework.stages.evaluate import Evaluate
+from framework.stages.extend import before_extension, extensions
 from framework.stages.grpo import Grpo
 from framework.stages.pretrain import Pretrain
 from framework.stages.tokenizer import Tokenize, TrainTokenizer
 
 
 def build(config: RunConfig) -> Graph:
-    """Return the graph of the R1-Zero job."""
+    """Return the graph of the R1-Zero job; reads the prompts that are given."""
+    if not isinstance(config.data, CollectConfig):
+        raise UserError("data", type(config.data).__name__, "must be reasoning_gym")
     stage, model = config.stage, config.model
     rollout, rewards = config.engine.rollout, config.reward
-    max_tokens = max(stage["grpo"].max_tokens, stage["evaluate"].max_tokens)
+    max_tokens = max(stage["grpo"].longest, stage["evaluate"].max_tokens)
     check_given_prompts(config.data, rewards, stage["tokenizer"], rollout.max_model_len, max_tokens)
     pretrain, ranks = stage["pretrain"], config.cluster.learner_workers
     experts = model.n_routed_experts if model.num_moe_layers else 0
@@ -30,7 +36,10 @@ def build(config: RunConfig) -> Graph:
     tokenizer = graph.add("tokenizer", train_tokenizer, text=text).out("tokenizer")
     tokenize = Tokenize(stage["tokenize"], rollout.max_model_len, max_tokens)
     shards = graph.add("tokenize", tokenize, text=text, tokenizer=tokenizer, prompts=prompts).out("shards")
-    base = graph.add("pretrain", Pretrain(pretrain, model), shards=shards, tokenizer=tokenizer).out("base")
+    start = Pretrain(replace(pretrain, extend=()), before_extension(model, pretrain))
+    base = graph.add("pretrain", start, shards=shards, tokenizer=tokenizer).out("base")
+    for name, phase in extensions(model, pretrain).items():
+        base = graph.add(name, phase, base=base, shards=shards, tokenizer=tokenizer).out("base")
     graph.add("eval_base", Evaluate(stage["evaluate"], "base", rollout, rewards), checkpoint=base, prompts=prompts)
     grpo = Grpo(stage["grpo"], config.algorithm, rewards, rollout, config.engine.learner, model)
     policy = graph.add("grpo", grpo, base=base, prompts=prompts).out("policy")

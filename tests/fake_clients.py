@@ -33,6 +33,7 @@ class FakeRollouts:
         self.version = -1
         self.held: deque[tuple[int, Prompt, SamplingParams]] = deque()
         self.issued: list[tuple[int, int]] = []  # ticket, version
+        self.limits: dict[int, set[int]] = {}  # version -> max_tokens
         self.rng = random.Random(seed)
 
     def free_slots(self) -> int:
@@ -40,6 +41,7 @@ class FakeRollouts:
 
     def submit(self, ticket: int, prompt: Prompt, params: SamplingParams) -> None:
         self.issued.append((ticket, self.version))
+        self.limits.setdefault(self.version, set()).add(params.max_tokens)
         self.held.append((ticket, prompt, params))
 
     def poll(self, timeout_s: float) -> list[tuple[int, ResponseGroup | None]]:

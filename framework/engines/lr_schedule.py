@@ -83,3 +83,8 @@ class StepwiseValue:
 def value_at(value: float | StepwiseValue, step: int) -> float:
     """Value at optimizer step `step`; a plain number never changes."""
     return value.at(step) if isinstance(value, StepwiseValue) else value
+
+
+def values_of(value: float | StepwiseValue) -> tuple[float, ...]:
+    """Every value that it takes."""
+    return value.values if isinstance(value, StepwiseValue) else (value,)

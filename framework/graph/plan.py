@@ -87,7 +87,8 @@ def _describe_estimate(estimate: StageEstimate, cluster: ClusterConfig) -> Itera
         if role.memory_gib:
             yield f"     {_memory(role, cluster)}"
         yield from (f"     {line}" for line in _choices(role, cluster))
-    yield f"   about {_duration(estimate.hours)}{_cost(estimate.hours, cluster)}"
+    if estimate.hours:
+        yield f"   about {_duration(estimate.hours)}{_cost(estimate.hours, cluster)}"
 
 
 def _memory(role: RoleEstimate, cluster: ClusterConfig) -> str:

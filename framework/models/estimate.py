@@ -17,11 +17,14 @@ LIVE_PARAMETERS = 1_000_000_000  # that ZeRO-3 holds whole at a time: its defaul
 # Share of the dense bf16 peak that DeepSeek reached, FLOPs counted as 6 per active parameter and token.
 # V3 Table 1: 2.664M H800 hours for 14.8T tokens.
 PRETRAIN_UTILISATION = 0.351
+# The same of context extension, attention's own FLOPs counted too: 119K H800 hours for V3's two phases (Table 1).
+EXTENSION_UTILISATION = 0.25
 # R1 v2 B.4.4: 101K H800 hours for 10,400 steps x 512 responses, here of 8,000 tokens on average, sampling included.
 RL_UTILISATION = 0.0267
 # A CPU core, in FLOP/s, same counting, tiny models: a 3.8M-parameter V3 model trains at 2,700 tokens/s on one core.
 CPU_CORE_FLOPS = 6.2e10
 CPU_RL_CORE_FLOPS = 2.4e10
+EXTENSION_ASSUMPTION = "context extension: attention's own FLOPs on top, at V3's utilisation (119K H800 hours, Table 1)"
 ASSUMPTIONS = (
     "6 FLOPs per active parameter and token; pretraining at 35% of the dense bf16 peak, as DeepSeek-V3 (Table 1)",
     "GRPO, sampling included, at 2.7% of the peak: R1-Zero's 101K H800 hours (R1 v2, B.4.4) at 8,000 tokens a response",
@@ -134,6 +137,23 @@ def pretraining_hours(spec: ModelConfig, tokens: float, gpus: int, gpu_tflops: f
     """Wall-clock hours to train on `tokens` with all GPUs (without one: all cores)."""
     speed = gpus * gpu_tflops * 1e12 * PRETRAIN_UTILISATION if gpus else cores * CPU_CORE_FLOPS
     return _training_flops(spec, tokens) / speed / 3600
+
+
+def extension_hours(
+    spec: ModelConfig, tokens: float, row_tokens: int, gpus: int, gpu_tflops: float, cores: int
+) -> float:
+    """Wall-clock hours to train on `tokens` in rows of `row_tokens`, whose attention is no small part of it."""
+    speed = gpus * gpu_tflops * 1e12 * EXTENSION_UTILISATION if gpus else cores * CPU_CORE_FLOPS
+    return (_training_flops(spec, tokens) + attention_flops(spec, tokens, row_tokens)) / speed / 3600
+
+
+def attention_flops(spec: ModelConfig, tokens: float, row_tokens: int) -> float:
+    """FLOPs of causal attention itself, forward and backward: a token looks at half its row on average."""
+    if spec.architecture in MLA:
+        widths = spec.qk_nope_head_dim + spec.qk_rope_head_dim + spec.v_head_dim
+    else:
+        widths = 2 * spec.hidden_size // spec.num_attention_heads
+    return 3.0 * tokens * row_tokens * spec.num_hidden_layers * spec.num_attention_heads * widths
 
 
 def rl_hours(spec: ModelConfig, response_tokens: float, gpus: int, gpu_tflops: float, cores: int) -> float:

@@ -25,6 +25,7 @@ import torch
 from framework.algorithms.balance import load_imbalance
 from framework.algorithms.mismatch import Mismatch, MismatchConfig, check_mismatch
 from framework.algorithms.policy_loss import GrpoConfig
+from framework.engines.lr_schedule import StepwiseValue, value_at, values_of
 from framework.errors import RunFailed, Stopped, UserError
 from framework.protocols import Tracker
 from framework.roles.checkpoints import Checkpoints
@@ -55,7 +56,7 @@ class RlConfig:
     max_staleness: int = 0  # policy versions that a rollout may lag behind
     temperature: float = 1.0
     top_p: float = 1.0  # the only value that RL works with
-    max_tokens: int = 32_768  # of a response
+    max_tokens: int | StepwiseValue = 32_768  # of a response; R1-Zero: 65,536 from step 8,200 on
     checkpoint_every: int = 10  # batches
     samples_every: int = 10  # batches between tables of sample responses
     probe_responses: int = 16  # responses a batch whose logprobs are recomputed to measure the mismatch; 0: none
@@ -64,11 +65,13 @@ class RlConfig:
     max_refill_batches: int = 10  # batches of groups without signal that a batch may have replaced (DAPO's)
 
     def __post_init__(self) -> None:
-        sizes = ("steps", "prompts_per_step", "minibatches_per_rollout", "max_tokens", "max_refill_batches")
+        sizes = ("steps", "prompts_per_step", "minibatches_per_rollout", "max_refill_batches")
         least = dict.fromkeys((*sizes, "checkpoint_every", "samples_every"), 1)
         for name, least_value in (least | {"probe_responses": 0, "max_learner_restarts": 0}).items():
             if getattr(self, name) < least_value:
                 raise UserError(f"stage.grpo.{name}", getattr(self, name), f"must be at least {least_value}")
+        if min(values_of(self.max_tokens)) < 1:
+            raise UserError("stage.grpo.max_tokens", self.max_tokens, "must be at least 1")
         if self.group_size < 2:
             raise UserError("stage.grpo.group_size", self.group_size, "must be at least 2: the group is the baseline")
         if self.max_staleness < 0:
@@ -94,9 +97,13 @@ class RlConfig:
         return self.prompts_per_step * self.minibatches_per_rollout
 
     @property
-    def sampling(self) -> SamplingParams:
-        """How responses are sampled."""
-        return SamplingParams(self.temperature, self.top_p, self.max_tokens, self.group_size)
+    def longest(self) -> int:
+        """Tokens of the longest response of the whole run."""
+        return int(max(values_of(self.max_tokens)))
+
+    def sampling(self, step: int) -> SamplingParams:
+        """How responses are sampled for a batch issued at optimizer step `step`, from 0."""
+        return SamplingParams(self.temperature, self.top_p, int(value_at(self.max_tokens, step)), self.group_size)
 
 
 @dataclass(frozen=True)
@@ -222,9 +229,10 @@ class RlLoop:
         left = self.config.batches * self.config.prompts_per_batch  # never issue what will not be trained
         left -= self.ledger.batches_trained * self.config.prompts_per_batch + self.ledger.live
         count = min(self.ledger.to_issue(self.version), self.rollouts.free_slots(), left)
+        params = self.config.sampling(self._steps)
         for _ in range(count):
             ticket = self.ledger.issue(self.version)
-            self.rollouts.submit(ticket, self.ledger.prompt(ticket), self.config.sampling)
+            self.rollouts.submit(ticket, self.ledger.prompt(ticket), params)
             self._clock.issued(ticket)
         return max(count, 0)
 

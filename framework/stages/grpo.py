@@ -46,7 +46,7 @@ class Grpo:
     model: ModelConfig
 
     def __post_init__(self) -> None:
-        if self.config.max_tokens >= self.rollout.max_model_len:
+        if self.config.longest >= self.rollout.max_model_len:
             allowed = f"must leave room for the prompt in engine.rollout.max_model_len={self.rollout.max_model_len}"
             raise UserError("stage.grpo.max_tokens", self.config.max_tokens, allowed)
         if self.rollout.max_model_len > self.model.max_position_embeddings:
@@ -71,7 +71,7 @@ class Grpo:
         from framework.roles.learner import LearnerConfig, LearnerGroup
         from framework.roles.ledger import Ledger
         from framework.roles.rl_loop import RlLoop
-        from framework.stages.pretrain import copy_tokenizer
+        from framework.stages.training import copy_tokenizer
         from framework.stages.workers import sampling_pools
 
         config, cluster = self.config, runtime.cluster
@@ -79,7 +79,7 @@ class Grpo:
         tokenizer = AutoTokenizer.from_pretrained(base)
         found = read_prompts(inputs.prompts.path / "train.jsonl")
         self.rewards.check_prompts(found)
-        prompts = tokenize_prompts(tokenizer, found, self.rollout.max_model_len, config.max_tokens)
+        prompts = tokenize_prompts(tokenizer, found, self.rollout.max_model_len, config.longest)
         engine = replace(self.learner, keep_versions=max(self.learner.keep_versions, config.max_staleness))
         learner_config = LearnerConfig(base, engine, self.algorithm, config.temperature, entropy=True)
         options = {
@@ -120,7 +120,8 @@ class Grpo:
         workers, samplers = cluster.learner_workers, cluster.rollout_workers
         gpus = samplers * self.rollout.tensor_parallel_size if cluster.gpus else 0
         segment = self.rollout.max_model_len
-        responses = config.steps * config.prompts_per_step * config.group_size
+        limits = sum(config.sampling(step).max_tokens for step in range(config.steps))
+        tokens = limits * config.prompts_per_step * config.group_size
         cached = self.rollout.max_num_seqs * self.rollout.max_model_len
         sampler = sampler_memory(self.model, self.rollout.tensor_parallel_size, cached)
         return StageEstimate(
@@ -138,6 +139,6 @@ class Grpo:
                 learner_role(self.model, self.learner, workers, cluster, segment, packed=True),
                 RoleEstimate("reward", cluster.reward_workers),
             ),
-            hours=rl_hours(self.model, responses * config.max_tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus),
+            hours=rl_hours(self.model, tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus),
             assumptions=("RL hours count every response at stage.grpo.max_tokens: an upper bound",),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +13,26 @@ from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
 from framework.graph.plan import StageEstimate
 from framework.models.spec import ModelConfig
+from framework.stages.training import train
+
+
+@dataclass(frozen=True)
+class ContextPhase:
+    """A short training on longer rows that teaches the model its stretched rotary embedding.
+
+    Defaults: V3's first (section 4.3); its second is 480 rows of 131,072 tokens. All else is as pretraining ends.
+    """
+
+    steps: int = 1000
+    rows_per_step: int = 1920
+    row_tokens: int = 32_768
+    lr: float = 7.3e-6
+    save_every: int = 100  # steps; validation too
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "rows_per_step", "row_tokens", "save_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"stage.pretrain.extend.{name}", getattr(self, name), "must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,7 @@ class PretrainConfig:
     validate_every: int = 1000
     validation_rows: int = 64
     checkpoint_every: int = 1000
+    extend: tuple[ContextPhase, ...] = ()  # afterwards; until then nothing is stretched (`stages.extend`)
 
     def __post_init__(self) -> None:
         for name in ("steps", "rows_per_step", "row_tokens", "validate_every", "validation_rows", "checkpoint_every"):
@@ -43,6 +63,10 @@ class PretrainConfig:
         if self.max_failures < 0:
             raise UserError("stage.pretrain.max_failures", self.max_failures, "must be 0 or more")
         _ = self.batches  # which checks the ramp against rows_per_step
+        lengths = [self.row_tokens, *(phase.row_tokens for phase in self.extend)]
+        if lengths != sorted(set(lengths)):
+            allowed = f"must rise, from above row_tokens={self.row_tokens}"
+            raise UserError("stage.pretrain.extend.row_tokens", lengths[1:], allowed)
 
     def check_workers(self, cluster: ClusterConfig) -> int:
         """Return how many ranks `cluster` gives this stage; raises UserError if `min_workers` is more."""
@@ -84,49 +108,46 @@ class Pretrain:
     def run(self, inputs: PretrainInputs, runtime: Runtime) -> Pretrained:
         """Train to the end; resumes from the newest checkpoint in the stage's work directory."""
         from framework.roles.supervised_data import RowData
-        from framework.roles.supervised_loop import LmRun, train_lm
 
-        directory = runtime.artifact_dir("base")
-        copy_tokenizer(inputs.tokenizer, directory)
-        config, cluster = self.config, runtime.cluster
-        run = LmRun(
+        config = self.config
+        base = train(
+            config,
+            runtime,
             model=with_special_tokens(self.model, inputs.tokenizer.path),
             engine=config.engine,
             data=RowData(inputs.shards.path, config.batches, config.validation_rows),
-            out=directory,
-            work_dir=runtime.work_dir,
             steps=config.steps,
-            validate_every=config.validate_every,
-            checkpoint_every=config.checkpoint_every,
-            seed=runtime.seed,
-            workers=config.check_workers(cluster),
-            min_workers=config.min_workers,
-            max_failures=config.max_failures,
-            cpus_per_worker=cluster.learner_cpus,
-            gpus_per_worker=1.0 if cluster.gpus else 0.0,
+            tokenizer=inputs.tokenizer,
+            out=runtime.artifact_dir("base"),
         )
-        train_lm(run, runtime.tracker, runtime.should_stop)
-        return Pretrained(Checkpoint(directory))
+        return Pretrained(base)
 
     def estimate(self, cluster: ClusterConfig) -> StageEstimate:
         """Memory by ZeRO and expert-parallel size, and hours from the tokens."""
         from framework.models.estimate import pretraining_hours
-        from framework.stages.memory import learner_role
 
-        config = self.config
-        workers = config.workers or cluster.learner_workers
-        tokens, last = config.batches.tokens(config.steps), config.rows_per_step * config.row_tokens
-        first = config.batches.tokens(1)
-        return StageEstimate(
-            batch={
-                "steps": config.steps,
-                "tokens a step": last if first == last else f"{first:,} to {last:,}",
-                "tokens": f"{tokens / 1e9:,.3f} B",
-                "micro-batches a rank and step": -(-last // (workers * config.engine.token_budget)),
-            },
-            roles=(learner_role(self.model, config.engine, workers, cluster, config.row_tokens),),
-            hours=pretraining_hours(self.model, tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus),
-        )
+        tokens = self.config.batches.tokens(self.config.steps)
+        hours = pretraining_hours(self.model, tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus)
+        return estimate_rows(self.config, self.model, cluster, hours)
+
+
+def estimate_rows(config: PretrainConfig, model: ModelConfig, cluster: ClusterConfig, hours: float) -> StageEstimate:
+    """The estimate of a training on rows that takes so many `hours`."""
+    from framework.stages.memory import learner_role
+
+    workers = config.workers or cluster.learner_workers
+    micro = max(config.engine.token_budget // config.row_tokens, 1) * config.row_tokens  # at least one row
+    last, first = config.rows_per_step * config.row_tokens, config.batches.tokens(1)
+    return StageEstimate(
+        batch={
+            "steps": config.steps,
+            "tokens a step": last if first == last else f"{first:,} to {last:,}",
+            "tokens": f"{config.batches.tokens(config.steps) / 1e9:,.3f} B",
+            "micro-batches a rank and step": -(-last // (workers * micro)),
+        },
+        roles=(learner_role(model, replace(config.engine, token_budget=micro), workers, cluster, config.row_tokens),),
+        hours=hours,
+    )
 
 
 def with_special_tokens(model: ModelConfig, tokenizer: Path) -> ModelConfig:
@@ -140,10 +161,3 @@ def with_special_tokens(model: ModelConfig, tokenizer: Path) -> ModelConfig:
         eos_token_id=found.eos_token_id,
         pad_token_id=found.pad_token_id,
     )
-
-
-def copy_tokenizer(tokenizer: TokenizerDir | Checkpoint, directory: object) -> None:
-    """Copy the tokenizer's files beside a checkpoint's weights."""
-    for file in tokenizer.path.iterdir():
-        if file.name.startswith(("tokenizer", "special_tokens", "chat_template")):
-            shutil.copy2(file, f"{directory}/{file.name}")

@@ -12,6 +12,7 @@ from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
 from framework.graph.plan import StageEstimate
 from framework.models.spec import ModelConfig
+from framework.stages.training import train
 
 
 @dataclass(frozen=True)
@@ -91,29 +92,19 @@ class Sft:
     def run(self, inputs: SftInputs, runtime: Runtime) -> Tuned:
         """Train to the end; resumes from the newest checkpoint in the stage's work directory."""
         from framework.roles.supervised_data import ChatData
-        from framework.roles.supervised_loop import LmRun, train_lm
-        from framework.stages.pretrain import copy_tokenizer
 
-        directory, config, cluster = runtime.artifact_dir("tuned"), self.config, runtime.cluster
-        copy_tokenizer(inputs.tokenizer, directory)
-        run = LmRun(
+        config = self.config
+        tuned = train(
+            config,
+            runtime,
             model=inputs.base.path,
             engine=replace(self.engine, schedule=config.schedule(self.steps)),
             data=ChatData(inputs.shards.path, config.chats_per_step, config.epochs),
-            out=directory,
-            work_dir=runtime.work_dir,
             steps=self.steps,
-            validate_every=config.validate_every,
-            checkpoint_every=config.checkpoint_every,
-            seed=runtime.seed,
-            workers=config.check_workers(cluster),
-            min_workers=config.min_workers,
-            max_failures=config.max_failures,
-            cpus_per_worker=cluster.learner_cpus,
-            gpus_per_worker=1.0 if cluster.gpus else 0.0,
+            tokenizer=inputs.tokenizer,
+            out=runtime.artifact_dir("tuned"),
         )
-        train_lm(run, runtime.tracker, runtime.should_stop)
-        return Tuned(Checkpoint(directory))
+        return Tuned(tuned)
 
     def estimate(self, cluster: ClusterConfig) -> StageEstimate:
         """Batch arithmetic, memory by ZeRO and expert-parallel size, hours if all conversations were of full length."""

@@ -310,6 +310,26 @@ CASES = (
         ("engine.rollout.speculative_tokens: got -1", "at least 0"),
     ),
     Case(
+        "phases of context extension without a stretched rotary embedding",
+        r1_zero("stage.pretrain.extend=[{row_tokens: 512}]"),
+        ("model.rope_factor: got 1", "must be above 1"),
+    ),
+    Case(
+        "rows of context extension beyond the model's context",
+        r1_zero("model.rope_factor=4", "stage.pretrain.extend=[{row_tokens: 1024}]"),
+        ("stage.pretrain.extend.row_tokens: got 1024", "at most model.max_position_embeddings=512"),
+    ),
+    Case(
+        "responses of no tokens from some step on",
+        r1_zero("stage.grpo.max_tokens={values: [64, 0], until: [80]}"),
+        ("stage.grpo.max_tokens", "must be at least 1"),
+    ),
+    Case(
+        "data of another job",
+        r1_zero("data=chats", "data.chats_file=README.md"),
+        ("data: got 'ChatsConfig'", "must be reasoning_gym"),
+    ),
+    Case(
         "rows longer than the model's context",
         r1_zero("stage.pretrain.row_tokens=513"),
         ("stage.pretrain.row_tokens: got 513", "at most model.max_position_embeddings=512"),

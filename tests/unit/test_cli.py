@@ -56,17 +56,10 @@ def test_shipped_job_plans_at_every_scale(overrides: str, capsys: pytest.Capture
     assert "Checkpoint from pretrain.base" in capsys.readouterr().out
 
 
-PLACES = [(model, "laptop" if "_tiny" in model else "h800_512") for model in group_options("model")]
-PLACES += [(model, "node8") for model in group_options("fit/node8")]
-
-
-@pytest.mark.parametrize(("model", "cluster"), PLACES)
-def test_every_model_plans_where_it_belongs(model: str, cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plan", "job=r1_zero", f"model={model}", f"cluster={cluster}"]) == 0, capsys.readouterr().err
-    plan = capsys.readouterr().out
-    assert " parameters" in plan
-    # V3 lacks memory for a 33K-token sequence on one GPU of 80 GiB: there is no sequence or pipeline parallelism here
-    assert plan.count("DOES NOT FIT") == (model == "v3_671b")
+@pytest.mark.parametrize("model", [model for model in group_options("model") if "_tiny" in model])
+def test_every_tiny_model_plans_on_the_laptop(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "job=r1_zero", f"model={model}"]) == 0, capsys.readouterr().err
+    assert " parameters" in capsys.readouterr().out
 
 
 def test_run_then_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

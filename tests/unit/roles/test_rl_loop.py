@@ -9,6 +9,7 @@ import pytest
 
 from framework.algorithms.mismatch import Mismatch, MismatchConfig, TokenGap
 from framework.algorithms.policy_loss import GrpoConfig
+from framework.engines.lr_schedule import StepwiseValue
 from framework.errors import MismatchTooLarge, RunFailed, Stopped, UserError
 from framework.roles.rl_loop import RlConfig, RlLoop
 from framework.types import Response, RewardScore
@@ -242,6 +243,14 @@ def test_reference_is_reset_at_its_interval_only(tmp_path: Path) -> None:
     assert never.learner.references == [0]
 
 
+def test_responses_may_be_longer_from_a_step_on(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, max_tokens=StepwiseValue((5, 9), (9,)))  # two steps a version: in the middle of a batch
+    loop.run()
+    assert isinstance(loop.rollouts, FakeRollouts)
+    assert loop.rollouts.limits == {version: {5 if version < 5 else 9} for version in range(12)}
+    assert loop.config.longest == 9
+
+
 def test_a_mismatch_that_was_not_measured_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loop = make_loop(tmp_path, steps=2, learner=FakeLearnerClient(mismatch=Mismatch()))
     loop.run()
@@ -262,6 +271,7 @@ def test_a_mismatch_that_was_not_measured_shows(tmp_path: Path, capsys: pytest.C
         ({"probe_responses": -1}, "stage.grpo.probe_responses"),
         ({"max_learner_restarts": -1}, "stage.grpo.max_learner_restarts"),
         ({"max_refill_batches": 0}, "stage.grpo.max_refill_batches"),
+        ({"max_tokens": 0}, "stage.grpo.max_tokens"),
         ({"top_p": 0.0}, "stage.grpo.top_p"),
         ({"top_p": 0.95}, "stage.grpo.top_p: got 0.95; must be 1"),
         ({"top_p": 1.5}, "stage.grpo.top_p"),

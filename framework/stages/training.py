@@ -1,0 +1,79 @@
+"""What the stages that train on next tokens share: ranks and restarts, and the tokenizer beside the weights."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from framework.artifacts import Checkpoint, TokenizerDir
+from framework.engines.deepspeed_engine import DeepSpeedConfig
+from framework.graph.cluster import ClusterConfig
+from framework.graph.nodes import Runtime
+from framework.models.spec import ModelConfig
+
+if TYPE_CHECKING:
+    from framework.roles.supervised_data import ChatData, RowData
+
+
+class TrainingConfig(Protocol):
+    """The part of `PretrainConfig` and `SftConfig` that says how a training is run, not what it learns."""
+
+    @property
+    def min_workers(self) -> int: ...
+    @property
+    def max_failures(self) -> int: ...
+    @property
+    def validate_every(self) -> int: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+
+    def check_workers(self, cluster: ClusterConfig) -> int:
+        """Ranks on this cluster."""
+        ...
+
+
+def train(
+    config: TrainingConfig,
+    runtime: Runtime,
+    *,
+    model: ModelConfig | Path,
+    engine: DeepSpeedConfig,
+    data: RowData | ChatData,
+    steps: int,
+    tokenizer: TokenizerDir | Checkpoint,
+    out: Path,
+) -> Checkpoint:
+    """Train to the end and export to `out`; resumes from the newest checkpoint in the stage's work directory.
+
+    `model`: fresh weights of these sizes, or those of a Hugging Face checkpoint. Raises as `train_lm`.
+    """
+    from framework.roles.supervised_loop import LmRun, train_lm
+
+    copy_tokenizer(tokenizer, out)
+    cluster = runtime.cluster
+    run = LmRun(
+        model=model,
+        engine=engine,
+        data=data,
+        out=out,
+        work_dir=runtime.work_dir,
+        steps=steps,
+        validate_every=config.validate_every,
+        checkpoint_every=config.checkpoint_every,
+        seed=runtime.seed,
+        workers=config.check_workers(cluster),
+        min_workers=config.min_workers,
+        max_failures=config.max_failures,
+        cpus_per_worker=cluster.learner_cpus,
+        gpus_per_worker=1.0 if cluster.gpus else 0.0,
+    )
+    train_lm(run, runtime.tracker, runtime.should_stop)
+    return Checkpoint(out)
+
+
+def copy_tokenizer(tokenizer: TokenizerDir | Checkpoint, directory: Path) -> None:
+    """Copy the tokenizer's files beside a checkpoint's weights."""
+    for file in tokenizer.path.iterdir():
+        if file.name.startswith(("tokenizer", "special_tokens", "chat_template")):
+            shutil.copy2(file, directory / file.name)
