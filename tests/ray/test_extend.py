@@ -49,7 +49,7 @@ def train_directly(directory: Path) -> dict[str, np.ndarray]:
 
 
 def test_an_extended_base_is_what_training_under_yarn_makes_of_it(ray_node: None, tmp_path: Path) -> None:
-    for name in ("base", "work", "tokenizer"):
+    for name in ("base", "shards", "tokenizer", "work"):
         (tmp_path / name).mkdir()
     build_model(before_extension(LONG, PRETRAIN), seed=0).save_pretrained(tmp_path / "base")
     save_tokenizer(tmp_path / "tokenizer")
