@@ -7,6 +7,9 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
@@ -86,7 +89,7 @@ def cpus_booked(cluster: ClusterConfig) -> int:
 
 
 def worker_environment(cpus: float, on_gpu: bool) -> dict[str, str]:
-    """Thread counts and memory pages for an actor: without them every library takes all cores and they fight."""
+    """Thread counts and the allocator for an actor: without them every library takes all cores and they fight."""
     if on_gpu:
         return {"TOKENIZERS_PARALLELISM": "false"}
     return {
@@ -94,7 +97,24 @@ def worker_environment(cpus: float, on_gpu: bool) -> dict[str, str]:
         "OMP_NUM_THREADS": str(max(1, int(cpus))),
         # Idle OpenMP threads must sleep, not spin: another role needs the core.
         "OMP_WAIT_POLICY": "PASSIVE",
-        # Activations are mapped and freed at every step: huge pages save up to a tenth of it in page faults.
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         "DS_ACCELERATOR": "cpu",
+        **_allocator(),
+    }
+
+
+@cache
+def _allocator() -> dict[str, str]:
+    """Ray's copy of jemalloc, told to keep what is freed, or where there is none glibc with huge pages.
+
+    glibc gives every activation back and takes it anew at each step: a tenth of a step on a CPU is page faults.
+    """
+    ray = find_spec("ray")
+    assert ray is not None and ray.origin is not None
+    jemalloc = Path(ray.origin).parent / "core" / "libjemalloc.so"
+    if not jemalloc.is_file():
+        return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    preloaded = [path for path in os.environ.get("LD_PRELOAD", "").split(":") if path and path != str(jemalloc)]
+    return {
+        "LD_PRELOAD": ":".join([*preloaded, str(jemalloc)]),
+        "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1,thp:always,metadata_thp:auto",
     }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from framework.cli import _explain
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
-from framework.roles.cluster import cpus_booked, ray_session, start_ray
+from framework.roles.cluster import cpus_booked, ray_session, start_ray, worker_environment
 
 
 @pytest.mark.slow
@@ -31,6 +33,23 @@ def test_local_instance_has_room_for_every_role_and_errors_cross_processes(
     capsys.readouterr()
     assert _explain(error.value) == 2
     assert capsys.readouterr().err == "framework: data/x.jsonl:3: got '{'; must be JSON\n"
+
+
+@pytest.mark.slow
+def test_a_cpu_workers_memory_comes_from_jemalloc(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    environment = worker_environment(1, on_gpu=False)
+    assert environment["LD_PRELOAD"].endswith("libjemalloc.so"), "Ray no longer ships it: workers fall back to glibc"
+    with ray_session(ClusterConfig(cpus=1, object_store_gib=0.1)):
+
+        @ray.remote(runtime_env={"env_vars": environment})  # type: ignore[untyped-decorator]
+        def libraries() -> str:
+            return Path("/proc/self/maps").read_text()
+
+        assert "libjemalloc.so" in ray.get(libraries.remote())
+    assert "LD_PRELOAD" not in worker_environment(1, on_gpu=True)
 
 
 def test_address_where_no_cluster_runs(monkeypatch: pytest.MonkeyPatch) -> None:
