@@ -109,8 +109,7 @@ def _allocator() -> dict[str, str]:
     glibc gives every activation back and takes it anew at each step: a tenth of a step on a CPU is page faults.
     """
     ray = find_spec("ray")
-    assert ray is not None and ray.origin is not None
-    jemalloc = Path(ray.origin).parent / "core" / "libjemalloc.so"
+    jemalloc = Path(ray.origin if ray and ray.origin else "").parent / "core" / "libjemalloc.so"
     if not jemalloc.is_file():
         return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     preloaded = [path for path in os.environ.get("LD_PRELOAD", "").split(":") if path and path != str(jemalloc)]
