@@ -135,7 +135,7 @@ def sampler_memory(spec: ModelConfig, gpus: int, cached_tokens: int) -> dict[str
 
 def pretraining_hours(spec: ModelConfig, tokens: float, gpus: int, gpu_tflops: float, cores: int) -> float:
     """Wall-clock hours to train on `tokens` with all GPUs (without one: all cores)."""
-    speed = gpus * gpu_tflops * 1e12 * PRETRAIN_UTILISATION if gpus else cores * CPU_CORE_FLOPS
+    speed = _speed(gpus * gpu_tflops, PRETRAIN_UTILISATION, cores, CPU_CORE_FLOPS)
     return _training_flops(spec, tokens) / speed / 3600
 
 
@@ -143,7 +143,7 @@ def extension_hours(
     spec: ModelConfig, tokens: float, row_tokens: int, gpus: int, gpu_tflops: float, cores: int
 ) -> float:
     """Wall-clock hours to train on `tokens` in rows of `row_tokens`, whose attention is no small part of it."""
-    speed = gpus * gpu_tflops * 1e12 * EXTENSION_UTILISATION if gpus else cores * CPU_CORE_FLOPS
+    speed = _speed(gpus * gpu_tflops, EXTENSION_UTILISATION, cores, CPU_CORE_FLOPS)
     return (_training_flops(spec, tokens) + attention_flops(spec, tokens, row_tokens)) / speed / 3600
 
 
@@ -158,8 +158,13 @@ def attention_flops(spec: ModelConfig, tokens: float, row_tokens: int) -> float:
 
 def rl_hours(spec: ModelConfig, response_tokens: float, gpus: int, gpu_tflops: float, cores: int) -> float:
     """Wall-clock hours to sample, score and train on `response_tokens`, all roles together."""
-    speed = gpus * gpu_tflops * 1e12 * RL_UTILISATION if gpus else cores * CPU_RL_CORE_FLOPS
+    speed = _speed(gpus * gpu_tflops, RL_UTILISATION, cores, CPU_RL_CORE_FLOPS)
     return _training_flops(spec, response_tokens) / speed / 3600
+
+
+def _speed(tflops: float, utilisation: float, cores: int, core_flops: float) -> float:
+    """FLOP/s of all GPUs at that share of their peak, or without one of all cores."""
+    return tflops * 1e12 * utilisation if tflops else cores * core_flops
 
 
 def _training_flops(spec: ModelConfig, tokens: float) -> float:

@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -102,7 +101,6 @@ def worker_environment(cpus: float, on_gpu: bool) -> dict[str, str]:
     }
 
 
-@cache
 def _allocator() -> dict[str, str]:
     """Ray's copy of jemalloc, told to keep what is freed, or where there is none glibc with huge pages.
 

@@ -229,10 +229,9 @@ class RlLoop:
         left = self.config.batches * self.config.prompts_per_batch  # never issue what will not be trained
         left -= self.ledger.batches_trained * self.config.prompts_per_batch + self.ledger.live
         count = min(self.ledger.to_issue(self.version), self.rollouts.free_slots(), left)
-        params = self.config.sampling(self._steps)
         for _ in range(count):
             ticket = self.ledger.issue(self.version)
-            self.rollouts.submit(ticket, self.ledger.prompt(ticket), params)
+            self.rollouts.submit(ticket, self.ledger.prompt(ticket), self.config.sampling(self._steps))
             self._clock.issued(ticket)
         return max(count, 0)
 

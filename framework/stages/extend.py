@@ -6,24 +6,21 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from framework.artifacts import MANIFEST, Checkpoint, TokenizerDir, TokenShards, read_json
+from framework.artifacts import MANIFEST, Checkpoint, read_json
 from framework.engines.lr_schedule import LrSchedule, value_at
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
 from framework.graph.plan import StageEstimate
 from framework.models.spec import ModelConfig, hf_config
-from framework.stages.pretrain import PretrainConfig, Pretrained, estimate_rows
-from framework.stages.training import train
+from framework.stages.pretrain import PretrainConfig, Pretrained, PretrainInputs, estimate_rows, train_rows
 
 
 @dataclass(frozen=True)
-class ExtendInputs:
-    """The model so far; the tokens that it learned from, now cut into longer rows, and their tokenizer."""
+class ExtendInputs(PretrainInputs):
+    """The tokens that the model learned from, now cut into longer rows, their tokenizer, and the model so far."""
 
     base: Checkpoint
-    shards: TokenShards
-    tokenizer: TokenizerDir
 
 
 @dataclass(frozen=True)
@@ -35,20 +32,8 @@ class Extend:
 
     def run(self, inputs: ExtendInputs, runtime: Runtime) -> Pretrained:
         """Train to the end; resumes from the newest checkpoint in the stage's work directory."""
-        from framework.roles.supervised_data import RowData
-
-        config = self.config
-        base = train(
-            config,
-            runtime,
-            model=stretched(inputs.base.path, self.model, runtime.work_dir / "start"),
-            engine=config.engine,
-            data=RowData(inputs.shards.path, config.batches, config.validation_rows),
-            steps=config.steps,
-            tokenizer=inputs.tokenizer,
-            out=runtime.artifact_dir("base"),
-        )
-        return Pretrained(base)
+        start = stretched(inputs.base.path, self.model, runtime.work_dir / "start")
+        return train_rows(self.config, start, inputs, runtime)
 
     def estimate(self, cluster: ClusterConfig) -> StageEstimate:
         """Memory by ZeRO and expert-parallel size, and hours from the tokens and the length of their rows."""

@@ -107,20 +107,7 @@ class Pretrain:
 
     def run(self, inputs: PretrainInputs, runtime: Runtime) -> Pretrained:
         """Train to the end; resumes from the newest checkpoint in the stage's work directory."""
-        from framework.roles.supervised_data import RowData
-
-        config = self.config
-        base = train(
-            config,
-            runtime,
-            model=with_special_tokens(self.model, inputs.tokenizer.path),
-            engine=config.engine,
-            data=RowData(inputs.shards.path, config.batches, config.validation_rows),
-            steps=config.steps,
-            tokenizer=inputs.tokenizer,
-            out=runtime.artifact_dir("base"),
-        )
-        return Pretrained(base)
+        return train_rows(self.config, with_special_tokens(self.model, inputs.tokenizer.path), inputs, runtime)
 
     def estimate(self, cluster: ClusterConfig) -> StageEstimate:
         """Memory by ZeRO and expert-parallel size, and hours from the tokens."""
@@ -129,6 +116,25 @@ class Pretrain:
         tokens = self.config.batches.tokens(self.config.steps)
         hours = pretraining_hours(self.model, tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus)
         return estimate_rows(self.config, self.model, cluster, hours)
+
+
+def train_rows(
+    config: PretrainConfig, model: ModelConfig | Path, inputs: PretrainInputs, runtime: Runtime
+) -> Pretrained:
+    """Train fresh weights of these sizes, or a checkpoint's, on rows of the shards."""
+    from framework.roles.supervised_data import RowData
+
+    base = train(
+        config,
+        runtime,
+        model=model,
+        engine=config.engine,
+        data=RowData(inputs.shards.path, config.batches, config.validation_rows),
+        steps=config.steps,
+        tokenizer=inputs.tokenizer,
+        out=runtime.artifact_dir("base"),
+    )
+    return Pretrained(base)
 
 
 def estimate_rows(config: PretrainConfig, model: ModelConfig, cluster: ClusterConfig, hours: float) -> StageEstimate:

@@ -57,7 +57,7 @@ def test_an_extended_base_is_what_training_under_yarn_makes_of_it(ray_node: None
     documents = [draw.integers(3, VOCAB, 700).tolist() for _ in range(9)]
     write_shards(tmp_path / "shards", {"train": documents[1:], "validation": documents[:1]}, VOCAB)
     inputs = ExtendInputs(
-        Checkpoint(tmp_path / "base"), TokenShards(tmp_path / "shards"), TokenizerDir(tmp_path / "tokenizer")
+        TokenShards(tmp_path / "shards"), TokenizerDir(tmp_path / "tokenizer"), Checkpoint(tmp_path / "base")
     )
     cluster = ClusterConfig(learner_workers=2, learner_cpus=0.5)
     with Tracker(tmp_path / "metrics", "extend") as tracker:
