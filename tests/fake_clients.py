@@ -44,7 +44,7 @@ class FakeRollouts:
         self.limits.setdefault(self.version, set()).add(params.max_tokens)
         self.held.append((ticket, prompt, params))
 
-    def poll(self, timeout_s: float) -> list[tuple[int, ResponseGroup | None]]:
+    def poll(self) -> list[tuple[int, ResponseGroup | None]]:
         self.polls += 1
         if self.polls in self.dies_at:
             lost: list[tuple[int, ResponseGroup | None]] = [(ticket, None) for ticket, _, _ in self.held]

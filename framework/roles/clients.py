@@ -1,13 +1,24 @@
-"""The loop's three clients over Ray: rollout workers, reward workers, learner group."""
+"""The loop's clients over Ray: rollout workers, reward workers; and how it waits for any role."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from framework.roles.pool import Done, WorkerPool
 from framework.types import Prompt, ResponseGroup, RewardScore, SamplingParams
+
+
+def wait_for_any(calls: Sequence[Any], timeout_s: float = 0.05) -> None:
+    """Return once one of these calls has returned, or failed, and after `timeout_s` at the latest."""
+    import ray
+
+    if calls:
+        ray.wait(list(calls), num_returns=1, timeout=timeout_s, fetch_local=False)
+    else:
+        time.sleep(timeout_s)
 
 
 @dataclass(frozen=True)
@@ -61,10 +72,10 @@ class RayRollouts:
         self._held.setdefault(worker, []).append(_Group(ticket, prompt, params))
         self._release()
 
-    def poll(self, timeout_s: float) -> list[tuple[int, ResponseGroup | None]]:
+    def poll(self) -> list[tuple[int, ResponseGroup | None]]:
         """Return finished groups; None for tickets whose worker died."""
         results: list[tuple[int, ResponseGroup | None]] = []
-        for outcome in self._pool.poll(timeout_s):
+        for outcome in self._pool.poll(0):
             tag = outcome.tag
             if isinstance(tag, _Update):
                 if isinstance(outcome, Done):

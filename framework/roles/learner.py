@@ -167,6 +167,11 @@ class LearnerGroup:
         self._trained = {}
         self._training = {rank: worker.train.remote(shared) for rank, worker in enumerate(self._workers)}
 
+    @property
+    def outstanding(self) -> list[Any]:
+        """References of the ranks that still train."""
+        return list(self._training.values())
+
     def poll(self) -> TrainResult | None:
         """Rank 0's result once all ranks are done, else None. Raises LearnerLost, or what a rank raised."""
         if not self._training and not self._trained:

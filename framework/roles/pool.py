@@ -84,6 +84,11 @@ class WorkerPool:
         """Calls of the caller's that this worker has not returned yet."""
         return sum(call.worker == worker and not isinstance(call.tag, _SetUp) for call in self._calls.values())
 
+    @property
+    def outstanding(self) -> list[Any]:
+        """References of the calls that `poll` has not returned yet, the pool's own among them."""
+        return list(self._calls)
+
     def call(self, worker: int, method: str, *args: Any, tag: Hashable) -> None:
         """Call a method; its outcome comes from `poll` as Done or Lost with this tag."""
         reference = getattr(self._manager.actors()[worker], method).remote(*args)

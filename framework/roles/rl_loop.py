@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -129,7 +130,7 @@ class Rollouts(Protocol):
 
     def submit(self, ticket: int, prompt: Prompt, params: SamplingParams) -> None: ...
 
-    def poll(self, timeout_s: float) -> list[tuple[int, ResponseGroup | None]]: ...
+    def poll(self) -> list[tuple[int, ResponseGroup | None]]: ...
 
     def publish(self, version: int, weights: Sequence[object]) -> None:
         """Start sending new weights; a worker gets no new prompts until it has acknowledged them."""
@@ -198,6 +199,7 @@ class RlLoop:
     directory: Path  # checkpoints
     policy: Path  # where the trained policy goes
     should_stop: Callable[[], bool] = lambda: False
+    wait: Callable[[], None] = partial(time.sleep, 0.002)  # a moment, or until any role has a result
     max_failed_share: float = 0.05
     version: int = field(default=0, init=False)  # newest published policy version = batches trained
     _training: list[FinishedTicket] | None = field(default=None, init=False)
@@ -222,7 +224,7 @@ class RlLoop:
             if self.should_stop() and self._training is None:  # what is being sampled is sampled again on resuming
                 self._stop()
             if not self._issue() + self._collect_groups() + self._collect_scores() + self._train() + self._learn():
-                time.sleep(0.002)
+                self.wait()
 
     def _issue(self) -> int:
         """Give prompts to workers that serve the newest weights, as far as staleness allows."""
@@ -237,9 +239,9 @@ class RlLoop:
 
     def _collect_groups(self) -> int:
         """Pass sampled groups on to the reward workers; prompts of a dead worker are issued again."""
+        results = self.rollouts.poll()
         if self.rollouts.synced():
             self._clock.acknowledged()
-        results = self.rollouts.poll(timeout_s=0.02)
         for ticket, group in results:
             if group is None:
                 self.ledger.give_back([ticket])

@@ -66,7 +66,7 @@ class Grpo:
         from transformers import AutoTokenizer
 
         from framework.models.public_layout import dequantised
-        from framework.roles.clients import RayRewards, RayRollouts
+        from framework.roles.clients import RayRewards, RayRollouts, wait_for_any
         from framework.roles.cluster import worker_environment
         from framework.roles.learner import LearnerConfig, LearnerGroup
         from framework.roles.ledger import Ledger
@@ -104,6 +104,9 @@ class Grpo:
                     directory=runtime.work_dir,
                     policy=directory,
                     should_stop=runtime.should_stop,
+                    wait=lambda: wait_for_any(
+                        pools.rollout.outstanding + pools.reward.outstanding + learner.outstanding
+                    ),
                     max_failed_share=self.rewards.max_failed_share,
                 ).run()
             finally:

@@ -64,23 +64,23 @@ def submit(rollouts: RayRollouts, tickets: range) -> None:
 def test_the_first_worker_to_acknowledge_does_not_take_the_whole_batch():
     pool, rollouts = make()
     pool.answer(0, "update_weights")
-    rollouts.poll(0)
+    rollouts.poll()
     assert rollouts.free_slots() == 16
     submit(rollouts, range(8))
     assert (pool.sampling(0), pool.sampling(1)) == (4, 0), "the second worker has not acknowledged yet"
     pool.answer(1, "update_weights")
-    rollouts.poll(0)
+    rollouts.poll()
     assert (pool.sampling(0), pool.sampling(1)) == (4, 4)
 
 
 def test_groups_held_for_a_worker_that_dies_come_back():
     pool, rollouts = make()
     pool.answer(0, "update_weights")
-    rollouts.poll(0)
+    rollouts.poll()
     submit(rollouts, range(6))
     held = set(range(6)) - {tag.ticket for _, method, tag in pool.out if method == "generate"}
     pool.kill(1)
-    assert dict(rollouts.poll(0)) == dict.fromkeys(held)
+    assert dict(rollouts.poll()) == dict.fromkeys(held)
     assert len(held) == 3
     submit(rollouts, range(6, 8))
     assert pool.sampling(0) == 5
@@ -93,12 +93,12 @@ def test_a_version_published_before_the_last_was_acknowledged_is_what_held_group
     assert rollouts.free_slots() == 0, "neither worker has been sent the newest version"
     for worker in (0, 1):
         pool.answer(worker, "update_weights")
-    rollouts.poll(0)
+    rollouts.poll()
     assert (pool.sampling(0), pool.sampling(1)) == (0, 0)
     assert not rollouts.synced()
     for worker in (0, 1):
         pool.answer(worker, "update_weights")
-    rollouts.poll(0)
+    rollouts.poll()
     assert (pool.sampling(0), pool.sampling(1)) == (1, 1)
     assert rollouts.synced()
 
@@ -111,6 +111,6 @@ def test_recovery_forgets_what_was_held():
     for _ in range(2):
         for worker in (0, 1):
             pool.answer(worker, "update_weights")
-        rollouts.poll(0)
+        rollouts.poll()
     assert rollouts.synced()
     assert (pool.sampling(0), pool.sampling(1)) == (0, 0)
