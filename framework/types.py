@@ -107,7 +107,7 @@ class Minibatch:
 class MicroBatch:
     """Packed sequences, no pads between them. Position t predicts token t+1, so targets are shifted already.
 
-    The last position of each segment has mask 0 (it predicts nothing).
+    A response's last token predicts nothing and has no position; a document's has one, with mask 0.
     """
 
     token_ids_T: torch.Tensor  # int64

@@ -20,21 +20,17 @@ def token_logprobs(logits_TV: torch.Tensor, targets_T: torch.Tensor, temperature
     Forward and backward work on chunks of T, so beside the logits and their gradient (both in the logits' dtype) no
     [T, V] tensor exists. Not differentiable twice. Raises ValueError if the temperature is not positive.
     """
+    return logprobs_and_entropy(logits_TV, targets_T, temperature)[0]
+
+
+def logprobs_and_entropy(
+    logits_TV: torch.Tensor, targets_T: torch.Tensor, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `token_logprobs` and, from the same pass, the entropy [T] in nats: a metric that carries no gradient."""
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    logprobs_T: torch.Tensor = _TokenLogprobs.apply(logits_TV, targets_T, temperature)  # type: ignore[no-untyped-call]
-    return logprobs_T
-
-
-@torch.no_grad()
-def token_entropy(logits_TV: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Return the entropy [T] in nats of softmax(logits / temperature). A metric: carries no gradient."""
-    entropy_T = torch.empty(logits_TV.shape[0], dtype=_accurate(logits_TV.dtype), device=logits_TV.device)
-    for rows in _chunks(logits_TV):
-        logprobs_CV = torch.log_softmax(_scaled(logits_TV[rows], temperature), dim=-1)
-        # A token ruled out by a -inf logit has probability 0 and must count 0, not 0 * -inf.
-        entropy_T[rows] = -(logprobs_CV.exp() * logprobs_CV.clamp_min(-1e4)).sum(-1)
-    return entropy_T
+    logprobs_T, entropy_T = _TokenLogprobs.apply(logits_TV, targets_T, temperature)  # type: ignore[no-untyped-call]
+    return logprobs_T, entropy_T
 
 
 def _accurate(dtype: torch.dtype) -> torch.dtype:
@@ -56,18 +52,30 @@ def _chunks(logits_TV: torch.Tensor) -> Iterator[slice]:
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_TV: torch.Tensor, targets_T: torch.Tensor, temperature: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, logits_TV: torch.Tensor, targets_T: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         log_normalizer_T = torch.empty(logits_TV.shape[0], dtype=_accurate(logits_TV.dtype), device=logits_TV.device)
+        entropy_T = torch.empty_like(log_normalizer_T)
         chosen_T = logits_TV.gather(-1, targets_T[:, None]).squeeze(-1).to(log_normalizer_T.dtype) / temperature
         for rows in _chunks(logits_TV):
-            log_normalizer_T[rows] = torch.logsumexp(_scaled(logits_TV[rows], temperature), dim=-1)
+            scaled_CV = _scaled(logits_TV[rows], temperature)
+            highest_C1 = scaled_CV.amax(-1, keepdim=True)
+            below_CV = scaled_CV - highest_C1
+            weights_CV = below_CV.exp()
+            sum_C = weights_CV.sum(-1)
+            # A token ruled out by a -inf logit has weight 0 and must count 0, not 0 * -inf.
+            mean_C = torch.linalg.vecdot(weights_CV, below_CV.clamp_min_(-1e4)) / sum_C
+            log_normalizer_T[rows] = sum_C.log() + highest_C1.squeeze(-1)
+            entropy_T[rows] = sum_C.log_() - mean_C
         ctx.save_for_backward(logits_TV, targets_T, log_normalizer_T)
         ctx.temperature = temperature
-        return chosen_T - log_normalizer_T
+        ctx.mark_non_differentiable(entropy_T)
+        return chosen_T - log_normalizer_T, entropy_T
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_T: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad_T: torch.Tensor, _entropy: None) -> tuple[torch.Tensor, None, None]:
         logits_TV, targets_T, log_normalizer_T = ctx.saved_tensors
         grad_TV = torch.empty_like(logits_TV)
         scaled_grad_T = grad_T.to(log_normalizer_T.dtype) / ctx.temperature

@@ -1,7 +1,8 @@
 """Train samples to packed micro-batches: balanced over ranks, filled to a token budget, no pads between sequences.
 
 The order of work follows R1 (supplement B.1): sort by length, deal over data-parallel ranks, best-fit into fixed
-chunks on each rank, equalise the number of chunks over ranks.
+chunks on each rank, equalise the number of chunks over ranks. Responses to one prompt stay together where that takes
+no longer: in one micro-batch their prompt is computed once (`models.shared_prefixes`).
 
 Dimensions: P prompt tokens, R response tokens, T tokens of a packed row, S segments of it.
 """
@@ -19,6 +20,8 @@ import torch
 from framework.errors import UserError
 from framework.types import Denominator, Float32, Int32, MicroBatch, TrainSample
 
+TOGETHER = 1.02  # what keeping a prompt's responses together may cost in balance and room
+
 
 @dataclass(frozen=True)
 class PackingPlan:
@@ -35,21 +38,48 @@ class PackingPlan:
         return len(self.ranks[0])
 
 
-def plan_packing(lengths: Sequence[int], token_budget: int, ranks: int) -> PackingPlan:
+def plan_packing(
+    lengths: Sequence[int], token_budget: int, ranks: int, prompts: Sequence[str] | None = None
+) -> PackingPlan:
     """Spread sequences of these lengths over ranks and micro-batches of at most `token_budget` tokens.
 
-    Depends on nothing but its arguments, so that every rank derives the same plan. Raises UserError if a sequence is
-    longer than the budget or `ranks` is below 1.
+    Those of one prompt (by the ids `prompts`) are dealt as one where that costs at most TOGETHER of the time. Depends
+    on nothing but its arguments, so that every rank derives the same plan. Raises UserError if a sequence is longer
+    than the budget or `ranks` is below 1.
     """
     if ranks < 1:
         raise UserError("learner ranks", ranks, "must be 1 or more")
     longest = max(lengths, default=0)
     if longest > token_budget:
         raise UserError("token_budget", token_budget, f"must hold the longest sequence, {longest} tokens")
-    bins_of_ranks = [_best_fit(indices, lengths, token_budget) for indices in _balance(lengths, ranks)]
+    alone = _plan([(index,) for index in range(len(lengths))], lengths, token_budget, ranks)
+    if prompts is None:
+        return alone
+    groups: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        groups.setdefault(prompt, []).append(index)
+    if max((sum(lengths[i] for i in group) for group in groups.values()), default=0) > token_budget:
+        return alone
+    together = _plan([tuple(group) for group in groups.values()], lengths, token_budget, ranks)
+    return together if _steps(together, lengths) <= TOGETHER * _steps(alone, lengths) else alone
+
+
+def _plan(units: Sequence[tuple[int, ...]], lengths: Sequence[int], token_budget: int, ranks: int) -> PackingPlan:
+    """Deal units of sequences that stay together."""
+    sizes = [sum(lengths[i] for i in unit) for unit in units]
+    bins_of_ranks = [_best_fit(indices, sizes, token_budget) for indices in _balance(sizes, ranks)]
     # At least one: a learner with nothing to train on still takes part in the collectives of its peers.
     count = max(1, *(len(bins) for bins in bins_of_ranks))
-    return PackingPlan(tuple((*bins, *[()] * (count - len(bins))) for bins in bins_of_ranks))
+
+    def longest_first(found: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted((i for unit in found for i in units[unit]), key=lambda i: (-lengths[i], i)))
+
+    return PackingPlan(tuple((*map(longest_first, bins), *[()] * (count - len(bins))) for bins in bins_of_ranks))
+
+
+def _steps(plan: PackingPlan, lengths: Sequence[int]) -> int:
+    """Tokens of the fullest rank, summed over micro-batches, at each of which ranks may wait for each other."""
+    return sum(max(sum(lengths[i] for i in micro) for micro in micros) for micros in zip(*plan.ranks, strict=True))
 
 
 def pack(
@@ -63,11 +93,14 @@ def pack(
 ) -> list[MicroBatch]:
     """Return the micro-batches of one data-parallel rank; every rank calls it with the same samples.
 
-    Position t predicts token t+1; the mask is 1 where that token belongs to the response. weights_T is 1/R with the
+    Position t predicts token t+1; the mask is 1 where that token belongs to the response, whose last token predicts
+    nothing and so has no position. weights_T is 1/R with the
     "response" denominator, else 1. `ref_logprobs` ([R] for each sample) default to zeros, for kl_coef = 0 or to be
     filled in later. Raises UserError if a sample is longer than the budget, ValueError if its arrays disagree.
     """
-    plan = plan_packing([_length(sample) for sample in samples], token_budget, ranks)
+    plan = plan_packing(
+        [_length(sample) for sample in samples], token_budget, ranks, [sample.prompt_id for sample in samples]
+    )
     micro_batches = []
     for indices in plan.ranks[rank]:
         segments = [
@@ -147,6 +180,7 @@ class _Segment:
     """One sequence's share of a packed row; all arrays [T] of that sequence."""
 
     token_ids: Int32
+    targets: Int32
     mask: Float32
     weights: Float32
     advantages: Float32
@@ -161,7 +195,8 @@ class _Segment:
 
 
 def _length(sample: TrainSample) -> int:
-    return len(sample.prompt_ids) + len(sample.response_ids)
+    """Positions: one less than tokens."""
+    return len(sample.prompt_ids) + len(sample.response_ids) - 1
 
 
 def _balance(lengths: Sequence[int], ranks: int) -> list[list[int]]:
@@ -219,12 +254,14 @@ def _rl_segment(sample: TrainSample, denominator: Denominator, ref_logprobs: Flo
     first = n_prompt - 1
 
     def placed(values: Float32 | float) -> Float32:
-        row = np.zeros(n_prompt + n_response, np.float32)
-        row[first : first + n_response] = values
+        row = np.zeros(first + n_response, np.float32)
+        row[first:] = values
         return row
 
+    token_ids = np.concatenate([sample.prompt_ids, sample.response_ids]).astype(np.int32, copy=False)
     return _Segment(
-        token_ids=np.concatenate([sample.prompt_ids, sample.response_ids]).astype(np.int32, copy=False),
+        token_ids=token_ids[:-1],
+        targets=token_ids[1:],
         mask=placed(1.0),
         weights=placed(1.0 / n_response if denominator == "response" else 1.0),
         advantages=placed(sample.advantage),
@@ -240,14 +277,13 @@ def _lm_segment(token_ids: Int32, trained: Int32 | None) -> _Segment:
         raise ValueError(f"{len(mask)} marks for {len(token_ids)} tokens")
     mask = np.append(mask[1:], np.float32(0.0))  # position t is trained if token t+1 is
     zeros = np.zeros_like(mask)
-    return _Segment(token_ids, mask, mask, zeros, zeros, zeros, zeros)
+    return _Segment(token_ids, np.append(token_ids[1:], np.int32(0)), mask, mask, zeros, zeros, zeros, zeros)
 
 
 def _micro_batch(segments: Sequence[_Segment], indices: tuple[int, ...]) -> MicroBatch:
     if not segments:  # one dummy token that nothing is trained on
         segments = [_lm_segment(np.zeros(1, np.int32), None)]
-    token_ids = [segment.token_ids for segment in segments]
-    lengths = np.array([len(ids) for ids in token_ids], np.int64)
+    lengths = np.array([len(segment.token_ids) for segment in segments], np.int64)
 
     def row(name: str) -> torch.Tensor:
         return torch.from_numpy(np.concatenate([getattr(segment, name) for segment in segments]))
@@ -256,7 +292,7 @@ def _micro_batch(segments: Sequence[_Segment], indices: tuple[int, ...]) -> Micr
         token_ids_T=row("token_ids").long(),
         position_ids_T=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])),
         segment_lengths_S=torch.from_numpy(lengths),
-        targets_T=torch.from_numpy(np.concatenate([np.append(ids[1:], 0) for ids in token_ids])).long(),
+        targets_T=row("targets").long(),
         mask_T=row("mask"),
         advantages_T=row("advantages"),
         old_logprobs_T=row("old_logprobs"),

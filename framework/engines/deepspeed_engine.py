@@ -231,9 +231,16 @@ class TrainingEngine:
 
     @contextlib.contextmanager
     def weights_of(self, snapshot: Snapshot | None) -> Iterator[None]:
-        """Run the forwards inside the block under `snapshot`; None: the current weights. No second model needed."""
+        """Run the forwards inside the block under `snapshot`; None: the current weights. No second model needed.
+
+        Where the weights live in host memory, as snapshots do, the model borrows the snapshot's; else they are copied.
+        """
         if snapshot is None:
             yield
+            return
+        if self.config.zero_stage < 3 and self.device.type == "cpu":
+            with self._borrowed(snapshot):
+                yield
             return
         live = self.snapshot()
         self._place(snapshot)
@@ -241,6 +248,19 @@ class TrainingEngine:
             yield
         finally:
             self._place(live)
+
+    @contextlib.contextmanager
+    def _borrowed(self, snapshot: Snapshot) -> Iterator[None]:
+        """Let parameters and biases be the snapshot's tensors inside the block."""
+        tensors = [*self._parameters, *(bias for _, bias in self.routing.biases())]
+        live = [tensor.data for tensor in tensors]
+        for tensor, borrowed in zip(tensors, (*snapshot.parameters, *snapshot.biases), strict=True):
+            tensor.data = borrowed
+        try:
+            yield
+        finally:
+            for tensor, own in zip(tensors, live, strict=True):
+                tensor.data = own
 
     def _local_weights(self) -> list[torch.Tensor]:
         """What this rank holds of each parameter: all of it, or under ZeRO-3 its shard."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from vllm import LLMEngine
     from vllm.outputs import CompletionOutput
 
+DECODE_SCHEDULER = "framework.engines.decode_scheduler.DecodeScheduler"  # by name: it imports vLLM
+
 
 @dataclass(frozen=True)
 class VllmConfig:
@@ -241,6 +243,7 @@ def _build_engine(config: VllmConfig, checkpoint: Path, version: int) -> LLMEngi
         enforce_eager=config.enforce_eager,
         compilation_config=CompilationConfig(custom_ops=disabled_kernels),
         seed=config.seed,
+        scheduler_cls=DECODE_SCHEDULER,
         async_scheduling=False,  # no step may be under way when weights change
         logprobs_mode="processed_logprobs",  # of the distribution sampled from, temperature applied
         generation_config="vllm",  # the checkpoint's own temperature and top-k must not leak into the sampling

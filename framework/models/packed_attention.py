@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from framework.algorithms.logprobs import token_entropy, token_logprobs
+from framework.algorithms.logprobs import logprobs_and_entropy
 from framework.models.shared_prefixes import SharedPrefixes, shared_prefixes
 from framework.types import MicroBatch
 
@@ -175,6 +175,7 @@ def packed_logprobs(
         row_T = torch.zeros(micro.mask_T.shape, dtype=values_K.dtype, device=values_K.device)
         return row_T.index_put((kept_K,), values_K)
 
-    logprobs_T = spread(token_logprobs(logits_KV, micro.targets_T[kept_K], temperature))
-    entropy_T = spread(token_entropy(logits_KV, temperature)) if entropy else None
-    return PackedLogprobs(logprobs_T, entropy_T, getattr(output, "mtp_logits", None) or ())
+    logprobs_K, entropy_K = logprobs_and_entropy(logits_KV, micro.targets_T[kept_K], temperature)
+    return PackedLogprobs(
+        spread(logprobs_K), spread(entropy_K) if entropy else None, getattr(output, "mtp_logits", None) or ()
+    )

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 WORTH = 0.95  # nodes / positions above which looking them up costs more than it saves
+ALIGNED = 64  # nodes come in multiples: kernels compiled for one number of rows, and its memory, serve again
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,33 @@ def shared_prefixes(token_ids_T: torch.Tensor, lengths: Sequence[int]) -> Shared
         before = index
     if nodes > WORTH * len(ids_T):
         return None
+    alike = min(_common(pieces[0], piece) for piece in pieces)
+    common = min(alike, min(lengths) - 1)
+    nodes += _unshare(node_T, starts, common, nodes)
     # Nodes in the order of the row, so that what is not shared stays where it was.
     _, position_U, order_T = np.unique(node_T, return_index=True, return_inverse=True)
     rank_U = np.empty(nodes, np.int64)
     rank_U[np.argsort(position_U)] = np.arange(nodes)
     node_T = rank_U[order_T]
-    alike = min(_common(pieces[0], piece) for piece in pieces)
-    common = min(alike, min(lengths) - 1)
     asking = np.concatenate([np.arange(common), *(np.arange(s + common, e) for s, e in itertools.pairwise(starts))])
     node_Q = node_T[asking]
     _, place_U = np.unique(node_Q, return_index=True)
     arrays = (node_T, np.sort(position_U), node_Q, place_U)
     return SharedPrefixes(common, *(torch.from_numpy(array).to(token_ids_T.device) for array in arrays))
+
+
+def _unshare(node_T: np.ndarray, starts: np.ndarray, common: int, nodes: int) -> int:
+    """Give so many positions a node of their own as are missing to a multiple, in long rows; return how many."""
+    missing = -nodes % ALIGNED if nodes >= 8 * ALIGNED else 0
+    again_T = np.ones(len(node_T), bool)
+    again_T[np.unique(node_T, return_index=True)[1]] = False
+    for start in starts[:-1]:  # in what all begin with, only the first segment asks
+        again_T[start : start + common] = False
+    found = again_T.nonzero()[0][:missing]
+    if len(found) < missing:
+        return 0
+    node_T[found] = np.arange(nodes, nodes + missing)
+    return missing
 
 
 def _common(left: np.ndarray, right: np.ndarray) -> int:

@@ -44,7 +44,7 @@ PROMPTS, GROUP = 32, 8  # of a step
 CONTEXT = 192  # tokens of prompt and response
 LR = 1e-5  # so small that lengths stay what they are
 TRL_ROWS = 64  # padded responses of a micro-batch of TRL's
-WARM_UP = 2  # steps of each block that are not counted
+WARM_UP = 8  # steps of each block that are not counted: kernels are compiled, and heaps grow to their size
 LIMITS = {"equal": (EQUAL, 32), "skewed": (SKEWED, 128)}  # lengths, max_tokens
 
 
@@ -102,7 +102,8 @@ class StepRecorder:
 def run_ours(setting: Setting, steps: int, staleness: int) -> list[Step]:
     """Steps of the GRPO stage with its real actors; rollouts run at most `staleness` versions ahead.
 
-    Each role has a worker of one thread for every core: on a tiny model they waste less than one worker's threads do.
+    Workers have one thread: on a tiny model they waste less than one worker's threads do. Roles that take turns have
+    one on every core; asynchronous ones share the cores out.
     """
     # The last asynchronous step has nothing left to sample beside it: it doesn't count.
     total = WARM_UP + steps + (1 if staleness else 0)
@@ -113,11 +114,12 @@ def run_ours(setting: Setting, steps: int, staleness: int) -> list[Step]:
         ),
         GrpoConfig(kl_coef=0.0),
         RewardConfig({"variety": Variety()}),
-        VllmConfig(dtype=setting.dtype, max_model_len=CONTEXT, mla=False, kv_cache_gib=0.5),
+        VllmConfig(dtype=setting.dtype, max_model_len=CONTEXT, mla=False, kv_cache_gib=0.5, enforce_eager=False),
         DeepSpeedConfig(dtype=setting.dtype, weight_decay=0.0, schedule=LrSchedule(lr=LR)),
         model_config(),
     )  # fmt: skip
-    cluster = ClusterConfig(cpus=setting.threads, rollout_workers=setting.threads, learner_workers=setting.threads)
+    workers = max(1, setting.threads // 2) if staleness else setting.threads
+    cluster = ClusterConfig(cpus=setting.threads, rollout_workers=workers, learner_workers=workers)
     recorder = StepRecorder()
     with tempfile.TemporaryDirectory() as folder, ray_session(cluster):
         prompts = Path(folder) / "prompts"
@@ -160,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="framework bench grpo", description=__doc__)
     parser.add_argument("--lengths", nargs="+", choices=list(LIMITS), default=list(LIMITS))
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--steps", type=int, default=3, help="counted steps of a block")
+    parser.add_argument("--steps", type=int, default=6, help="counted steps of a block")
     parser.add_argument("--rounds", type=int, default=2, help="blocks of each variant")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of both sides")
     parser.add_argument("--threads", type=int, default=2, help="threads and cores of each side")

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -242,6 +243,49 @@ async def test_streamed_text_is_that_of_the_response(vllm_sampler: VllmSampler) 
     whole = (await vllm_sampler.generate(PROMPT, params)).responses[0].text
     assert "".join(pieces).rstrip("\ufffd") == whole.rstrip("\ufffd")  # a cut-off character at the end is not streamed
     assert len(pieces) > 1
+
+
+@pytest.mark.slow
+async def test_the_short_way_of_the_scheduler_samples_what_vllms_own_does(vllm_sampler: VllmSampler) -> None:
+    from framework.engines.decode_scheduler import DecodeScheduler
+
+    scheduler = await asyncio.wrap_future(vllm_sampler._running().call(lambda e: e.engine_core.engine_core.scheduler))
+    assert isinstance(scheduler, DecodeScheduler)
+    short = 0
+
+    def counted(full: list[Any]) -> Any:
+        nonlocal short
+        short += 1
+        return type(scheduler)._decode_all(scheduler, full)
+
+    async def sample() -> list[ResponseGroup]:
+        """More than run at once, of many lengths, some across blocks of 32 tokens; one is given up."""
+        asked = [
+            vllm_sampler.generate(
+                prompt_of(*range(1, 2 + i)), SamplingParams(max_tokens=[1, 5, 200][i % 3], n=3, seed=i)
+            )
+            for i in range(18)
+        ]
+        given_up = asyncio.ensure_future(vllm_sampler.generate(PROMPT, SamplingParams(max_tokens=40, n=2, seed=99)))
+        groups = asyncio.gather(*asked)
+        await asyncio.sleep(0.05)
+        given_up.cancel()
+        return list(await groups)
+
+    with mock.patch.object(scheduler, "_decode_all", counted):
+        ours = await sample()
+        assert short > 30
+        with mock.patch.object(scheduler, "_plain", False):
+            theirs = await sample()
+    for a, b in zip(ours, theirs, strict=True):
+        for left, right in zip(a.responses, b.responses, strict=True):
+            assert (left.token_ids.tolist(), left.finish_reason) == (right.token_ids.tolist(), right.finish_reason)
+            np.testing.assert_allclose(left.logprobs, right.logprobs, atol=1e-5)
+            np.testing.assert_array_equal(left.weight_versions, right.weight_versions)
+    assert {r.finish_reason for group in ours for r in group.responses} == {"stop", "length"}
+    assert scheduler.kv_cache_manager.block_pool.get_num_free_blocks() > 0
+    assert not scheduler.running
+    assert not scheduler.requests
 
 
 @pytest.mark.slow

@@ -4,7 +4,11 @@ import pytest
 import torch
 
 from framework.algorithms import logprobs
-from framework.algorithms.logprobs import token_entropy, token_logprobs
+from framework.algorithms.logprobs import logprobs_and_entropy, token_logprobs
+
+
+def token_entropy(logits_TV: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    return logprobs_and_entropy(logits_TV, torch.zeros(len(logits_TV), dtype=torch.int64), temperature)[1]
 
 
 @pytest.fixture
@@ -34,6 +38,9 @@ def test_chunked_values_and_gradient_match_the_plain_formula(temperature: float)
     (gradient,) = torch.autograd.grad((ours_T * weights_T).sum(), logits_TV)
     torch.testing.assert_close(ours_T, plain_T)
     torch.testing.assert_close(gradient, expected)
+    plain_TV = torch.log_softmax(logits_TV / temperature, -1)
+    torch.testing.assert_close(token_entropy(logits_TV, temperature), -(plain_TV.exp() * plain_TV).sum(-1).detach())
+    assert not token_entropy(logits_TV, temperature).requires_grad
     assert torch.autograd.gradcheck(lambda x: token_logprobs(x, targets_T, temperature), logits_TV)
 
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.data.packing import (
+    PackingPlan,
     pack,
     pack_documents,
     pack_padded,
@@ -58,29 +59,30 @@ def test_hand_worked() -> None:
         sampler_logprobs=np.array([-0.5], np.float32),
         weight_versions=np.zeros(1, np.int32),
     )
-    (micro,) = pack([second, first], 7, ref_logprobs=[np.float32([-0.7]), np.float32([-0.8, -0.9])])
+    (micro,) = pack([second, first], 5, ref_logprobs=[np.float32([-0.7]), np.float32([-0.8, -0.9])])
     assert micro.sample_index_S == (1, 0)  # longest first
-    assert micro.segment_lengths_S.tolist() == [5, 2]
-    assert micro.token_ids_T.tolist() == [5, 6, 7, 8, 9, 1, 2]
-    assert micro.position_ids_T.tolist() == [0, 1, 2, 3, 4, 0, 1]
-    assert micro.targets_T.tolist() == [6, 7, 8, 9, 0, 2, 0]
-    assert micro.mask_T.tolist() == [0, 0, 1, 1, 0, 1, 0]
-    assert micro.weights_T.tolist() == [0, 0, 0.5, 0.5, 0, 1, 0]
-    assert micro.advantages_T.tolist() == [0, 0, 1.5, 1.5, 0, -1, 0]
+    assert micro.segment_lengths_S.tolist() == [4, 1]  # the last token of a response predicts nothing
+    assert micro.token_ids_T.tolist() == [5, 6, 7, 8, 1]
+    assert micro.position_ids_T.tolist() == [0, 1, 2, 3, 0]
+    assert micro.targets_T.tolist() == [6, 7, 8, 9, 2]
+    assert micro.mask_T.tolist() == [0, 0, 1, 1, 1]
+    assert micro.weights_T.tolist() == [0, 0, 0.5, 0.5, 1]
+    assert micro.advantages_T.tolist() == [0, 0, 1.5, 1.5, -1]
     for values_T, expected in (
-        (micro.old_logprobs_T, [0, 0, -0.3, -0.4, 0, -0.5, 0]),
-        (micro.sampler_logprobs_T, [0, 0, -0.1, -0.2, 0, -0.5, 0]),
-        (micro.ref_logprobs_T, [0, 0, -0.8, -0.9, 0, -0.7, 0]),
+        (micro.old_logprobs_T, [0, 0, -0.3, -0.4, -0.5]),
+        (micro.sampler_logprobs_T, [0, 0, -0.1, -0.2, -0.5]),
+        (micro.ref_logprobs_T, [0, 0, -0.8, -0.9, -0.7]),
     ):
         torch.testing.assert_close(values_T, torch.tensor(expected))
     for denominator in ("token", "constant"):
         (other,) = pack([second, first], 7, denominator=denominator)  # type: ignore[arg-type]
         assert other.weights_T.equal(other.mask_T)
         assert other.ref_logprobs_T.abs().sum() == 0
-    (padded,) = pack_padded([second, first], 10)
-    assert padded.token_ids_T.tolist() == [1, 2, 0, 0, 0, 5, 6, 7, 8, 9]
-    assert padded.mask_T.tolist() == [1, 0, 0, 0, 0, 0, 0, 1, 1, 0]
-    assert padded.segment_lengths_S.tolist() == [5, 5]
+    (padded,) = pack_padded([second, first], 8)
+    assert padded.token_ids_T.tolist() == [1, 0, 0, 0, 5, 6, 7, 8]
+    assert padded.targets_T.tolist() == [2, 0, 0, 0, 6, 7, 8, 9]
+    assert padded.mask_T.tolist() == [1, 0, 0, 0, 0, 0, 1, 1]
+    assert padded.segment_lengths_S.tolist() == [4, 4]
 
 
 @given(LENGTHS, st.integers(32, 80), st.integers(1, 4))
@@ -96,14 +98,17 @@ def test_every_sample_is_packed_once_within_the_budget(shapes: list[tuple[int, i
     for micro in micros:
         assert 1 <= micro.token_ids_T.numel() <= budget
         assert micro.segment_lengths_S.sum() == micro.token_ids_T.numel()
-        assert micro.mask_T[micro.segment_lengths_S.cumsum(0) - 1].sum() == 0
-        pieces = micro.token_ids_T.split(micro.segment_lengths_S.tolist())
-        found |= dict(zip(micro.sample_index_S, pieces, strict=False))
+        lengths = micro.segment_lengths_S.tolist()
+        for index, *rows in zip(
+            micro.sample_index_S, micro.token_ids_T.split(lengths), micro.targets_T.split(lengths), strict=False
+        ):
+            found[index] = rows
         if not micro.sample_index_S:
             assert micro.token_ids_T.numel() == 1
             assert micro.mask_T.sum() == 0
     for index, original in enumerate(samples):
-        assert found[index].tolist() == [*original.prompt_ids.tolist(), *original.response_ids.tolist()]
+        tokens = [*original.prompt_ids.tolist(), *original.response_ids.tolist()]
+        assert [row.tolist() for row in found[index]] == [tokens[:-1], tokens[1:]]
     trained = sum(float(micro.mask_T.sum()) for micro in micros)
     assert trained == sum(len(s.response_ids) for s in samples)
     assert sum(float(micro.weights_T.sum()) for micro in micros) == pytest.approx(len(samples))
@@ -143,6 +148,33 @@ def test_best_fit_takes_the_tightest_gap() -> None:
     assert plan_packing([6, 56, 8, 50], 64, 1).ranks == (((1, 2), (3, 0)),)
 
 
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 30)), min_size=1, max_size=60), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_responses_to_one_prompt_stay_together_where_that_costs_little(
+    shapes: list[tuple[int, int]], ranks: int
+) -> None:
+    lengths, prompts = [length for _, length in shapes], [str(prompt) for prompt, _ in shapes]
+    plan, alone = plan_packing(lengths, 64, ranks, prompts), plan_packing(lengths, 64, ranks)
+
+    def steps(of: PackingPlan) -> int:
+        return sum(max(sum(lengths[i] for i in m) for m in micros) for micros in zip(*of.ranks, strict=True))
+
+    assert sorted(i for rank in plan.ranks for micro in rank for i in micro) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in micro) <= 64 for rank in plan.ranks for micro in rank)
+    assert steps(plan) <= 1.02 * steps(alone)
+    places = [{prompts[i] for i in micro} for rank in plan.ranks for micro in rank]
+    if plan != alone:
+        assert sum(map(len, places)) == len(set(prompts))  # each in one micro-batch
+
+
+def test_whole_groups_are_dealt() -> None:
+    # Dealt one by one both prompts would be on both ranks.
+    assert plan_packing([5, 5, 5, 5], 20, 2).ranks == (((0, 2),), ((1, 3),))
+    assert plan_packing([5, 5, 5, 5], 20, 2, ["a", "a", "b", "b"]).ranks == (((0, 1),), ((2, 3),))
+    # One of four and one of two: two ranks would wait for the longer one.
+    assert plan_packing([5] * 6, 20, 2, ["a"] * 4 + ["b"] * 2) == plan_packing([5] * 6, 20, 2)
+
+
 def test_no_samples_still_make_one_step_on_every_rank() -> None:
     for share in of_all_ranks([], 8, 3):
         assert [micro.sample_index_S for micro in share] == [()]
@@ -152,15 +184,15 @@ def test_padded_rows_keep_the_order_and_the_budget() -> None:
     samples = samples_of([(2, 3), (2, 20), (2, 2), (2, 3)])
     micros = pack_padded(samples, 44)
     assert [micro.sample_index_S for micro in micros] == [(0, 1), (2, 3)]
-    assert [micro.segment_lengths_S.tolist() for micro in micros] == [[22, 22], [5, 5]]
+    assert [micro.segment_lengths_S.tolist() for micro in micros] == [[21, 21], [4, 4]]
     shares = [pack_padded(samples, 44, rank=rank, ranks=2) for rank in range(2)]
     assert [[micro.sample_index_S for micro in share] for share in shares] == [[(0, 2)], [(1, 3)]]
 
 
 @pytest.mark.parametrize("packer", [pack, pack_padded])
 def test_a_sample_over_the_budget_is_the_users_error(packer: object) -> None:
-    with pytest.raises(UserError, match=r"token_budget: got 31; must hold the longest sequence, 32 tokens"):
-        packer(samples_of([(4, 4), (12, 20)]), 31)  # type: ignore[operator]
+    with pytest.raises(UserError, match=r"token_budget: got 30; must hold the longest sequence, 31 tokens"):
+        packer(samples_of([(4, 4), (12, 20)]), 30)  # type: ignore[operator]
 
 
 def test_arrays_that_disagree_are_refused() -> None:

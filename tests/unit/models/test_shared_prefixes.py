@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framework.data.packing import pack
+from framework.models import shared_prefixes as prefixes_module
 from framework.models.packed_attention import SegmentLayout, packed_logprobs, use_packed_attention
 from framework.models.shared_prefixes import WORTH, shared_prefixes
 from framework.models.spec import ModelConfig, build_model
@@ -56,10 +57,16 @@ def groups(sizes: tuple[int, ...] = (4, 3, 1)) -> tuple[TrainSample, ...]:
 
 @pytest.mark.parametrize("spec", [TINY_V3, replace(TINY_V3, architecture="qwen2", num_key_value_heads=1)],
                          ids=["v3", "qwen2"])  # fmt: skip
-def test_shared_prefixes_change_neither_logprobs_nor_gradients(spec: ModelConfig) -> None:
+@pytest.mark.parametrize("aligned", [1, 7])
+def test_shared_prefixes_change_neither_logprobs_nor_gradients(
+    spec: ModelConfig, aligned: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (micro,) = pack(groups(), token_budget=1000)
+    fewest = SegmentLayout.of(micro).n_tokens
+    monkeypatch.setattr(prefixes_module, "ALIGNED", aligned)
     layout = SegmentLayout.of(micro)
     assert layout.shared is not None
+    assert layout.n_tokens == -(-fewest // aligned) * aligned
     assert layout.n_tokens < 0.5 * len(micro.token_ids_T)
     plain = SegmentLayout.of_lengths(micro.segment_lengths_S.tolist())
     model: Any = build_model(spec, seed=0)
