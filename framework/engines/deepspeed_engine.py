@@ -158,7 +158,7 @@ class TrainingEngine:
         self._idle_depths = len(modules) - self.mtp_depths
         for module in modules:
             module.requires_grad_(self.mtp_depths > 0)
-        if config.dtype == "float32" and not torch.cuda.is_available():
+        if not torch.cuda.is_available():
             use_fast_norms(model)
         self._engine = _initialize(model, config, experts > 0)
         self.model: nn.Module = self._engine.module

@@ -196,10 +196,12 @@ def _activations(spec: ModelConfig, layout: RankLayout, bucket: float) -> float:
 
 
 def _norm_bytes(width: int, layout: RankLayout) -> int:
-    """RMSNorm: its input in float32, that normalised, and its output, which the projections behind it keep."""
+    """RMSNorm: its input in float32, that normalised, and its output, which the projections behind it keep.
+
+    On a CPU (models.rms_norm, which normalises again) its input as it is, and its output.
+    """
     size = _size_of(layout.dtype)
-    fast = layout.dtype == "float32" and not layout.on_gpu  # models.rms_norm, which normalises again
-    return width * (4 + (1 if fast else 2) * size)
+    return width * (4 + 2 * size if layout.on_gpu else 2 * size)
 
 
 def _layer_bytes(spec: ModelConfig, layout: RankLayout, moe: bool) -> tuple[float, float]:

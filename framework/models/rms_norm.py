@@ -1,6 +1,7 @@
-"""RMSNorm for training in float32 on a CPU, where its cost is passes over memory: half of them, forward and backward.
+"""RMSNorm for training on a CPU, where its cost is passes over memory: half of them, forward and backward.
 
 It keeps its input and one number a token for the backward pass; transformers' keeps the normalised states as well.
+Whatever the dtype it computes in float32, and rounds once.
 Dimensions: T tokens, D hidden size.
 """
 
@@ -39,25 +40,31 @@ def use_fast_norms(model: nn.Module) -> int:
     return len(found)
 
 
+def _exact(x: torch.Tensor) -> torch.Tensor:
+    """At least float32; no copy of what is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
         x_TD = x.reshape(-1, x.shape[-1])
-        mean_square_T1 = torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        exact_TD = _exact(x_TD)
+        mean_square_T1 = torch.linalg.vector_norm(exact_TD, dim=-1, keepdim=True).square_().div_(x.shape[-1])
         scale_T1 = mean_square_T1.add_(eps).rsqrt_()
         ctx.save_for_backward(x_TD, scale_T1, weight_D)
-        output: torch.Tensor = (x_TD * scale_T1).mul_(weight_D)
-        return output.view(x.shape)
+        scaled_TD = exact_TD * scale_T1 if exact_TD is x_TD else exact_TD.mul_(scale_T1)
+        return scaled_TD.mul_(weight_D).to(x.dtype).view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         x_TD, scale_T1, weight_D = ctx.saved_tensors
-        grad_TD = grad.reshape(x_TD.shape)
-        product_TD = grad_TD * x_TD
+        exact_TD, grad_TD, exact_D = _exact(x_TD), _exact(grad.reshape(x_TD.shape)), _exact(weight_D)
+        product_TD = grad_TD * exact_TD
         grad_weight_D = torch.mv(product_TD.t(), scale_T1.squeeze(-1))
-        along_T1 = torch.mv(product_TD, weight_D).unsqueeze(-1)
+        along_T1 = torch.mv(product_TD, exact_D).unsqueeze(-1)
         # d x = s w g - x s^3 / D sum(g w x), in the memory of the product
-        grad_x_TD = torch.mul(grad_TD, weight_D, out=product_TD).mul_(scale_T1)
-        grad_x_TD.addcmul_(x_TD, along_T1.mul_(scale_T1.pow(3)).div_(-x_TD.shape[-1]))
-        return grad_x_TD.view(grad.shape), grad_weight_D, None
+        grad_x_TD = torch.mul(grad_TD, exact_D, out=product_TD).mul_(scale_T1)
+        grad_x_TD.addcmul_(exact_TD, along_T1.mul_(scale_T1.pow(3)).div_(-x_TD.shape[-1]))
+        return grad_x_TD.to(grad.dtype).view(grad.shape), grad_weight_D.to(weight_D.dtype), None

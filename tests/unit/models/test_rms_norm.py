@@ -26,6 +26,22 @@ def test_values_and_gradients_are_those_of_the_formula(shape: tuple[int, ...]) -
         torch.testing.assert_close(ours, formula)
 
 
+def test_bfloat16_is_rounded_once() -> None:
+    torch.manual_seed(0)
+    x, grad, weight = torch.randn(64, 32).bfloat16(), torch.randn(64, 32).bfloat16(), torch.randn(32).bfloat16()
+    exact = [tensor.float().requires_grad_() for tensor in (x, weight)]
+    ours = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+    expected, found = (FastRMSNorm(w, 1e-6)(x) for x, w in (exact, ours))  # type: ignore[arg-type]
+    expected.backward(grad.float())
+    found.backward(grad)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected.bfloat16())
+    for rounded, value in zip(ours, exact, strict=True):
+        assert rounded.grad is not None
+        assert value.grad is not None
+        assert torch.equal(rounded.grad, value.grad.bfloat16())
+
+
 def test_a_transposed_input_and_gradient_are_taken() -> None:
     x = torch.randn(4, 3, 8, dtype=torch.float64).transpose(0, 1).requires_grad_()
     norm = FastRMSNorm(torch.nn.Parameter(torch.rand(8, dtype=torch.float64)), 1e-6)
