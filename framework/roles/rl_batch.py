@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from framework.algorithms.advantages import group_advantages, has_signal
+from framework.algorithms.mismatch import Mismatch
 from framework.algorithms.policy_loss import GrpoConfig
 from framework.types import Minibatch, Prompt, Response, SampleRow, ScoredGroup, StepResult, TrainSample
 
@@ -148,3 +149,15 @@ def sample_rows(groups: Sequence[ScoredGroup], std: bool, prompts: int = 4) -> l
                 )
             )
     return rows
+
+
+def mismatch_metrics(gap: Mismatch) -> dict[str, float]:
+    """What the probe found between learner and sampler; nats. Without tokens only that there were none."""
+    if not gap.tokens:
+        return {"mismatch/tokens": 0.0}
+    return {
+        "mismatch/tokens": gap.tokens,
+        "mismatch/mean_abs": gap.mean_abs,
+        "mismatch/max_abs": gap.max_abs,
+        "mismatch/k3": gap.k3_kl,
+    }

@@ -14,9 +14,8 @@ Source: DeepSeek-R1 (2501.12948v2) section 2.1 and B.1.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -38,6 +37,7 @@ from framework.roles.rl_batch import (
     batch_metrics,
     build_batch,
     group_has_signal,
+    mismatch_metrics,
     sample_rows,
     step_metrics,
 )
@@ -199,7 +199,7 @@ class RlLoop:
     directory: Path  # checkpoints
     policy: Path  # where the trained policy goes
     should_stop: Callable[[], bool] = lambda: False
-    wait: Callable[[], None] = partial(time.sleep, 0.002)  # a moment, or until any role has a result
+    wait: Callable[[], None] = lambda: time.sleep(0.002)  # a moment, or until any role has a result
     max_failed_share: float = 0.05
     version: int = field(default=0, init=False)  # newest published policy version = batches trained
     _training: list[FinishedTicket] | None = field(default=None, init=False)
@@ -295,8 +295,7 @@ class RlLoop:
 
     def _learn(self) -> int:
         """Take the learner's result: gate, ledger, checkpoint, next version."""
-        result = self.learner.poll()
-        if result is None:
+        if (result := self.learner.poll()) is None:
             return 0
         assert self._training is not None
         batch, self._training = self._training, None
@@ -309,11 +308,13 @@ class RlLoop:
         every = self.algorithm.reference_reset_steps  # a multiple of a batch's steps
         if self.algorithm.kl_coef and every and self._steps % every == 0:
             self.learner.reset_reference()
-        trained_on = self.version
         self._publish(self.ledger.batches_trained)
-        self._record(batch, discarded, result, trained_on)
-        last = self.ledger.batches_trained == self.config.batches
-        if last or self.ledger.batches_trained % self.config.checkpoint_every == 0:
+        phases = self._clock.finish_batch()
+        saves = self.version == self.config.batches or self.version % self.config.checkpoint_every == 0
+        if not saves and not self.should_stop():
+            self._train()  # the learner goes on while the last batch is recorded
+        self._record(batch, discarded, result, phases)
+        if saves:
             self._save()
         return 1
 
@@ -332,23 +333,23 @@ class RlLoop:
         self.version = version
 
     def _record(
-        self, batch: Sequence[FinishedTicket], discarded: Sequence[FinishedTicket], result: TrainResult, trained_on: int
+        self,
+        batch: Sequence[FinishedTicket],
+        discarded: Sequence[FinishedTicket],
+        result: TrainResult,
+        phases: Mapping[str, float],
     ) -> None:
         """Log one batch; its x axis is the optimizer steps taken."""
         step = self._steps
         scored = [item.scored for item in batch]
-        metrics = batch_metrics(scored, [item.scored for item in discarded], trained_on) | step_metrics(result.steps)
-        if (gap := result.mismatch) is not None:
-            metrics["mismatch/tokens"] = gap.tokens
-            if gap.tokens:
-                metrics |= {
-                    "mismatch/mean_abs": gap.mean_abs,
-                    "mismatch/max_abs": gap.max_abs,
-                    "mismatch/k3": gap.k3_kl,
-                }
-            else:
+        metrics = batch_metrics(scored, [item.scored for item in discarded], self.version - 1) | step_metrics(
+            result.steps
+        )
+        if result.mismatch is not None:
+            metrics |= mismatch_metrics(result.mismatch)
+            if not result.mismatch.tokens:
                 print(f"step {step}: mismatch not measured, the learner has no version that sampled", flush=True)
-        metrics |= self._clock.finish_batch() | {"time/train_s": result.seconds}
+        metrics |= {**phases, "time/train_s": result.seconds}
         seconds = metrics["time/step_s"]
         metrics["tokens_per_s"] = result.tokens / seconds
         loads = [one.expert_load_LE for one in result.steps if one.expert_load_LE is not None]
@@ -357,7 +358,7 @@ class RlLoop:
             metrics["experts/max_over_mean"] = float(load_imbalance(torch.from_numpy(load_LE)).mean())
             self.tracker.expert_load(step, load_LE)
         self.tracker.log(step, metrics)
-        if self.ledger.batches_trained % self.config.samples_every == 1 or self.config.samples_every == 1:
+        if self.version % self.config.samples_every == 1 or self.config.samples_every == 1:
             self.tracker.samples(step, sample_rows(scored, self.algorithm.advantage_std))
         reward, length = metrics["reward/mean"], metrics["response/length_mean"]
         self.tracker.progress(step, self.config.steps, f"reward {reward:.3f}  length {length:.1f}  {seconds:.2f} s")

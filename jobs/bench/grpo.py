@@ -44,7 +44,7 @@ PROMPTS, GROUP = 32, 8  # of a step
 CONTEXT = 192  # tokens of prompt and response
 LR = 1e-5  # so small that lengths stay what they are
 TRL_ROWS = 64  # padded responses of a micro-batch of TRL's
-WARM_UP = 6  # steps of each block that are not counted: kernels are compiled, and heaps grow to their size
+WARM_UP = 10  # steps of each block that are not counted: kernels are compiled, and heaps grow to their size
 LIMITS = {"equal": (EQUAL, 32), "skewed": (SKEWED, 128)}  # lengths, max_tokens
 
 
