@@ -94,9 +94,9 @@ def pack(
     """Return the micro-batches of one data-parallel rank; every rank calls it with the same samples.
 
     Position t predicts token t+1; the mask is 1 where that token belongs to the response, whose last token predicts
-    nothing and so has no position. weights_T is 1/R with the
-    "response" denominator, else 1. `ref_logprobs` ([R] for each sample) default to zeros, for kl_coef = 0 or to be
-    filled in later. Raises UserError if a sample is longer than the budget, ValueError if its arrays disagree.
+    nothing and so has no position. weights_T is 1/R with the "response" denominator, else 1. `ref_logprobs` ([R] for
+    each sample) default to zeros, for kl_coef = 0 or to be filled in later. Raises UserError if a sample is longer than
+    the budget, ValueError if its arrays disagree.
     """
     plan = plan_packing(
         [_length(sample) for sample in samples], token_budget, ranks, [sample.prompt_id for sample in samples]

@@ -89,7 +89,7 @@ class DecodeScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not type-chec
             resumed_req_ids=set(),
             new_token_ids=[],
             all_token_ids={},
-            new_block_ids=[blocks.get(request_id) for request_id in ids] if blocks else [None] * len(ids),
+            new_block_ids=[blocks.get(request_id) for request_id in ids],
             num_computed_tokens=[request.num_computed_tokens for request in self.running],
             num_output_tokens=[len(request._output_token_ids) for request in self.running],
         )

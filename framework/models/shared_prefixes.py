@@ -65,6 +65,8 @@ def shared_prefixes(token_ids_T: torch.Tensor, lengths: Sequence[int]) -> Shared
 def _unshare(node_T: np.ndarray, starts: np.ndarray, common: int, nodes: int) -> int:
     """Give so many positions a node of their own as are missing to a multiple, in long rows; return how many."""
     missing = -nodes % ALIGNED if nodes >= 8 * ALIGNED else 0
+    if not missing:
+        return 0
     again_T = np.ones(len(node_T), bool)
     again_T[np.unique(node_T, return_index=True)[1]] = False
     for start in starts[:-1]:  # in what all begin with, only the first segment asks

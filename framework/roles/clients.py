@@ -1,24 +1,13 @@
-"""The loop's clients over Ray: rollout workers, reward workers; and how it waits for any role."""
+"""The loop's clients over Ray: rollout workers and reward workers."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from framework.roles.pool import Done, WorkerPool
 from framework.types import Prompt, ResponseGroup, RewardScore, SamplingParams
-
-
-def wait_for_any(calls: Sequence[Any], timeout_s: float = 0.05) -> None:
-    """Return once one of these calls has returned, or failed, and after `timeout_s` at the latest."""
-    import ray
-
-    if calls:
-        ray.wait(list(calls), num_returns=1, timeout=timeout_s, fetch_local=False)
-    else:
-        time.sleep(timeout_s)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class LearnerConfig:
     engine: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     temperature: float = 1.0  # the sampler's
-    entropy: bool = False  # report the policy's entropy (a second pass over the logits)
+    entropy: bool = False  # report the policy's entropy
 
 
 class LearnerWorker:

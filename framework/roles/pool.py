@@ -36,6 +36,16 @@ class _Call:
     tag: Hashable
 
 
+def wait_for_any(calls: Sequence[Any], timeout_s: float = 0.05) -> None:
+    """Return once one of these calls has returned, or failed, and after `timeout_s` at the latest, also without any."""
+    import ray
+
+    if calls:
+        ray.wait(list(calls), num_returns=1, timeout=timeout_s, fetch_local=False)
+    else:
+        time.sleep(timeout_s)  # a restarting worker needs the core that spinning would take
+
+
 class _SetUp:
     """Tag of the pool's own set-up call."""
 
@@ -104,11 +114,11 @@ class WorkerPool:
 
         self._probe()
         outcomes: list[Done | Lost] = []
-        if not self._calls:
-            time.sleep(timeout_s)  # a restarting worker needs the core that spinning would take
+        if timeout_s:
+            wait_for_any(self.outstanding, timeout_s)
+        references = self.outstanding
+        if not references:
             return outcomes
-        ray.wait(list(self._calls), num_returns=1, timeout=timeout_s, fetch_local=False)
-        references = list(self._calls)
         ready, _ = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
         for reference in ready:
             call = self._calls.pop(reference, None)

@@ -342,9 +342,8 @@ class RlLoop:
         """Log one batch; its x axis is the optimizer steps taken."""
         step = self._steps
         scored = [item.scored for item in batch]
-        metrics = batch_metrics(scored, [item.scored for item in discarded], self.version - 1) | step_metrics(
-            result.steps
-        )
+        metrics = batch_metrics(scored, [item.scored for item in discarded], self.version - 1)
+        metrics |= step_metrics(result.steps)
         if result.mismatch is not None:
             metrics |= mismatch_metrics(result.mismatch)
             if not result.mismatch.tokens:

@@ -66,10 +66,11 @@ class Grpo:
         from transformers import AutoTokenizer
 
         from framework.models.public_layout import dequantised
-        from framework.roles.clients import RayRewards, RayRollouts, wait_for_any
+        from framework.roles.clients import RayRewards, RayRollouts
         from framework.roles.cluster import worker_environment
         from framework.roles.learner import LearnerConfig, LearnerGroup
         from framework.roles.ledger import Ledger
+        from framework.roles.pool import wait_for_any
         from framework.roles.rl_loop import RlLoop
         from framework.stages.training import copy_tokenizer
         from framework.stages.workers import sampling_pools
