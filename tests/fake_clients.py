@@ -13,7 +13,8 @@ from framework.algorithms.mismatch import Mismatch
 from framework.algorithms.policy_loss import GrpoConfig
 from framework.roles.ledger import Ledger
 from framework.roles.rl_batch import TrainBatch
-from framework.roles.rl_loop import LearnerLost, RlConfig, RlLoop, TrainResult
+from framework.roles.rl_clients import LearnerLost, TrainResult
+from framework.roles.rl_loop import RlConfig, RlLoop
 from framework.types import Prompt, Response, ResponseGroup, RewardScore, SampleRow, SamplingParams
 from tests.fakes import FakeLearner
 

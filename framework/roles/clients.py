@@ -36,7 +36,7 @@ class _Group:
 
 
 class RayRollouts:
-    """`rl_loop.Rollouts` over rollout actors. A worker gets prompts only while it serves the newest version.
+    """`rl_clients.Rollouts` over rollout actors. A worker gets prompts only while it serves the newest version.
 
     Prompts are shared out over all workers that the newest version is on its way to, and held here until it is there:
     otherwise the first worker to acknowledge would get the whole batch, and the others nothing to do.
@@ -123,7 +123,7 @@ class RayRollouts:
 
 
 class RayRewards:
-    """`rl_loop.Rewards` over reward actors."""
+    """`rl_clients.Rewards` over reward actors."""
 
     def __init__(self, pool: WorkerPool) -> None:
         self._pool = pool

@@ -21,7 +21,7 @@ from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.errors import FrameworkError, RunFailed
 from framework.graph.store import disk_errors
 from framework.roles.rl_batch import TrainBatch
-from framework.roles.rl_loop import LearnerLost, TrainResult
+from framework.roles.rl_clients import LearnerLost, TrainResult
 from framework.types import Float32, PublishedWeights, TrainSample
 
 _COLLECTIVE = re.compile(r"gloo|nccl|connection|timed? ?out|peer|collective", re.IGNORECASE)
@@ -122,7 +122,7 @@ class LearnerWorker:
 
 
 class LearnerGroup:
-    """The driver's handle on all ranks; `rl_loop.LearnerClient`. A lost rank surfaces as LearnerLost that names it."""
+    """The driver's handle on all ranks; `rl_clients.LearnerClient`. A lost rank surfaces as LearnerLost that names it."""
 
     def __init__(
         self, config: LearnerConfig, ranks: int = 1, *, actor_options: Sequence[dict[str, Any]] | None = None

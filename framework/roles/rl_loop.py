@@ -17,13 +17,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from framework.algorithms.balance import load_imbalance
-from framework.algorithms.mismatch import Mismatch, MismatchConfig, check_mismatch
+from framework.algorithms.mismatch import MismatchConfig, check_mismatch
 from framework.algorithms.policy_loss import GrpoConfig
 from framework.engines.lr_schedule import StepwiseValue, value_at, values_of
 from framework.errors import RunFailed, Stopped, UserError
@@ -33,7 +32,6 @@ from framework.roles.ledger import FinishedTicket, Ledger
 from framework.roles.phases import PhaseClock
 from framework.roles.reward import check_scores
 from framework.roles.rl_batch import (
-    TrainBatch,
     batch_metrics,
     build_batch,
     group_has_signal,
@@ -41,7 +39,8 @@ from framework.roles.rl_batch import (
     sample_rows,
     step_metrics,
 )
-from framework.types import Prompt, ResponseGroup, RewardScore, SamplingParams, ScoredGroup, StepResult
+from framework.roles.rl_clients import LearnerClient, LearnerLost, Rewards, Rollouts, TrainResult
+from framework.types import ResponseGroup, SamplingParams, ScoredGroup
 
 LEDGER = "ledger.jsonl"
 
@@ -105,84 +104,6 @@ class RlConfig:
     def sampling(self, step: int) -> SamplingParams:
         """How responses are sampled for a batch issued at optimizer step `step`, from 0."""
         return SamplingParams(self.temperature, self.top_p, int(value_at(self.max_tokens, step)), self.group_size)
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What the learner did with one batch."""
-
-    steps: tuple[StepResult, ...]
-    mismatch: Mismatch | None
-    seconds: float
-    tokens: int
-
-
-class LearnerLost(Exception):
-    """A learner rank died; the group must be restarted from a checkpoint."""
-
-
-class Rollouts(Protocol):
-    """The rollout workers as the loop sees them. A result of None: the worker died, the prompt is ours again."""
-
-    def free_slots(self) -> int:
-        """Groups that workers serving the newest version can take now."""
-        ...
-
-    def submit(self, ticket: int, prompt: Prompt, params: SamplingParams) -> None: ...
-
-    def poll(self) -> list[tuple[int, ResponseGroup | None]]: ...
-
-    def publish(self, version: int, weights: Sequence[object]) -> None:
-        """Start sending new weights; a worker gets no new prompts until it has acknowledged them."""
-        ...
-
-    def synced(self) -> bool:
-        """Whether every healthy worker has acknowledged the newest version."""
-        ...
-
-    def forget(self) -> None:
-        """Ignore whatever is being sampled."""
-        ...
-
-
-class Rewards(Protocol):
-    """The reward workers as the loop sees them."""
-
-    def submit(self, ticket: int, group: ResponseGroup) -> None: ...
-
-    def poll(self) -> list[tuple[int, tuple[RewardScore, ...] | None]]: ...
-
-    def forget(self) -> None: ...
-
-
-class LearnerClient(Protocol):
-    """The learner group as the loop sees it; every verb but `train` waits. Any may raise LearnerLost."""
-
-    def start(self) -> None:
-        """Start every rank with the first policy, in place of any that lives."""
-        ...
-
-    def train(self, batch: TrainBatch) -> None:
-        """Start training on a batch."""
-        ...
-
-    def poll(self) -> TrainResult | None: ...
-
-    def publish(self, version: int) -> Sequence[object]:
-        """Return handles of the weights, one a rank that has some, to be given to the rollout workers."""
-        ...
-
-    def reset_reference(self) -> None: ...
-
-    def save(self, directory: Path) -> None: ...
-
-    def load(self, directory: Path) -> None:
-        """Restore a checkpoint, restarting dead ranks first."""
-        ...
-
-    def export(self, directory: Path) -> None:
-        """Write the policy for others to use."""
-        ...
 
 
 @dataclass

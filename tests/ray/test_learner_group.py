@@ -18,7 +18,7 @@ from framework.engines.lr_schedule import LrSchedule
 from framework.errors import UserError
 from framework.roles.learner import LearnerConfig, LearnerGroup
 from framework.roles.rl_batch import TrainBatch
-from framework.roles.rl_loop import LearnerLost, TrainResult
+from framework.roles.rl_clients import LearnerLost, TrainResult
 from tests.learners import minibatch, samples, tiny_model
 
 pytestmark = pytest.mark.slow
