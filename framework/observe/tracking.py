@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from framework.errors import UserError
+from framework.observe.background import BackgroundSink
 from framework.observe.metrics import ProgressDisplay, Sink, Tracker
 from framework.observe.progress import StageProgress
-from framework.observe.wandb_sink import TrackingConfig, WandbSink, check_tracking
+from framework.observe.wandb_sink import TrackingConfig, WandbTarget, check_tracking
+
+log = logging.getLogger("framework.observe")
 
 
 class RunTracking:
@@ -26,7 +31,9 @@ class RunTracking:
     ) -> None:
         check_tracking(config)
         self.run_dir, self._display = run_dir, display or StageProgress()
-        self._wandb = None if config.mode == "none" else WandbSink(config, run_dir, run_config)
+        self._config = config
+        wandb = WandbTarget(config, run_dir, run_config)
+        self._wandb = None if config.mode == "none" else BackgroundSink(wandb)
         self._current: Tracker | None = None
 
     def tracker(self, stage: str) -> Tracker:
@@ -40,9 +47,13 @@ class RunTracking:
         """End the current stage and the wandb run; `finished=False` after an error or a stop."""
         try:
             self._end_stage(finished)
+        except UserError as error:
+            if finished:
+                raise
+            log.warning("%s", error)  # why the run ends is said by whoever ends it
         finally:
-            if self._wandb is not None:
-                self._wandb.finish(exit_code=0 if finished else 1)
+            if self._wandb is not None:  # a run that stops has no time to wait for uploads
+                self._wandb.finish(int(not finished), self._config.finish_timeout_s if finished else None)
 
     def __enter__(self) -> RunTracking:
         return self

@@ -8,10 +8,12 @@ steps that a resume repeats stand twice there, and once in the run's own files a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import secrets
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,10 +57,41 @@ def check_tracking(config: TrackingConfig) -> None:
         )
 
 
-class WandbSink:
-    """Sends metrics to wandb. Nothing here blocks the loop: wandb's own process does the writing and uploading.
+@dataclass(frozen=True)
+class WandbTarget:
+    """Opens `WandbSink`s of one run: anew where wandb's process has died. See `background.BackgroundSink`."""
 
-    Raises UserError if the wandb server can't be reached or refuses the key (online only).
+    config: TrackingConfig
+    run_dir: Path
+    run_config: Mapping[str, Any]
+    name: str = "wandb"
+
+    def open(self) -> WandbSink:
+        """Open the run; raises UserError if the wandb server refuses the key (online only)."""
+        return WandbSink(self.config, self.run_dir, self.run_config)
+
+    def break_off(self) -> None:
+        """Kill wandb's process, a child of ours, and forget it: a call that waits for it raises."""
+        if "wandb" not in sys.modules:
+            return
+        import psutil
+        import wandb
+
+        token = os.environ.pop("WANDB_SERVICE", None)
+        if token is None:
+            return
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.name().startswith("wandb-core"):
+                    child.kill()
+        with contextlib.suppress(Exception):  # it says that its process is gone, which is what was wanted
+            wandb.teardown()
+
+
+class WandbSink:
+    """Sends metrics to wandb, whose own process does the writing and uploading. A call may wait for that process.
+
+    Online, a server that can't be reached is recorded for as offline. Raises UserError if it refuses the key.
     """
 
     def __init__(self, config: TrackingConfig, run_dir: Path, run_config: Mapping[str, Any]) -> None:
@@ -69,27 +102,40 @@ class WandbSink:
         self._pandas = pd  # wandb.Table imports it at first use, which would cost the loop half a second
         identity = _identity(run_dir)
         self.run_id, self._created = str(identity["id"]), float(identity["created"])
-        settings = wandb.Settings(console="off", silent=True, disable_git=True, finish_timeout=config.finish_timeout_s)
+        online = config.mode == "online"
         try:
-            self._run = wandb.init(
-                project=config.project,
-                entity=config.entity or None,
-                name=config.name or run_dir.resolve().name,
-                tags=list(config.tags),
-                id=self.run_id,
-                resume="allow" if config.mode == "online" else None,  # offline there is no server to ask
-                mode="online" if config.mode == "online" else "offline",
-                dir=str(run_dir),
-                config=dict(run_config),
-                settings=settings,
-            )
-        except wandb.errors.Error as error:
+            self._run = self._init(run_dir, run_config, online)
+        except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
             raise UserError(
                 "tracking.mode", config.mode, f"wandb refused ({error}); tracking=wandb_offline works"
             ) from None
+        except wandb.errors.CommError as error:
+            if not online:
+                raise
+            text = (
+                "wandb's server can't be reached (%s): recorded on disk; `wandb sync %s/wandb/offline-run-*` sends it"
+            )
+            log.warning(text, " ".join(str(error).split()), run_dir)
+            self._run = self._init(run_dir, run_config, False)
         self._stages: set[str] = set()
         self._last_row = -1
         self._loads_seen: dict[str, int] = {}  # stage -> step of the newest expert load
+
+    def _init(self, run_dir: Path, run_config: Mapping[str, Any], online: bool) -> Any:
+        config = self.config
+        settings = {"console": "off", "silent": True, "disable_git": True, "finish_timeout": config.finish_timeout_s}
+        return self._wandb.init(
+            project=config.project,
+            entity=config.entity or None,
+            name=config.name or run_dir.resolve().name,
+            tags=list(config.tags),
+            id=self.run_id,
+            resume="allow" if online else None,  # offline there is no server to ask
+            mode="online" if online else "offline",
+            dir=str(run_dir),
+            config=dict(run_config),
+            settings=self._wandb.Settings(**settings),
+        )
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Record values of one step as `<stage>/<name>`."""
