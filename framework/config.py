@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.artifacts import Artifact
+from framework.bounds import Seed, bounded
 from framework.convert import TARGET, Component, convert, instantiate
 from framework.errors import UserError, did_you_mean
 from framework.graph.cluster import ClusterConfig
@@ -37,6 +38,7 @@ class EngineConfig:
 
 
 @dataclass(frozen=True)
+@bounded
 class RunConfig:
     """Everything a run is made of. Fields typed `Component` hold what their node's `_target_` names."""
 
@@ -50,7 +52,7 @@ class RunConfig:
     tracking: Component = None
     stage: Mapping[str, Component] = field(default_factory=dict)  # stage name -> the stage
     base: Path | None = None  # the checkpoint directory that a job starts from, if it is one that does
-    seed: int = 0
+    seed: Seed = 0
     run: str = "run"
     runs_dir: Path = Path("runs")
     plugins: tuple[str, ...] = ()  # module prefixes that `_target_` may name besides framework and jobs

@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from framework.bounds import arm_of, bare, check_value, describe
 from framework.errors import UserError, did_you_mean
 
 TARGET = "_target_"
+SCALARS = (bool, int, float, str, Path)
 Resolve = Callable[[str, str], Any]  # (dotted name, key that holds it) -> the object of that name
 
 
@@ -28,7 +30,7 @@ def convert(hint: Any, value: Any, where: str, resolve: Resolve) -> Any:
     Ints pass as floats, whole floats (1e9) as ints, ints as strings, and a node with `_target_` as what it names.
     Raises UserError on a wrong type, an unknown or a missing key.
     """
-    if get_origin(hint) is Annotated:
+    if hint is Component:
         if value is None:
             return None
         if not _is_node(value):
@@ -36,6 +38,11 @@ def convert(hint: Any, value: Any, where: str, resolve: Resolve) -> Any:
         return instantiate(value, where, resolve)
     if _is_node(value):
         return _checked_instance(hint, instantiate(value, where, resolve), where)
+    if get_origin(hint) is Annotated:
+        plain = bare(hint)
+        found = _scalar(plain, value, where) if plain in SCALARS else convert(plain, value, where, resolve)
+        check_value(hint, value if plain in (int, float) else found, where)  # errors show it as it was written
+        return found
     if dataclasses.is_dataclass(hint):
         return _dataclass(hint, value, where, resolve)
     origin, args = get_origin(hint), get_args(hint)
@@ -52,7 +59,9 @@ def convert(hint: Any, value: Any, where: str, resolve: Resolve) -> Any:
         return _sequence(hint, value, where, resolve)
     if origin in (dict, Mapping):
         return _mapping(hint, value, where, resolve)
-    return _scalar(hint, value, where)
+    found = _scalar(hint, value, where)
+    check_value(hint, found, where)
+    return found
 
 
 def instantiate(node: Mapping[str, Any], where: str, resolve: Resolve) -> Any:
@@ -90,21 +99,6 @@ def to_plain(value: Any) -> Any:
     if dataclasses.is_dataclass(getattr(value, "config", None)):
         return {**to_plain(value.config), TARGET: _qualified_name(value)}
     raise TypeError(f"{_qualified_name(value)} is no configuration: it is neither plain nor a dataclass")
-
-
-def describe(hint: Any) -> str:
-    """Return a type as a user reads it, e.g. "one of 'a', 'b'" or "an integer or null"."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe(arg) for arg in args)
-    if origin is Literal:
-        return "one of " + ", ".join(repr(arg) for arg in args)
-    if origin in (tuple, list, Sequence):
-        return f"a list of {describe(args[0])}" if args else "a list"
-    if origin in (dict, Mapping) or dataclasses.is_dataclass(hint):
-        return "a mapping"
-    names = {int: "an integer", float: "a number", str: "a string", bool: "true or false", Path: "a path"}
-    return "null" if hint is type(None) else names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def _is_node(value: Any) -> bool:
@@ -159,9 +153,16 @@ def _union(hint: Any, value: Any, where: str, resolve: Resolve) -> Any:
         try:
             return convert(arms[0], value, where, resolve)
         except UserError as error:
-            if error.where != where:
+            if error.where != where or error.allowed != f"must be {describe(arms[0])}":
                 raise
             raise UserError(where, value, f"must be {describe(hint)}") from None
+    alone = arm_of(hint, value)
+    if alone is not None:  # of its kind: what is wrong with the value is what this arm says
+        try:
+            return convert(alone, value, where, resolve)
+        except UserError as error:
+            if error.where != where or error.allowed != f"must be {describe(alone)}":
+                raise
     for arm in arms:
         try:
             return convert(arm, value, where, resolve)
@@ -187,7 +188,7 @@ def _mapping(hint: Any, value: Any, where: str, resolve: Resolve) -> dict[Any, A
     if not isinstance(value, Mapping):
         raise UserError(where, value, f"must be {describe(hint)}")
     key_hint, item_hint = get_args(hint)
-    if get_origin(item_hint) is Annotated:
+    if item_hint is Component:
         known = [key for key, item in value.items() if _is_node(item)]
         for key, item in value.items():
             if not _is_node(item):
@@ -203,12 +204,23 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is bool and isinstance(value, bool):
         return value
+    if number and isinstance(value, int) and hint in (int, float):
+        check_value(int, value, where)  # before float() meets an integer of a thousand digits
     if hint is int and number and float(value).is_integer():
         return int(value)
     if hint is float and number:
         return float(value)
     if hint is str and (isinstance(value, str) or (number and isinstance(value, int))):
-        return str(value)
+        return _text(str(value), where)
     if hint is Path and isinstance(value, str | Path):
-        return Path(value)
+        if not str(value).strip():
+            raise UserError(where, value, "must not be empty")
+        return Path(_text(str(value), where))
     raise UserError(where, value, f"must be {describe(hint)}")
+
+
+def _text(value: str, where: str) -> str:
+    """Return `value`; raises UserError for what no file name, log or JSON file takes."""
+    if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise UserError(where, value, "must be text in UTF-8, without null characters")
+    return value

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from framework.errors import MismatchTooLarge, UserError
+from framework.bounds import Bound, bounded
+from framework.errors import MismatchTooLarge
 from framework.types import Float32, TrainSample
 
 
@@ -37,16 +38,12 @@ class Mismatch:
 
 
 @dataclass(frozen=True)
+@bounded
 class MismatchConfig:
     """When a gap is too large to train on. A bf16 sampler under a float32 learner differs by about 0.01 on average."""
 
-    stop_above: float = 0.1  # nats
+    stop_above: Annotated[float, Bound(above=0, infinite=True, note=".inf never stops")] = 0.1  # nats
     measure: Literal["mean_abs", "max_abs", "k3_kl"] = "mean_abs"
-
-    def __post_init__(self) -> None:
-        """Raise UserError if no gap could pass."""
-        if not self.stop_above > 0:
-            raise UserError("mismatch.stop_above", self.stop_above, "must be more than 0 (nats); .inf never stops")
 
 
 def measure_mismatch(

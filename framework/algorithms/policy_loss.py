@@ -11,11 +11,13 @@ from typing import Literal
 import torch
 
 from framework.algorithms.kl import clamp_log_ratio, k3
+from framework.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, bounded
 from framework.errors import UserError
 from framework.types import Denominator, LossOutput, MicroBatch
 
 
 @dataclass(frozen=True)
+@bounded
 class GrpoConfig:
     """What of GRPO differs between papers. The defaults are R1-Zero's, with a token-level ratio.
 
@@ -23,35 +25,27 @@ class GrpoConfig:
     ratio is positive, only the upper bound 11 can then bind, and only for positive advantages.
     """
 
-    clip_low: float = 0.2  # ratio clipped below at 1 - clip_low
-    clip_high: float = 0.2  # and above at 1 + clip_high (DAPO: 0.28)
-    kl_coef: float = 0.001  # beta
+    clip_low: NonNegativeFloat = 0.2  # ratio clipped below at 1 - clip_low
+    clip_high: NonNegativeFloat = 0.2  # and above at 1 + clip_high (DAPO: 0.28)
+    kl_coef: NonNegativeFloat = 0.001  # beta
     kl_estimator: Literal["k3", "k3_unbiased"] = "k3"  # k3_unbiased: times pi/pi_old (DeepSeek-V3.2 eq. 7)
     denominator: Denominator = "response"
-    constant_length: int | None = None  # tokens; what "constant" divides each response's sum by
+    constant_length: PositiveInt | None = None  # tokens; what "constant" divides each response's sum by
     advantage_std: bool = True  # divide advantages by the group's std
     zero_std: Literal["keep", "refill"] = "keep"  # groups without signal: count as zeros, or sample others (DAPO)
     old_logprobs: Literal["sampler", "learner"] = "sampler"  # whose pi_old the ratio uses
-    tis_cap: float | None = None  # truncated importance sampling of the learner's old over sampler; None: off
-    offpolicy_mask_delta: float | None = None  # V3.2's off-policy sequence mask; nats per token; None: off
-    reference_reset_steps: int = 400  # optimizer steps between reference := policy; 0: never
+    tis_cap: PositiveFloat | None = None  # truncated importance sampling of the learner's old over sampler; None: off
+    offpolicy_mask_delta: PositiveFloat | None = None  # V3.2's off-policy sequence mask; nats per token; None: off
+    reference_reset_steps: NonNegativeInt = 400  # optimizer steps between reference := policy; 0: never
 
     def __post_init__(self) -> None:
         """Raise UserError on a value that no objective is defined for."""
-        for name in ("clip_low", "clip_high", "kl_coef", "reference_reset_steps"):
-            if getattr(self, name) < 0:
-                raise UserError(f"algorithm.{name}", getattr(self, name), "must be 0 or more")
-        for name in ("tis_cap", "offpolicy_mask_delta"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise UserError(f"algorithm.{name}", getattr(self, name), "must be more than 0, or null for off")
         if self.tis_cap is not None and self.old_logprobs == "sampler":
             allowed = "needs algorithm.old_logprobs=learner: the sampler's over themselves are always 1"
             raise UserError("algorithm.tis_cap", self.tis_cap, allowed)
         if (self.denominator == "constant") != (self.constant_length is not None):
             allowed = "set it (tokens, e.g. the longest response) with denominator=constant, and only then"
             raise UserError("algorithm.constant_length", self.constant_length, allowed)
-        if self.constant_length is not None and self.constant_length <= 0:
-            raise UserError("algorithm.constant_length", self.constant_length, "must be more than 0")
 
 
 def policy_loss(

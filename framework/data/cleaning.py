@@ -13,13 +13,13 @@ import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from framework.bounds import Bound, NonNegativeInt, PositiveInt, bounded
 from framework.data.readers import Document
-from framework.errors import UserError
 from framework.types import Prompt
 
 Reason = Literal["contaminated", "exact_duplicate", "near_duplicate"]
@@ -30,25 +30,18 @@ _LEAST_WORDS = 3  # of a question that is searched for whole: a shorter one woul
 
 
 @dataclass(frozen=True)
+@bounded
 class CleanConfig:
-    """Which documents go. Decontamination by 10-grams is R1's (v2 section D.1); duplicate thresholds are not published.
-
-    Raises UserError for a value out of range.
+    """Which documents go. Decontamination by 10-grams is R1's (v2 section D.1); duplicate thresholds are not
+    published.
     """
 
     exact: bool = True  # one of those that differ only in case, white space and how accents are stored
-    near_threshold: float | None = 0.8  # Jaccard similarity of word shingles from which the later one goes; None: off
-    shingle_words: int = 5
-    permutations: int = 128
-    decontamination_words: int = 10  # n of the n-grams shared with a held-out prompt; 0: off
-
-    def __post_init__(self) -> None:
-        if self.near_threshold is not None and not 0.1 <= self.near_threshold <= 0.95:
-            allowed = "must lie between 0.1 and 0.95, or be null: off"
-            raise UserError("stage.clean.near_threshold", self.near_threshold, allowed)
-        for name, least in (("shingle_words", 1), ("permutations", 32), ("decontamination_words", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"stage.clean.{name}", getattr(self, name), f"must be at least {least}")
+    # Jaccard similarity of word shingles from which the later one goes; None: off
+    near_threshold: Annotated[float, Bound(least=0.1, most=0.95)] | None = 0.8
+    shingle_words: PositiveInt = 5
+    permutations: Annotated[int, Bound(least=32, most=4096)] = 128
+    decontamination_words: NonNegativeInt = 10  # n of the n-grams shared with a held-out prompt; 0: off
 
 
 @dataclass(frozen=True)

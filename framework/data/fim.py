@@ -27,12 +27,6 @@ class Decoder(Protocol):
         ...
 
 
-def check_rate(name: str, rate: float) -> None:
-    """Raise UserError unless `rate` is a share."""
-    if not 0 <= rate <= 1:
-        raise UserError(name, rate, "must lie between 0 and 1")
-
-
 def cut_for_fim(text: str, rate: float, key: str) -> tuple[str, ...]:
     """Return prefix, suffix and middle of a share `rate` of texts (DeepSeek-V3 section 4.1, PSM), of others the text.
 

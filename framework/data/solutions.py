@@ -15,26 +15,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from framework.bounds import Probability, bounded
 from framework.data.templates import render_r1_zero
 from framework.errors import UserError, did_you_mean
 from framework.types import Prompt
 
 
 @dataclass(frozen=True)
+@bounded
 class StyleConfig:
     """Share of documents that carry R1-Zero's template, and the shares of the styles among those."""
 
-    template_share: float = 0.2
-    careful: float = 0.25
-    careless: float = 0.20
-    hasty: float = 0.35
-    plain: float = 0.20
+    template_share: Probability = 0.2
+    careful: Probability = 0.25
+    careless: Probability = 0.20
+    hasty: Probability = 0.35
+    plain: Probability = 0.20
 
     def __post_init__(self) -> None:
         shares = (self.careful, self.careless, self.hasty, self.plain)
-        if not 0 <= self.template_share <= 1:
-            raise UserError("data.styles.template_share", self.template_share, "must lie between 0 and 1")
-        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        if abs(sum(shares) - 1) > 1e-6:
             raise UserError("data.styles", shares, "must be four shares that sum to 1")
 
 

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from framework.bounds import PositiveFloat, bounded
 from framework.errors import UserError, did_you_mean
 from framework.types import Prompt
 
 
 @dataclass(frozen=True)
+@bounded
 class TaskConfig:
     """One reasoning-gym data set and its parameters; `weight` is its share of the prompts."""
 
     params: Mapping[str, Any] = field(default_factory=dict)
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.weight < math.inf:
-            raise UserError("weight of a task", self.weight, "must be a number above 0")
+    weight: PositiveFloat = 1.0
 
 
 def split_of(text: str, heldout_share: float) -> str:

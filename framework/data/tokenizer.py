@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from framework.bounds import Bound, NonNegativeInt, PositiveInt, bounded
 from framework.errors import UserError
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
@@ -24,13 +25,14 @@ _WORDS = (
 
 
 @dataclass(frozen=True)
+@bounded
 class TokenizerConfig:
     """Vocabulary with special tokens included; digits per token 3 (V3) or 1 (V1, V2: numbers digit by digit)."""
 
-    vocab_size: int = 128_815
-    digits_per_token: int = 3
-    min_frequency: int = 2
-    train_documents: int = 1_000_000  # drawn from all of them; enough for a vocabulary of 100,000 and more
+    vocab_size: PositiveInt = 128_815
+    digits_per_token: Annotated[int, Bound(least=1, most=3)] = 3
+    min_frequency: NonNegativeInt = 2
+    train_documents: PositiveInt = 1_000_000  # drawn from all of them; enough for a vocabulary of 100,000 and more
 
     def __post_init__(self) -> None:
         if self.vocab_size < 256 + len(SPECIAL_TOKENS):
@@ -39,13 +41,6 @@ class TokenizerConfig:
                 self.vocab_size,
                 f"must be at least {256 + len(SPECIAL_TOKENS)}: 256 bytes and special tokens",
             )
-        if self.train_documents < 1:
-            raise UserError("train_documents", self.train_documents, "must be at least 1")
-        if not 1 <= self.digits_per_token <= 3:
-            raise UserError("stage.tokenizer.digits_per_token", self.digits_per_token, "must be 1, 2 or 3")
-        for name, least in (("min_frequency", 0), ("train_documents", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"stage.tokenizer.{name}", getattr(self, name), f"must be at least {least}")
 
 
 def train_tokenizer(

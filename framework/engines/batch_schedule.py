@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+from framework.bounds import PositiveFloat, PositiveInt, bounded
 from framework.errors import UserError
 
 
 @dataclass(frozen=True)
+@bounded
 class BatchRamp:
     """The batch grows from `start_rows` to its full size over the first `tokens` tokens, in multiples of `multiple`.
 
@@ -17,16 +19,14 @@ class BatchRamp:
     says in what shape: linear in tokens here.
     """
 
-    start_rows: int
-    tokens: float
-    multiple: int = 1
+    start_rows: PositiveInt
+    tokens: PositiveFloat
+    multiple: PositiveInt = 1
 
     def __post_init__(self) -> None:
-        if self.start_rows < 1 or self.multiple < 1 or self.start_rows % self.multiple:
-            allowed = f"must be a positive multiple of multiple={self.multiple}"
+        if self.start_rows % self.multiple:
+            allowed = f"must be a multiple of multiple={self.multiple}"
             raise UserError("ramp.start_rows", self.start_rows, allowed)
-        if self.tokens <= 0:
-            raise UserError("ramp.tokens", self.tokens, "must be above 0")
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import product
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from framework.bounds import (
+    Bound,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seconds,
+    bounded,
+    divisors,
+)
 from framework.engines import cpu_matmul, expert_parallel
 from framework.engines.lr_schedule import LrSchedule, StepwiseValue, value_at
 from framework.errors import UserError
@@ -31,57 +41,37 @@ DETACHED_SCALE = 2.0**-20
 
 
 @dataclass(frozen=True)
+@bounded
 class DeepSpeedConfig:
-    """Optimizer, precision and sharding. Raises UserError for values that cannot work.
+    """Optimizer, precision and sharding.
 
     Defaults: AdamW as DeepSeek-V3 §4.2 (betas, weight decay, clipping).
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    zero_stage: int = 1
-    ep_size: int = 1
+    zero_stage: Literal[1, 2, 3] = 1  # 0 gives wrong gradient norms with expert parallelism
+    ep_size: PositiveInt = 1
     schedule: LrSchedule = field(default_factory=LrSchedule)
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1  # on matrices; norms and biases are not decayed
-    clip: float = 1.0  # global gradient norm; 0 switches clipping off
-    token_budget: int = 4096  # tokens of a micro-batch
-    bias_update_speed: float | StepwiseValue = 0.0  # gamma of the auxiliary-loss-free balancing; 0 freezes the bias
-    balance_alpha: float = 0.0  # weight of the sequence-wise (V2: expert-level) balance loss
-    device_alpha: float = 0.0  # V2's device-level balance loss; devices are the router's expert groups
-    communication_alpha: float = 0.0  # V2's communication balance loss
+    beta1: Annotated[float, Bound(least=0, below=1)] = 0.9
+    beta2: Annotated[float, Bound(least=0, below=1)] = 0.95
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1  # on matrices; norms and biases are not decayed
+    clip: NonNegativeFloat = 1.0  # global gradient norm; 0 switches clipping off
+    token_budget: PositiveInt = 4096  # tokens of a micro-batch
+    # gamma of the auxiliary-loss-free balancing; 0 freezes the bias
+    bias_update_speed: NonNegativeFloat | StepwiseValue = 0.0
+    balance_alpha: NonNegativeFloat = 0.0  # weight of the sequence-wise (V2: expert-level) balance loss
+    device_alpha: NonNegativeFloat = 0.0  # V2's device-level balance loss; devices are the router's expert groups
+    communication_alpha: NonNegativeFloat = 0.0  # V2's communication balance loss
     # lambda of multi-token prediction, where the model has such modules; 0 freezes them (V3 section 4.2: 0.3, then 0.1)
-    mtp_coef: float | StepwiseValue = 0.3
+    mtp_coef: NonNegativeFloat | StepwiseValue = 0.3
     # The modules learn, what they share with the main model does not, as RL wants it: nor do they count for `clip`.
     mtp_detached: bool = False
     gradient_checkpointing: bool = False
     compile: bool = False
-    threads: int = 0  # torch threads of this process; 0 leaves them as they are
-    keep_versions: int = 0  # published versions kept, besides the newest, to recompute logprobs under
-    collective_timeout_s: float = 300.0
-
-    def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "bfloat16"):
-            raise UserError("engine.dtype", self.dtype, "float32 or bfloat16")
-        if self.zero_stage not in (1, 2, 3):
-            raise UserError(
-                "engine.zero_stage", self.zero_stage, "1, 2 or 3 (0 gives wrong gradient norms with expert parallelism)"
-            )
-        for key, least in (("ep_size", 1), ("token_budget", 1), ("keep_versions", 0), ("threads", 0)):
-            if getattr(self, key) < least:
-                raise UserError(f"engine.{key}", getattr(self, key), f"at least {least}")
-        for key in ("bias_update_speed", "mtp_coef"):
-            if isinstance(getattr(self, key), float | int) and getattr(self, key) < 0:
-                raise UserError(f"engine.{key}", getattr(self, key), "at least 0")
-        for key in ("clip", "weight_decay", "balance_alpha", "device_alpha", "communication_alpha"):
-            if getattr(self, key) < 0:
-                raise UserError(f"engine.{key}", getattr(self, key), "at least 0")
-        for key in ("beta1", "beta2"):
-            if not 0 <= getattr(self, key) < 1:
-                raise UserError(f"engine.{key}", getattr(self, key), "in [0, 1)")
-        if self.eps <= 0 or self.collective_timeout_s <= 0:
-            raise UserError("engine.eps, engine.collective_timeout_s", (self.eps, self.collective_timeout_s), "above 0")
+    threads: NonNegativeInt = 0  # torch threads of this process; 0 leaves them as they are
+    keep_versions: NonNegativeInt = 0  # published versions kept, besides the newest, to recompute logprobs under
+    collective_timeout_s: Seconds = 300.0
 
     @property
     def balance_losses(self) -> bool:
@@ -97,8 +87,7 @@ class DeepSpeedConfig:
             raise UserError(f"{where}.ep_size", self.ep_size, "1: this model has no routed experts")
         for name, number in (("learner ranks", world), ("routed experts", experts or self.ep_size)):
             if number % self.ep_size:
-                allowed = [d for d in range(1, number + 1) if number % d == 0]
-                allowed_sizes = f"must divide the {number} {name}: one of {allowed}"
+                allowed_sizes = f"must divide the {number} {name}: one of {divisors(number)}"
                 raise UserError(f"{where}.ep_size", self.ep_size, allowed_sizes)
 
 

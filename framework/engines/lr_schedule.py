@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from framework.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability, bounded
 from framework.errors import UserError
 
 
 @dataclass(frozen=True)
+@bounded
 class LrSchedule:
     """Linear warm-up, then constant, cosine or multistep. Steps count from 0; the first trains at lr / warmup_steps.
 
@@ -17,30 +19,24 @@ class LrSchedule:
     (multistep: x0.316 at 60-80%, 90%).
     """
 
-    lr: float = 3e-6
+    lr: NonNegativeFloat = 3e-6
     kind: Literal["constant", "cosine", "multistep"] = "constant"
-    warmup_steps: int = 0
-    total_steps: int = 0  # needed by cosine and multistep
-    decay_start: float = 0.0  # cosine: share of total_steps that stays at lr
-    decay_end: float = 1.0  # cosine: share of total_steps from which the rate is lr * final_ratio
-    final_ratio: float = 0.1  # cosine: last lr / lr
-    tail_start: float = 1.0  # cosine: share of total_steps from which the rate is tail_lr
-    tail_lr: float = 0.0
-    milestones: tuple[float, ...] = (0.8, 0.9)  # multistep: shares of total_steps
-    factor: float = 0.316  # multistep: per milestone
+    warmup_steps: NonNegativeInt = 0
+    total_steps: NonNegativeInt = 0  # needed by cosine and multistep
+    decay_start: Probability = 0.0  # cosine: share of total_steps that stays at lr
+    decay_end: Probability = 1.0  # cosine: share of total_steps from which the rate is lr * final_ratio
+    final_ratio: NonNegativeFloat = 0.1  # cosine: last lr / lr
+    tail_start: Probability = 1.0  # cosine: share of total_steps from which the rate is tail_lr
+    tail_lr: NonNegativeFloat = 0.0
+    milestones: tuple[Probability, ...] = (0.8, 0.9)  # multistep: shares of total_steps
+    factor: PositiveFloat = 0.316  # multistep: per milestone
 
     def __post_init__(self) -> None:
-        if self.kind not in ("constant", "cosine", "multistep"):
-            raise UserError("schedule.kind", self.kind, "constant, cosine or multistep")
-        if self.lr < 0:
-            raise UserError("schedule.lr", self.lr, "at least 0")
-        if self.warmup_steps < 0:
-            raise UserError("schedule.warmup_steps", self.warmup_steps, "at least 0")
         if self.kind != "constant" and self.total_steps <= self.warmup_steps:
             raise UserError("schedule.total_steps", self.total_steps, f"above warmup_steps = {self.warmup_steps}")
-        if not 0 <= self.decay_start < self.decay_end <= self.tail_start <= 1:
+        if not self.decay_start < self.decay_end <= self.tail_start:
             shares = (self.decay_start, self.decay_end, self.tail_start)
-            allowed = "must rise from 0 to 1: 0 <= decay_start < decay_end <= tail_start <= 1"
+            allowed = "must rise: decay_start < decay_end <= tail_start"
             raise UserError("schedule.decay_start, decay_end, tail_start", shares, allowed)
 
     def at(self, step: int) -> float:
@@ -60,20 +56,21 @@ class LrSchedule:
 
 
 @dataclass(frozen=True)
+@bounded
 class StepwiseValue:
     """A value that changes at given steps: `values[i]` holds before step `until[i]`, the last one from there on.
 
     DeepSeek-V3 section 4.2: the bias update speed and the weight of multi-token prediction.
     """
 
-    values: tuple[float, ...]
-    until: tuple[int, ...]
+    values: tuple[NonNegativeFloat, ...]
+    until: tuple[PositiveInt, ...]
 
     def __post_init__(self) -> None:
         if len(self.values) != len(self.until) + 1:
             raise UserError("values", self.values, f"must be one more than until={self.until}")
-        if list(self.until) != sorted(set(self.until)) or any(step < 1 for step in self.until):
-            raise UserError("until", self.until, "must be rising steps, from 1")
+        if list(self.until) != sorted(set(self.until)):
+            raise UserError("until", self.until, "must be rising steps")
 
     def at(self, step: int) -> float:
         """Value at optimizer step `step`, from 0."""

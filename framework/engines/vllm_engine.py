@@ -8,11 +8,12 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import numpy as np
 
 from framework.artifacts import Checkpoint
+from framework.bounds import Bound, NonNegativeInt, PositiveFloat, PositiveInt, Seed, bounded
 from framework.engines.cpu_kernels import register_cpu_kernels
 from framework.engines.engine_loop import EngineLoop
 from framework.engines.weights import TRANSPORT, check_safetensors, common_version, register_transport
@@ -29,30 +30,25 @@ DECODE_SCHEDULER = "framework.engines.decode_scheduler.DecodeScheduler"  # by na
 
 
 @dataclass(frozen=True)
+@bounded
 class VllmConfig:
     """How a rollout worker runs vLLM."""
 
-    dtype: str = "bfloat16"
-    max_model_len: int = 1024  # prompt and response, tokens
-    max_num_seqs: int = 256  # sampled at once; on a CPU 256 is nearly three times as fast as 64 with a tiny model
-    kv_cache_gib: float | None = 1.0  # None: what gpu_memory_utilization leaves
-    gpu_memory_utilization: float = 0.9  # of the GPU's (or machine's) memory; only where kv_cache_gib is None
-    tensor_parallel_size: int = 1
-    cores: tuple[int, ...] | None = None  # pins the engine's threads, one a core; None: OMP_NUM_THREADS threads
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    max_model_len: PositiveInt = 1024  # prompt and response, tokens
+    # sampled at once; on a CPU 256 is nearly three times as fast as 64 with a tiny model
+    max_num_seqs: PositiveInt = 256
+    kv_cache_gib: PositiveFloat | None = 1.0  # None: what gpu_memory_utilization leaves
+    # of the GPU's (or machine's) memory; only where kv_cache_gib is None
+    gpu_memory_utilization: Annotated[float, Bound(above=0, most=1)] = 0.9
+    tensor_parallel_size: PositiveInt = 1
+    # pins the engine's threads, one a core; None: OMP_NUM_THREADS threads
+    cores: tuple[NonNegativeInt, ...] | None = None
     mla: bool = True  # False: plain attention for MLA models; on a CPU it takes any latent size
     enforce_eager: bool = True  # False: compile (and CUDA graphs): slower to start, faster on GPUs
     warm_up: bool = True  # sample once at start: the first batch costs seconds
-    speculative_tokens: int = 0  # drafted a step by the model's own MTP modules (V3 section 5.4.3); 0: none
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_num_seqs", "tensor_parallel_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"engine.rollout.{name}", getattr(self, name), "must be at least 1")
-        if self.speculative_tokens < 0:
-            raise UserError("engine.rollout.speculative_tokens", self.speculative_tokens, "must be at least 0")
-        if self.dtype not in ("bfloat16", "float16", "float32"):
-            raise UserError("engine.rollout.dtype", self.dtype, "must be bfloat16, float16 or float32")
+    speculative_tokens: NonNegativeInt = 0  # drafted a step by the model's own MTP modules (V3 section 5.4.3); 0: none
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from framework.bounds import Bound, FilledStr, NonNegativeInt, PositiveFloat, PositiveInt, bounded, divisors
 from framework.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ EXPERTS = ".mlp.experts."  # in the name of every routed expert's parameter
 
 
 @dataclass(frozen=True)
+@bounded
 class ModelConfig:
     """Sizes of a causal language model; field names are Hugging Face's. Defaults are DeepSeek-V3's where it has any.
 
@@ -27,57 +29,48 @@ class ModelConfig:
     Raises UserError where sizes contradict each other.
     """
 
-    name: str
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int  # of a dense layer
-    max_position_embeddings: int
+    name: FilledStr
+    vocab_size: PositiveInt
+    hidden_size: PositiveInt
+    num_hidden_layers: Annotated[int, Bound(least=1, most=10_000)]
+    num_attention_heads: PositiveInt
+    intermediate_size: PositiveInt  # of a dense layer
+    max_position_embeddings: PositiveInt
     architecture: Architecture = "deepseek_v3"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    num_key_value_heads: int | None = None  # None: as many as attention heads
+    num_key_value_heads: PositiveInt | None = None  # None: as many as attention heads
     # Multi-head latent attention (V2 section 2.1)
-    q_lora_rank: int | None = None  # None: no compression of queries (V2-Lite)
-    kv_lora_rank: int = 512
-    qk_nope_head_dim: int = 128
-    qk_rope_head_dim: int = 64
-    v_head_dim: int = 128
+    q_lora_rank: PositiveInt | None = None  # None: no compression of queries (V2-Lite)
+    kv_lora_rank: PositiveInt = 512
+    qk_nope_head_dim: PositiveInt = 128
+    qk_rope_head_dim: PositiveInt = 64
+    v_head_dim: PositiveInt = 128
     # Mixture of experts (V3 section 2.1.2; V2 section 2.2; DeepSeekMoE section 3)
-    n_routed_experts: int = 256
-    n_shared_experts: int = 1
-    num_experts_per_tok: int = 8
-    n_group: int = 8
-    topk_group: int = 4
-    moe_intermediate_size: int = 2048
-    first_k_dense_replace: int = 3
-    routed_scaling_factor: float = 2.5
+    n_routed_experts: PositiveInt = 256
+    n_shared_experts: PositiveInt = 1
+    num_experts_per_tok: PositiveInt = 8
+    n_group: PositiveInt = 8
+    topk_group: PositiveInt = 4
+    moe_intermediate_size: PositiveInt = 2048
+    first_k_dense_replace: NonNegativeInt = 3
+    routed_scaling_factor: PositiveFloat = 2.5
     norm_topk_prob: bool = True
-    num_nextn_predict_layers: int = 0  # multi-token-prediction modules (V3 section 2.2)
+    num_nextn_predict_layers: Annotated[int, Bound(least=0, most=100)] = 0  # MTP modules (V3 section 2.2)
     # Rotary embedding, stretched once rope_factor > 1: YaRN (V3 section 4.3) or Llama 3's rule
-    rope_theta: float = 1e4
-    rope_factor: float = 1.0
+    rope_theta: PositiveFloat = 1e4
+    rope_factor: Annotated[float, Bound(least=1)] = 1.0
     rope_type: Literal["yarn", "llama3"] = "yarn"
-    original_max_position_embeddings: int = 4096
-    rope_mscale: float = 1.0
-    rms_norm_eps: float = 1e-6
+    original_max_position_embeddings: PositiveInt = 4096
+    rope_mscale: PositiveFloat = 1.0
+    rms_norm_eps: PositiveFloat = 1e-6
     attention_bias: bool = False
     tie_word_embeddings: bool = False
-    initializer_range: float = 0.006  # as trained (V3 section 4.2); the published config.json says 0.02
-    bos_token_id: int = 0
-    eos_token_id: int = 1
-    pad_token_id: int | None = 2  # its embedding gets no gradient
+    initializer_range: PositiveFloat = 0.006  # as trained (V3 section 4.2); the published config.json says 0.02
+    bos_token_id: NonNegativeInt = 0
+    eos_token_id: NonNegativeInt = 1
+    pad_token_id: NonNegativeInt | None = 2  # its embedding gets no gradient
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "max_position_embeddings",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name}", getattr(self, name), "must be at least 1")
         if self.architecture in MLA:
             if self.qk_rope_head_dim % 2:
                 raise UserError("model.qk_rope_head_dim", self.qk_rope_head_dim, "must be even: it rotates pairs")
@@ -86,38 +79,34 @@ class ModelConfig:
         if self.architecture in MOE:
             self._check_experts()
         depths, has_modules = self.num_nextn_predict_layers, self.architecture == "deepseek_v3"
-        if depths < 0 or (depths and not has_modules):
-            allowed = "must be 0 or more" if has_modules else "must be 0: only deepseek_v3 has any"
-            raise UserError("model.num_nextn_predict_layers", depths, allowed)
+        if depths and not has_modules:
+            raise UserError("model.num_nextn_predict_layers", depths, "must be 0: only deepseek_v3 has any")
 
     def _check_heads(self) -> None:
         heads = self.num_attention_heads
         if self.hidden_size % (2 * heads):
             allowed = f"must be an even multiple of num_attention_heads={heads}"
             raise UserError("model.hidden_size", self.hidden_size, allowed)
-        if self.num_key_value_heads is not None and (self.num_key_value_heads < 1 or heads % self.num_key_value_heads):
+        if self.num_key_value_heads is not None and heads % self.num_key_value_heads:
             allowed = f"must divide num_attention_heads={heads}: {_divisors(heads)}"
             raise UserError("model.num_key_value_heads", self.num_key_value_heads, allowed)
 
     def _check_experts(self) -> None:
-        for name in ("n_routed_experts", "n_shared_experts", "moe_intermediate_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name}", getattr(self, name), "must be at least 1")
-        if self.n_group < 1 or self.n_routed_experts % self.n_group:
+        if self.n_routed_experts % self.n_group:
             allowed = f"must divide n_routed_experts={self.n_routed_experts}: {_divisors(self.n_routed_experts)}"
             raise UserError("model.n_group", self.n_group, allowed)
-        if not 1 <= self.topk_group <= self.n_group:
+        if self.topk_group > self.n_group:
             raise UserError("model.topk_group", self.topk_group, f"must be 1 to n_group={self.n_group}")
         per_group = self.n_routed_experts // self.n_group
         if per_group < 2 and self.architecture == "deepseek_v3":  # a group's score is the sum of its two best experts
             raise UserError("model.n_group", self.n_group, "must leave at least 2 routed experts in each group")
         reachable = self.topk_group * per_group
-        if not 1 <= self.num_experts_per_tok <= reachable:
+        if self.num_experts_per_tok > reachable:
             allowed = f"must be 1 to {reachable}, the experts of topk_group={self.topk_group} groups"
             raise UserError("model.num_experts_per_tok", self.num_experts_per_tok, allowed)
         if self.norm_topk_prob and self.architecture != "deepseek_v3":
             raise UserError("model.norm_topk_prob", True, f"must be false: {self.architecture} scores by softmax alone")
-        if not 0 <= self.first_k_dense_replace <= self.num_hidden_layers:
+        if self.first_k_dense_replace > self.num_hidden_layers:
             allowed = f"must be 0 to num_hidden_layers={self.num_hidden_layers}"
             raise UserError("model.first_k_dense_replace", self.first_k_dense_replace, allowed)
 
@@ -301,4 +290,4 @@ def _rope_parameters(spec: ModelConfig) -> dict[str, Any]:
 
 
 def _divisors(number: int) -> str:
-    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)
+    return ", ".join(map(str, divisors(number)))

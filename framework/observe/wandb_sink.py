@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from framework.bounds import FilledStr, PositiveInt, Seconds, bounded
 from framework.errors import UserError
 from framework.observe.charts import load_colours
 from framework.observe.metrics import Load
@@ -32,25 +33,22 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+@bounded
 class TrackingConfig:
     """Where metrics go besides the run's own files and report."""
 
     mode: Literal["offline", "online", "none"] = "offline"
-    project: str = "framework"
+    project: FilledStr = "framework"
     entity: str = ""  # wandb team; empty: the key's default
     name: str = ""  # empty: the run directory's name
     tags: tuple[str, ...] = ()
-    heat_map_every: int = 10  # steps between two heat maps of expert load
-    max_rows: int = 64  # responses in one table
-    finish_timeout_s: float = 60.0  # longest wait for an upload at the end; the rest stays on disk for `wandb sync`
+    heat_map_every: PositiveInt = 10  # steps between two heat maps of expert load
+    max_rows: PositiveInt = 64  # responses in one table
+    finish_timeout_s: Seconds = 60.0  # longest wait for an upload at the end; the rest stays on disk for `wandb sync`
 
 
 def check_tracking(config: TrackingConfig) -> None:
     """Raise UserError for what would fail only once the run is under way; starts nothing."""
-    if config.heat_map_every < 1:
-        raise UserError("tracking.heat_map_every", config.heat_map_every, "must be at least 1 step")
-    if config.mode not in ("offline", "online", "none"):
-        raise UserError("tracking.mode", config.mode, "must be offline, online or none")
     if config.mode == "online" and not os.environ.get("WANDB_API_KEY"):
         raise UserError(
             "WANDB_API_KEY", "", "tracking=wandb_online needs a key there; tracking=wandb_offline needs none"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 
+from framework.bounds import FiniteFloat, NonNegativeInt, Probability, Seconds, bounded
 from framework.errors import UserError, did_you_mean
 from framework.types import Prompt, Response, RewardScore
 
@@ -14,13 +15,14 @@ MAX_ERROR_CHARS = 500  # an exception may quote a whole response
 
 
 @dataclass(frozen=True, kw_only=True)
+@bounded
 class Reward:
     """One reward component. A subclass is a frozen dataclass whose fields are its configuration.
 
     A reward lives in a process of its own: it is pickled there once, may block or crash, and is given every response.
     """
 
-    weight: float = 1.0
+    weight: FiniteFloat = 1.0
 
     def __call__(self, prompt: Prompt, response: Response) -> float:
         """Return a finite number. Whatever it raises makes the sample a failed one."""
@@ -34,6 +36,7 @@ class Reward:
 
 
 @dataclass(frozen=True)
+@bounded
 class RewardConfig:
     """The rewards of a run (their weighted sum is the reward) and how their process is guarded.
 
@@ -41,10 +44,10 @@ class RewardConfig:
     """
 
     components: Mapping[str, Reward]
-    time_limit_s: float = 10.0  # wall clock of one response; its process is killed after it
-    startup_limit_s: float = 120.0  # of the reward process's imports
-    memory_limit_mb: int = 4096  # address space of the reward process; 0: unlimited
-    max_failed_share: float = 0.05  # the run stops when more than this share of the samples has no reward
+    time_limit_s: Seconds = 10.0  # wall clock of one response; its process is killed after it
+    startup_limit_s: Seconds = 120.0  # of the reward process's imports
+    memory_limit_mb: NonNegativeInt = 4096  # address space of the reward process; 0: unlimited
+    max_failed_share: Probability = 0.05  # the run stops when more than this share of the samples has no reward
     environment: tuple[str, ...] = ()  # names of variables that rewards may see beside PATH, HOME and the like
 
     def __post_init__(self) -> None:
@@ -54,15 +57,6 @@ class RewardConfig:
             if not isinstance(reward, Reward) or type(reward) is Reward:
                 allowed = "needs a _target_ that names a subclass of framework.rewards.base.Reward"
                 raise UserError(f"reward.components.{name}", reward, allowed)
-            if not math.isfinite(reward.weight):
-                raise UserError(f"reward.components.{name}.weight", reward.weight, "must be finite")
-        for key in ("time_limit_s", "startup_limit_s"):
-            if not 0 < getattr(self, key) < math.inf:
-                raise UserError(f"reward.{key}", getattr(self, key), "must be a number of seconds above 0")
-        if self.memory_limit_mb < 0:
-            raise UserError("reward.memory_limit_mb", self.memory_limit_mb, "must be 0 (unlimited) or above")
-        if not 0 <= self.max_failed_share <= 1:
-            raise UserError("reward.max_failed_share", self.max_failed_share, "must lie between 0 and 1")
 
     def check_prompts(self, prompts: Iterable[Prompt]) -> None:
         """Raise UserError for a prompt that asks for a reward that is not configured, or that one cannot score."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
-from framework.errors import UserError
 from framework.rewards.base import Reward
 from framework.types import Prompt, Response
 
-TARGETS = ("prompt", "en", "zh")
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]+(?:['’-][A-Za-z\u00c0-\u024f]+)*")
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _LETTERS = re.compile(r"[^\W\d_]+")
@@ -24,11 +23,7 @@ class LanguageConsistency(Reward):
     scores 0, so that saying nothing does not pay.
     """
 
-    target: str = "prompt"  # "en", "zh", or "prompt": the language of the question
-
-    def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise UserError("target of the language reward", self.target, f"must be one of {', '.join(TARGETS)}")
+    target: Literal["prompt", "en", "zh"] = "prompt"  # "prompt": the language of the question
 
     def __call__(self, prompt: Prompt, response: Response) -> float:
         """Return a share in [0, 1]."""

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ import torch
 from framework.algorithms.balance import load_imbalance
 from framework.algorithms.mismatch import MismatchConfig, check_mismatch
 from framework.algorithms.policy_loss import GrpoConfig
+from framework.bounds import Bound, NonNegativeInt, PositiveInt, bounded, count_of, divisors
 from framework.engines.lr_schedule import StepwiseValue, value_at, values_of
 from framework.errors import RunFailed, Stopped, UserError
 from framework.protocols import Tracker
@@ -46,45 +48,33 @@ LEDGER = "ledger.jsonl"
 
 
 @dataclass(frozen=True)
+@bounded
 class RlConfig:
     """Batch arithmetic and schedule of a GRPO run. Defaults: R1-Zero (Nature, Methods), where a step is one update."""
 
-    steps: int = 10_400  # optimizer steps in all
-    prompts_per_step: int = 32
-    group_size: int = 16  # G
-    minibatches_per_rollout: int = 16  # optimizer steps on one batch of rollouts; one inner epoch
-    max_staleness: int = 0  # policy versions that a rollout may lag behind
-    temperature: float = 1.0
-    top_p: float = 1.0  # the only value that RL works with
-    max_tokens: int | StepwiseValue = 32_768  # of a response; R1-Zero: 65,536 from step 8,200 on
-    checkpoint_every: int = 10  # batches
-    samples_every: int = 10  # batches between tables of sample responses
-    probe_responses: int = 16  # responses a batch whose logprobs are recomputed to measure the mismatch; 0: none
+    steps: PositiveInt = 10_400  # optimizer steps in all
+    prompts_per_step: PositiveInt = 32
+    group_size: Annotated[int, count_of(2, "the group is the baseline")] = 16  # G
+    minibatches_per_rollout: PositiveInt = 16  # optimizer steps on one batch of rollouts; one inner epoch
+    max_staleness: NonNegativeInt = 0  # policy versions that a rollout may lag behind
+    temperature: Annotated[float, Bound(above=0, most=2, note="logprobs are at temperature")] = 1.0
+    top_p: Annotated[float, Bound(least=1, most=1, note="the learner's logprobs are of all tokens")] = 1.0
+    max_tokens: PositiveInt | StepwiseValue = 32_768  # of a response; R1-Zero: 65,536 from step 8,200 on
+    checkpoint_every: PositiveInt = 10  # batches
+    samples_every: PositiveInt = 10  # batches between tables of sample responses
+    # responses a batch whose logprobs are recomputed to measure the mismatch; 0: none
+    probe_responses: NonNegativeInt = 16
     mismatch: MismatchConfig = MismatchConfig()
-    max_learner_restarts: int = 5  # in a row; a batch that was never trained before starts the count anew
-    max_refill_batches: int = 10  # batches of groups without signal that a batch may have replaced (DAPO's)
+    max_learner_restarts: NonNegativeInt = 5  # in a row; a batch that was never trained before starts the count anew
+    max_refill_batches: PositiveInt = 10  # batches of groups without signal that a batch may have replaced (DAPO's)
 
     def __post_init__(self) -> None:
-        sizes = ("steps", "prompts_per_step", "minibatches_per_rollout", "max_refill_batches")
-        least = dict.fromkeys((*sizes, "checkpoint_every", "samples_every"), 1)
-        for name, least_value in (least | {"probe_responses": 0, "max_learner_restarts": 0}).items():
-            if getattr(self, name) < least_value:
-                raise UserError(f"stage.grpo.{name}", getattr(self, name), f"must be at least {least_value}")
         if min(values_of(self.max_tokens)) < 1:
             raise UserError("stage.grpo.max_tokens", self.max_tokens, "must be at least 1")
-        if self.group_size < 2:
-            raise UserError("stage.grpo.group_size", self.group_size, "must be at least 2: the group is the baseline")
-        if self.max_staleness < 0:
-            raise UserError("stage.grpo.max_staleness", self.max_staleness, "must be 0 (synchronous) or more")
         if self.steps % self.minibatches_per_rollout:
-            fits = [m for m in range(1, self.steps + 1) if self.steps % m == 0]
-            near = sorted(fits, key=lambda m: abs(m - self.minibatches_per_rollout))[:5]
+            near = sorted(divisors(self.steps), key=lambda m: abs(m - self.minibatches_per_rollout))[:5]
             allowed = f"must divide stage.grpo.steps={self.steps}: {', '.join(map(str, sorted(near)))}"
             raise UserError("stage.grpo.minibatches_per_rollout", self.minibatches_per_rollout, allowed)
-        if self.temperature <= 0:
-            raise UserError("stage.grpo.temperature", self.temperature, "must be above 0: logprobs are at temperature")
-        if self.top_p != 1:
-            raise UserError("stage.grpo.top_p", self.top_p, "must be 1: the learner's logprobs are of all tokens")
 
     @property
     def batches(self) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from framework.artifacts import ChatSet, Checkpoint, TokenizerDir, TokenShards
+from framework.bounds import NonNegativeInt, bounded
 from framework.data.chats import EncodedChat, encode_chat, read_chats, write_chat_shards
 from framework.data.readers import write_rows
 from framework.data.templates import R1_CHAT_TEMPLATE, V3_CHAT_TEMPLATE
@@ -20,16 +21,13 @@ TEMPLATES = {"r1": R1_CHAT_TEMPLATE, "v3": V3_CHAT_TEMPLATE}
 
 
 @dataclass(frozen=True)
+@bounded
 class ChatsConfig:
     """A .jsonl file of {"id" (optional), "messages": [{"role", "content"}, ...]}, an assistant's message last."""
 
     chats_file: Path | None = None
-    validation_chats: int = 0  # set apart at random
+    validation_chats: NonNegativeInt = 0  # set apart at random
     template: Literal["r1", "v3"] = "r1"  # r1: the model is made to think, and learns the last answer of a conversation
-
-    def __post_init__(self) -> None:
-        if self.validation_chats < 0:
-            raise UserError("data.validation_chats", self.validation_chats, "must be 0 or more")
 
     @property
     def file(self) -> Path:

@@ -6,8 +6,10 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from framework.artifacts import PromptSet, TextSet
+from framework.bounds import Bound, PositiveInt, bounded
 from framework.data.corpus import check_corpus, read_corpus
 from framework.data.readers import Document, read_prompts, write_documents, write_prompts
 from framework.data.solutions import StyleConfig, check_solvable, document
@@ -20,6 +22,7 @@ from framework.types import Prompt
 
 
 @dataclass(frozen=True)
+@bounded
 class CollectConfig:
     """Tasks and sizes. `train_prompts_file` and `heldout_prompts_file` replace the generated prompts.
 
@@ -29,11 +32,11 @@ class CollectConfig:
 
     tasks: Mapping[str, TaskConfig] = field(default_factory=dict)
     styles: StyleConfig = StyleConfig()
-    documents: int = 40_000
-    validation_documents: int = 500
-    train_prompts: int = 4096
-    heldout_prompts: int = 128
-    heldout_share: float = 0.1  # of all different questions
+    documents: PositiveInt = 40_000
+    validation_documents: PositiveInt = 500
+    train_prompts: PositiveInt = 4096
+    heldout_prompts: PositiveInt = 128
+    heldout_share: Annotated[float, Bound(above=0, below=1)] = 0.1  # of all different questions
     train_prompts_file: Path | None = None
     heldout_prompts_file: Path | None = None
     documents_files: tuple[Path, ...] = ()
@@ -41,17 +44,12 @@ class CollectConfig:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise UserError("data.tasks", {}, "name at least one reasoning-gym data set")
-        for name in ("documents", "validation_documents", "train_prompts", "heldout_prompts"):
-            if getattr(self, name) < 1:
-                raise UserError(f"data.{name}", getattr(self, name), "must be at least 1")
         for task in self.tasks:
             if not self.documents_files:
                 check_solvable(task)
             elif self.train_prompts_file is None:
                 check_task(task)
         check_corpus(self.documents_files)
-        if not 0 < self.heldout_share < 1:
-            raise UserError("data.heldout_share", self.heldout_share, "must lie between 0 and 1")
         if (self.train_prompts_file is None) != (self.heldout_prompts_file is None):
             raise UserError("data.train_prompts_file", self.train_prompts_file, "goes with data.heldout_prompts_file")
         for name in ("train_prompts_file", "heldout_prompts_file"):

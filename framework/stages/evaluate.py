@@ -6,10 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import numpy as np
 
 from framework.artifacts import Checkpoint, EvalReport, PromptSet
+from framework.bounds import Bound, FilledStr, NonNegativeInt, PositiveInt, bounded
 from framework.data.readers import read_prompts, write_rows
 from framework.data.templates import tokenize_prompts
 from framework.engines.vllm_engine import VllmConfig
@@ -25,30 +27,22 @@ from framework.types import EvalResult, EvalTask, Prompt, ResponseGroup, Samplin
 
 
 @dataclass(frozen=True)
+@bounded
 class EvaluateConfig:
     """How held-out prompts are sampled. Defaults: the R1 paper's (temperature 0.6, top-p 0.95, 64 samples for AIME)."""
 
-    k: int = 64  # responses per prompt
-    temperature: float = 0.6
-    top_p: float = 0.95
-    max_tokens: int = 32_768
-    max_prompts: int = 0  # 0: all
-    accuracy: str = "accuracy"  # reward component that says whether a response is right
-    format: str = "format"
-    groups_in_flight: int = 64  # per rollout worker
+    k: PositiveInt = 64  # responses per prompt
+    temperature: Annotated[float, Bound(least=0, most=2, note="0: greedy")] = 0.6
+    top_p: Annotated[float, Bound(above=0, most=1)] = 0.95
+    max_tokens: PositiveInt = 32_768
+    max_prompts: NonNegativeInt = 0  # 0: all
+    accuracy: FilledStr = "accuracy"  # reward component that says whether a response is right
+    format: FilledStr = "format"
+    groups_in_flight: PositiveInt = 64  # per rollout worker
 
     def __post_init__(self) -> None:
-        for name in ("k", "max_tokens", "groups_in_flight"):
-            if getattr(self, name) < 1:
-                raise UserError(f"stage.evaluate.{name}", getattr(self, name), "must be at least 1")
-        if not 0 <= self.temperature <= 2:
-            raise UserError("stage.evaluate.temperature", self.temperature, "must be 0 (greedy) to 2, as vLLM asks")
         if self.temperature == 0 and self.k > 1:
             raise UserError("stage.evaluate.k", self.k, "must be 1 at temperature 0: all responses would be alike")
-        if not 0 < self.top_p <= 1:
-            raise UserError("stage.evaluate.top_p", self.top_p, "must be above 0 and at most 1")
-        if self.max_prompts < 0:
-            raise UserError("stage.evaluate.max_prompts", self.max_prompts, "must be 0 (all) or more")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from framework.artifacts import Checkpoint, TokenizerDir, TokenShards
+from framework.bounds import NonNegativeInt, PositiveFloat, PositiveInt, bounded
 from framework.engines.batch_schedule import BatchRamp, BatchSchedule
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.errors import UserError
@@ -17,51 +18,39 @@ from framework.stages.training import train
 
 
 @dataclass(frozen=True)
+@bounded
 class ContextPhase:
     """A short training on longer rows that teaches the model its stretched rotary embedding.
 
     Defaults: V3's first (section 4.3); its second is 480 rows of 131,072 tokens. All else is as pretraining ends.
     """
 
-    steps: int = 1000
-    rows_per_step: int = 1920
-    row_tokens: int = 32_768
-    lr: float = 7.3e-6
-    save_every: int = 100  # steps; validation too
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "rows_per_step", "row_tokens", "save_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"stage.pretrain.extend.{name}", getattr(self, name), "must be at least 1")
+    steps: PositiveInt = 1000
+    rows_per_step: PositiveInt = 1920
+    row_tokens: PositiveInt = 32_768
+    lr: PositiveFloat = 7.3e-6
+    save_every: PositiveInt = 100  # steps; validation too
 
 
 @dataclass(frozen=True)
+@bounded
 class PretrainConfig:
     """Batches and schedule; the optimizer is in `engine`. Defaults: DeepSeek-V3 section 4.2, final batch size."""
 
-    steps: int = 235_000
-    rows_per_step: int = 15_360
-    row_tokens: int = 4096
+    steps: PositiveInt = 235_000
+    rows_per_step: PositiveInt = 15_360
+    row_tokens: PositiveInt = 4096
     ramp: BatchRamp | None = None  # of rows_per_step, at the start
     engine: DeepSpeedConfig = DeepSpeedConfig()
-    workers: int = 0  # data-parallel ranks; 0: cluster.learner_workers
-    min_workers: int = 0  # elastic: goes on with as few as this while a node is away; 0: always with all
-    max_failures: int = 5  # restarts in a row without a new checkpoint between them
-    validate_every: int = 1000
-    validation_rows: int = 64
-    checkpoint_every: int = 1000
+    workers: NonNegativeInt = 0  # data-parallel ranks; 0: cluster.learner_workers
+    min_workers: NonNegativeInt = 0  # elastic: goes on with as few as this while a node is away; 0: always with all
+    max_failures: NonNegativeInt = 5  # restarts in a row without a new checkpoint between them
+    validate_every: PositiveInt = 1000
+    validation_rows: PositiveInt = 64
+    checkpoint_every: PositiveInt = 1000
     extend: tuple[ContextPhase, ...] = ()  # afterwards; until then nothing is stretched (`stages.extend`)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "rows_per_step", "row_tokens", "validate_every", "validation_rows", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"stage.pretrain.{name}", getattr(self, name), "must be at least 1")
-        if self.workers < 0:
-            raise UserError("stage.pretrain.workers", self.workers, "must be 0 (as cluster.learner_workers) or more")
-        if self.min_workers < 0:
-            raise UserError("stage.pretrain.min_workers", self.min_workers, "must be 0 (always all workers) or more")
-        if self.max_failures < 0:
-            raise UserError("stage.pretrain.max_failures", self.max_failures, "must be 0 or more")
         _ = self.batches  # which checks the ramp against rows_per_step
         lengths = [self.row_tokens, *(phase.row_tokens for phase in self.extend)]
         if lengths != sorted(set(lengths)):

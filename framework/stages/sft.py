@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from framework.artifacts import Checkpoint, TokenizerDir, TokenShards
+from framework.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, bounded
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.errors import UserError
@@ -16,32 +17,26 @@ from framework.stages.training import train
 
 
 @dataclass(frozen=True)
+@bounded
 class SftConfig:
     """Epochs, batch and learning rate. Defaults: the fine-tunings of DeepSeek-R1 (2 to 3 epochs)."""
 
-    epochs: int = 2
-    chats_per_step: int = 128
-    max_tokens: int = 32_768  # of a conversation; the learner's token budget and the model's context bound it too
-    lr: float = 5e-5
-    final_lr: float = 5e-6  # reached by a cosine over all steps
-    warmup_steps: int = 0
-    workers: int = 0  # data-parallel ranks; 0: cluster.learner_workers
-    min_workers: int = 0  # elastic: goes on with as few as this while a node is away; 0: always with all
-    max_failures: int = 5  # restarts in a row without a new checkpoint between them
-    validate_every: int = 100
-    checkpoint_every: int = 100
+    epochs: PositiveInt = 2
+    chats_per_step: PositiveInt = 128
+    # of a conversation; the learner's token budget and the model's context bound it too
+    max_tokens: PositiveInt = 32_768
+    lr: PositiveFloat = 5e-5
+    final_lr: NonNegativeFloat = 5e-6  # reached by a cosine over all steps
+    warmup_steps: NonNegativeInt = 0
+    workers: NonNegativeInt = 0  # data-parallel ranks; 0: cluster.learner_workers
+    min_workers: NonNegativeInt = 0  # elastic: goes on with as few as this while a node is away; 0: always with all
+    max_failures: NonNegativeInt = 5  # restarts in a row without a new checkpoint between them
+    validate_every: PositiveInt = 100
+    checkpoint_every: PositiveInt = 100
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "chats_per_step", "max_tokens", "validate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"stage.sft.{name}", getattr(self, name), "must be at least 1")
-        for name in ("warmup_steps", "workers", "min_workers", "max_failures"):
-            if getattr(self, name) < 0:
-                raise UserError(f"stage.sft.{name}", getattr(self, name), "must be 0 or more")
-        if not 0 <= self.final_lr <= self.lr or not self.lr:
-            raise UserError(
-                "stage.sft.lr, final_lr", (self.lr, self.final_lr), "must fall: lr > 0, 0 <= final_lr <= lr"
-            )
+        if self.final_lr > self.lr:
+            raise UserError("stage.sft.final_lr", self.final_lr, f"must be at most lr={self.lr:g}: the rate falls")
 
     def check_workers(self, cluster: ClusterConfig) -> int:
         """Return how many ranks `cluster` gives this stage; raises UserError if `min_workers` is more."""

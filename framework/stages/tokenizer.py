@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from framework.artifacts import PromptSet, TextSet, TokenizerDir, TokenShards
-from framework.data.fim import check_rate, combined_tokens, cut_for_fim, fim_ids, fim_marks, split_combined
+from framework.bounds import Probability, bounded
+from framework.data.fim import combined_tokens, cut_for_fim, fim_ids, fim_marks, split_combined
 from framework.data.readers import read_documents, read_prompts, read_rows
 from framework.data.shards import write_shards
 from framework.data.shuffle import sampled
@@ -74,19 +75,16 @@ class Tokenized:
 
 
 @dataclass(frozen=True)
+@bounded
 class TokenizeConfig:
     """What happens to train documents on the way; both are drawn by the seed and the document's id.
 
     V3 trained with a FIM rate of 0.1 (section 4.1); the models before it had none. The share of split tokens is not
-    published. Raises UserError for a rate that is no share.
+    published.
     """
 
-    fim_rate: float = 0.0  # documents rearranged for filling in the middle
-    split_rate: float = 0.0  # tokens of punctuation and line breaks cut in two
-
-    def __post_init__(self) -> None:
-        check_rate("stage.tokenize.fim_rate", self.fim_rate)
-        check_rate("stage.tokenize.split_rate", self.split_rate)
+    fim_rate: Probability = 0.0  # documents rearranged for filling in the middle
+    split_rate: Probability = 0.0  # tokens of punctuation and line breaks cut in two
 
 
 @dataclass(frozen=True)

@@ -353,7 +353,7 @@ CASES = (
     Case(
         "temperature that no sampler takes",
         r1_zero("stage.evaluate.temperature=-1"),
-        ("stage.evaluate.temperature: got -1", "0 (greedy) to 2"),
+        ("stage.evaluate.temperature: got -1", "0 to 2 (0: greedy)"),
     ),
     Case(
         "many responses that are all alike",
@@ -365,15 +365,15 @@ CASES = (
     Case(
         "negative number of prompts",
         r1_zero("stage.evaluate.max_prompts=-1"),
-        ("stage.evaluate.max_prompts: got -1", "must be 0 (all) or more"),
+        ("stage.evaluate.max_prompts: got -1", "must be at least 0"),
     ),
     Case(
         "tokenizer of no documents",
         r1_zero("stage.tokenizer.train_documents=0"),
         ("stage.tokenizer.train_documents: got 0", "at least 1"),
     ),
-    Case("share above 1", r1_zero("data.styles.template_share=2"), ("data.styles.template_share: got 2", "0 and 1")),
-    Case("negative CPUs", r1_zero("cluster.rollout_cpus=-1"), ("cluster.rollout_cpus: got -1", "0 or more")),
+    Case("share above 1", r1_zero("data.styles.template_share=2"), ("data.styles.template_share: got 2", "0 to 1")),
+    Case("negative CPUs", r1_zero("cluster.rollout_cpus=-1"), ("cluster.rollout_cpus: got -1", "at least 0")),
     Case("GPUs that do nothing", r1_zero("cluster.gpu_tflops=0"), ("cluster.gpu_tflops: got 0", "above 0")),
     Case(
         "task without worked solutions",

@@ -92,5 +92,5 @@ def test_lengths_must_agree() -> None:
 
 @pytest.mark.parametrize("bar", [0.0, -1.0, math.nan])
 def test_bar_must_be_positive(bar: float) -> None:
-    with pytest.raises(UserError, match=r"mismatch\.stop_above"):
+    with pytest.raises(UserError, match=r"MismatchConfig\.stop_above"):
         MismatchConfig(stop_above=bar)

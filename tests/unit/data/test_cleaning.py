@@ -136,5 +136,5 @@ def test_the_ends_of_the_ranges_work(threshold: float, permutations: int) -> Non
     ],
 )
 def test_values_out_of_range_are_named(name: str, value: float) -> None:
-    with pytest.raises(UserError, match=f"stage.clean.{name}"):
+    with pytest.raises(UserError, match=f"CleanConfig.{name}"):
         CleanConfig(**{name: value})  # type: ignore[arg-type]

@@ -202,7 +202,7 @@ def test_correction_bias_stays_in_float32() -> None:
 def test_sizes_that_contradict_each_other(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         replace(TINY, **change)
-    assert error.value.where in {f"model.{key}" for key in change}
+    assert error.value.where.rpartition(".")[2] in change
 
 
 LAYOUT = RankLayout(dtype="float32", zero_stage=1, ep_size=1, world=1, micro_tokens=8, on_gpu=False)

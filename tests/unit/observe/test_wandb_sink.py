@@ -152,7 +152,7 @@ def test_online_without_a_key_is_refused_before_anything_is_created(
 
 
 def test_intervals_must_be_positive() -> None:
-    with pytest.raises(UserError, match=r"tracking\.heat_map_every"):
+    with pytest.raises(UserError, match=r"TrackingConfig\.heat_map_every"):
         check_tracking(TrackingConfig(heat_map_every=0))
 
 

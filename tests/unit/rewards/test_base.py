@@ -41,17 +41,21 @@ def test_a_failed_component_keeps_what_was_scored_and_gives_nothing() -> None:
         ("reward.components", {"components": {}}),
         ("reward.components.a", {"components": {"a": "accuracy"}}),
         ("reward.components.a", {"components": {"a": Reward()}}),  # a yaml node without a _target_
-        ("reward.components.a.weight", {"components": {"a": Format(weight=math.nan)}}),
-        ("reward.time_limit_s", {"time_limit_s": 0}),
-        ("reward.startup_limit_s", {"startup_limit_s": math.inf}),
-        ("reward.memory_limit_mb", {"memory_limit_mb": -1}),
-        ("reward.max_failed_share", {"max_failed_share": 1.5}),
+        ("RewardConfig.time_limit_s", {"time_limit_s": 0}),
+        ("RewardConfig.startup_limit_s", {"startup_limit_s": math.inf}),
+        ("RewardConfig.memory_limit_mb", {"memory_limit_mb": -1}),
+        ("RewardConfig.max_failed_share", {"max_failed_share": 1.5}),
     ],
 )
 def test_a_wrong_setting_is_named(key: str, change: dict[str, object]) -> None:
     with pytest.raises(UserError) as caught:
         RewardConfig(**({"components": {"a": Format()}} | change))  # type: ignore[arg-type]
     assert caught.value.where == key
+
+
+def test_a_weight_is_finite() -> None:
+    with pytest.raises(UserError, match=r"^Format\.weight: got nan; must be a finite number"):
+        Format(weight=math.nan)
 
 
 def test_a_prompt_that_asks_for_an_unknown_reward_is_named() -> None:

@@ -48,5 +48,5 @@ def test_reasoning_and_main_language() -> None:
 
 
 def test_an_unknown_target_is_refused() -> None:
-    with pytest.raises(UserError, match="'fr'; must be one of prompt, en, zh"):
-        LanguageConsistency(target="fr")
+    with pytest.raises(UserError, match="'fr'; must be one of 'prompt', 'en', 'zh'"):
+        LanguageConsistency(target="fr")  # type: ignore[arg-type]

@@ -126,5 +126,5 @@ def test_a_given_corpus_replaces_the_generated_documents(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["fim_rate", "split_rate"])
 def test_rates_are_shares(name: str) -> None:
-    with pytest.raises(UserError, match=f"stage.tokenize.{name}"):
+    with pytest.raises(UserError, match=f"TokenizeConfig.{name}"):
         TokenizeConfig(**{name: 1.5})
