@@ -28,6 +28,10 @@ class UserError(FrameworkError):
         return type(self), (self.where, self.value, self.allowed)
 
 
+class DamagedState(UserError):
+    """A file that the framework wrote has changed, shrunk or gone since; an older checkpoint may serve."""
+
+
 class RunFailed(FrameworkError):
     """The run itself failed; the same command resumes it once the cause is gone."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import chain
@@ -26,7 +25,8 @@ from framework.artifacts import Checkpoint
 from framework.engines import expert_parallel
 from framework.engines.deepspeed_engine import Snapshot, TrainingEngine
 from framework.engines.universal import Topology, load_universal, reshard, topology
-from framework.errors import UserError
+from framework.errors import DamagedState, UserError
+from framework.files import clear_way, quick_digests, shares, text_digest, write_atomically
 from framework.models import public_layout
 from framework.models.spec import model_class
 
@@ -46,7 +46,7 @@ def save_state(
     """
     directory = directory / STATE
     if engine.rank == 0:
-        shutil.rmtree(directory, ignore_errors=True)
+        clear_way(directory)
         directory.mkdir(parents=True)
     dist.barrier()
     engine.native.save_checkpoint(str(directory), tag=TAG, client_state={"steps": engine.steps})
@@ -62,13 +62,27 @@ def save_state(
     }
     of_ranks: list[dict[str, int]] = [{}] * engine.world
     dist.all_gather_object(of_ranks, written)
+    files = {name: size for found in of_ranks for name, size in found.items()}
+    holders = {name: [rank for rank, found in enumerate(of_ranks) if name in found] for name in files}
+    digests = _merged(quick_digests(directory, shares(files, holders).get(engine.rank, ())), engine.world)
     if engine.rank == 0:
-        files = {name: size for found in of_ranks for name, size in found.items()}
-        contents = {"topology": asdict(topology(engine)), "counters": dict(counters), "files": files}
-        temporary = directory / (CONTENTS + ".tmp")
-        temporary.write_text(json.dumps(contents, indent=1))
-        temporary.replace(directory / CONTENTS)
+        contents: dict[str, Any] = {"topology": asdict(topology(engine)), "counters": dict(counters)}
+        contents |= {"files": files, "digests": dict(sorted(digests.items()))}
+        contents["digest"] = _own_digest(contents)
+        write_atomically(directory / CONTENTS, json.dumps(contents, indent=1))
     dist.barrier()
+
+
+def _own_digest(contents: Mapping[str, Any]) -> str:
+    """Of everything in `engine.json` but this digest itself."""
+    return text_digest(json.dumps({key: contents[key] for key in sorted(contents) if key != "digest"}, sort_keys=True))
+
+
+def _merged(found: dict[str, str], world: int) -> dict[str, str]:
+    """Every rank's entries."""
+    of_ranks: list[dict[str, str]] = [{}] * world
+    dist.all_gather_object(of_ranks, found)
+    return {name: value for one in of_ranks for name, value in one.items()}
 
 
 def load_state(engine: TrainingEngine, directory: Path) -> tuple[dict[str, int], dict[str, Snapshot]]:
@@ -76,10 +90,12 @@ def load_state(engine: TrainingEngine, directory: Path) -> tuple[dict[str, int],
 
     State of another world or expert-parallel size is converted; ranks that it did not have take over the random states
     of those it had. Raises UserError that names the file if one is missing or damaged, or the field (ZeRO stage, dtype)
-    in which the topology differs beyond conversion.
+    in which the topology differs beyond conversion. Damage is seen before anything is restored: each rank reads its
+    share of the files and holds it against the digests.
     """
     contents = check_state(directory)
     directory = directory / STATE
+    _check_digests(engine, directory, contents)
     old, ours = Topology(**contents["topology"]), topology(engine)
     for key in ("zero_stage", "dtype"):
         if getattr(old, key) != getattr(ours, key):
@@ -101,22 +117,44 @@ def load_state(engine: TrainingEngine, directory: Path) -> tuple[dict[str, int],
     return contents["counters"], snapshots
 
 
+def _check_digests(engine: TrainingEngine, directory: Path, contents: Mapping[str, Any]) -> None:
+    """Raise DamagedState on all ranks if a file differs from its digest; state of before there were any has none."""
+    expected: dict[str, str] = contents.get("digests", {})
+    sizes = {name: contents["files"][name] for name in expected}
+    share = shares(sizes, dict.fromkeys(sizes, range(engine.world))).get(engine.rank, ())
+    try:
+        found = quick_digests(directory, share)
+    except OSError as error:
+        found = {str(error.filename): f"{error.strerror}"}
+    wrong = {name: digest for name, digest in found.items() if digest != expected.get(name)}
+    if everyones := sorted(_merged(wrong, engine.world).items()):
+        name, digest = everyones[0]
+        others = f" (and {len(everyones) - 1} more files)" if len(everyones) > 1 else ""
+        allowed = f"was saved with digest {expected.get(name, 'of another name')[:12]}{others}: damaged since"
+        raise DamagedState(str(directory / name), digest[:12] if name in expected else digest, allowed)
+
+
 def check_state(directory: Path) -> dict[str, Any]:
-    """Return the contents of an engine state; raises UserError naming a missing or truncated file."""
+    """Return the contents of an engine state; raises DamagedState naming a missing or truncated file."""
     directory = directory / STATE
     file = directory / CONTENTS
     try:
         contents: dict[str, Any] = json.loads(file.read_text())
         files = contents["files"].items()
+        early = len(contents) == 3  # from before there were digests
+        if not early and contents["digest"] != _own_digest(contents):
+            raise DamagedState(str(file), f"digest {_own_digest(contents)[:12]}", f"says {contents['digest'][:12]}")
     except FileNotFoundError:
-        raise UserError(str(file), "no such file", "a finished engine state has one") from None
-    except (json.JSONDecodeError, KeyError) as error:
-        raise UserError(str(file), str(error), "must be JSON as the learner writes it") from None
+        raise DamagedState(str(file), "no such file", "a finished engine state has one") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedState(str(file), str(error), "must be JSON as the learner writes it") from None
     for name, size in files:
         path = directory / name
         present = path.stat().st_size if path.is_file() else None
         if present != size:
-            raise UserError(str(path), f"{present} bytes" if present is not None else "no such file", f"{size} bytes")
+            raise DamagedState(
+                str(path), f"{present} bytes" if present is not None else "no such file", f"{size} bytes"
+            )
     return contents
 
 

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import io
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from framework.engines.deepspeed_engine import Snapshot, TrainingEngine
+from framework.files import clear_way, remove_tree
 
 logger = logging.getLogger("framework")
 
@@ -52,7 +52,7 @@ def load_universal(engine: TrainingEngine, native: Path, biases: Sequence[torch.
     converted = native.with_name(native.name + "_universal")
     if engine.rank == 0:
         logger.warning("%s was saved by another number of ranks or expert-parallel size: converting it", native)
-        shutil.rmtree(converted, ignore_errors=True)
+        clear_way(converted)
     _raise_together(_convert(native, converted) if engine.rank == 0 else None)
     optimizer, config = engine.native.basic_optimizer, engine.native._config
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
@@ -71,7 +71,7 @@ def load_universal(engine: TrainingEngine, native: Path, biases: Sequence[torch.
         bias.copy_(saved)
     dist.barrier()
     if engine.rank == 0:
-        shutil.rmtree(converted)
+        remove_tree(converted)
 
 
 def _raise_together(error: Exception | None) -> None:

@@ -1,16 +1,20 @@
-"""A directory of checkpoints of which one counts: a crash at any moment leaves one to resume from."""
+"""A directory of checkpoints of which one counts: a crash leaves one to resume from, and damage an older one."""
 
 from __future__ import annotations
 
+import logging
 import os
-import shutil
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from framework.errors import UserError
+from framework.errors import DamagedState, UserError
+from framework.files import clear_way, remove_tree
 
 LATEST = "LATEST"
+KEPT = 2  # the one that counts, and one to fall back to
+logger = logging.getLogger("framework")
 
 
 @dataclass(frozen=True)
@@ -20,47 +24,102 @@ class Checkpoints:
     directory: Path
 
     def newest(self) -> Path | None:
-        """The newest checkpoint, None before the first. Raises UserError if LATEST does not say which that is."""
-        pointer = self.directory / LATEST
-        name = pointer.read_text().strip() if pointer.is_file() else ""
-        if name and (self.directory / name).is_dir():
-            return self.directory / name
+        """The checkpoint that counts, None before the first.
+
+        Where LATEST is lost or damaged that is the newest: each is whole, or it would not have its name.
+        """
+        pointer, named = self.directory / LATEST, self._named()
+        if named is not None:
+            return named
         # Whole, but not named yet: only the first, before any batch, can be so left by a crash.
-        found = sorted(p.name for p in self._all() if p.suffix != ".tmp" and p.name != _name(0))
-        if pointer.is_file() or found:
-            names = f"one of {', '.join(found)}" if found else "a checkpoint beside it, and there is none"
-            raise UserError(str(pointer), name, f"must name {names}; without it and them the stage starts anew")
-        return None
+        found = [path for path in self._whole() if pointer.is_file() or path.name != _name(0)]
+        if found:
+            logger.warning("%s names no checkpoint that is there: taking %s", pointer, found[-1].name)
+        elif pointer.is_file():
+            allowed = "must name a checkpoint beside it, and there is none; without it the stage starts anew"
+            raise UserError(str(pointer), pointer.read_text(errors="replace"), allowed)
+        return found[-1] if found else None
+
+    def restore(self, load: Callable[[Path], None]) -> bool:
+        """Have `load` restore the checkpoint that counts, or where it raises DamagedState the one before it.
+
+        Returns False if there is none yet. What was damaged keeps its files under another name until the next save.
+        Raises UserError if no checkpoint is left.
+        """
+        damaged: list[Path] = []
+        while (checkpoint := self._next(damaged)) is not None:
+            try:
+                load(checkpoint)
+            except DamagedState as error:
+                damaged.append(checkpoint)
+                older = self._next(damaged)
+                if older is None:
+                    allowed = f"{error.allowed}; no older checkpoint is left: without {self.directory} the stage "
+                    raise UserError(error.where, error.value, f"{allowed}starts anew") from None
+                logger.warning("checkpoint %s is damaged (%s): going on from %s", checkpoint.name, error, older.name)
+                continue
+            if checkpoint != self._named():
+                self._point_at(checkpoint.name)
+            for path in damaged:
+                other = path.with_name(f"{path.name}.damaged")
+                clear_way(other)
+                path.rename(other)
+            return True
+        return False
+
+    def _named(self) -> Path | None:
+        pointer = self.directory / LATEST
+        name = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
+        found = self.directory / name
+        return found if re.fullmatch(r"batch_\d{6,}", name) and found.is_dir() else None
+
+    def _next(self, damaged: list[Path]) -> Path | None:
+        """The newest that is not damaged, at or before the one that counts."""
+        newest = self.newest()
+        if newest is None or newest not in damaged:
+            return newest
+        older = [path for path in self._whole() if _number(path) < _number(newest) and path not in damaged]
+        return older[-1] if older else None
 
     def save(self, batches: int, write: Callable[[Path], None]) -> None:
         """Have `write` fill a directory, and make it the one that counts after `batches`; what counts stays as it is.
 
-        Older ones go once the new one is on the disk.
+        The one before it stays too; older ones go once the new one is on the disk.
         """
         name = _name(batches)
         newest = self.newest()
         if newest is not None and newest.name == name:
             return
         target, temporary = self.directory / name, self.directory / f"{name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(target, ignore_errors=True)
+        clear_way(temporary)
+        clear_way(target)
         temporary.mkdir(parents=True)
         write(temporary)
         for path in (*temporary.rglob("*"), temporary):
             _sync(path)
         temporary.replace(target)
+        self._point_at(name)
+        kept = {path.name for path in [p for p in self._whole() if _number(p) < batches][1 - KEPT :]} | {name}
+        for old in self.directory.glob("*batch_*"):
+            newer = old in self._whole() and _number(old) > batches  # nobody's, but whole
+            if old.name not in kept and not newer:
+                remove_tree(old)
+
+    def _point_at(self, name: str) -> None:
         pointer = self.directory / f"{LATEST}.tmp"
         pointer.write_text(name)
         _sync(pointer)
         _sync(self.directory)
         pointer.replace(self.directory / LATEST)
         _sync(self.directory)
-        for old in self._all():
-            if old.name != name:
-                shutil.rmtree(old)
 
-    def _all(self) -> list[Path]:
-        return list(self.directory.glob("batch_*"))
+    def _whole(self) -> list[Path]:
+        """Checkpoints that a save has finished, oldest first."""
+        return sorted((p for p in self.directory.glob("batch_*") if p.name[6:].isdigit()), key=_number)
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name[6:])
 
 
 def _name(batches: int) -> str:

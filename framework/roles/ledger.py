@@ -7,14 +7,16 @@ batch is made of the first tickets in that order, never of the first to finish: 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from framework.errors import UserError
+from framework.errors import DamagedState, UserError
+from framework.files import text_digest
 from framework.types import Prompt, ScoredGroup
 
 Outcome = Literal["trained", "no_signal"]
@@ -134,27 +136,57 @@ class Ledger:
 
     def save(self, file: Path) -> None:
         """Write the journal: a header line, then a line per consumed ticket. Live tickets are not kept: they rerun."""
-        header = {"batches_trained": self.batches_trained, "prompts": len(self.prompts), "seed": self.seed}
-        lines = [json.dumps(header), *(json.dumps(asdict(entry)) for entry in self.consumed)]
-        file.write_text("\n".join(lines) + "\n")
+        lines = [json.dumps(asdict(entry)) for entry in self.consumed]
+        header: dict[str, object] = {"batches_trained": self.batches_trained, "prompts": len(self.prompts)}
+        header |= {"seed": self.seed, "entries": len(lines)}
+        header["digest"] = _digest(header, lines)
+        file.write_text("\n".join([json.dumps(header), *lines]) + "\n")
 
     def load(self, file: Path) -> None:
-        """Return to what `save` wrote; the rest is pending again. Raises UserError on a damaged or foreign file."""
+        """Return to what `save` wrote; the rest is pending again.
+
+        Raises DamagedState for a file that has changed, or whose entries are not those of its batches: a ticket lost or
+        doubled would be trained twice. UserError for a foreign one.
+        """
         try:
-            header, *lines = [json.loads(line) for line in file.read_text().splitlines()]
-            consumed = [Consumed(**line) for line in lines]
+            first, *lines = file.read_text().removesuffix("\n").split("\n")
+            header = json.loads(first)
+            consumed = [Consumed(**json.loads(line)) for line in lines]
             batches_trained, prompts, seed = header["batches_trained"], header["prompts"], header["seed"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(str(file), str(error), "must be a ledger as the run saved it") from None
+            digest = header.pop("digest") if "entries" in header or len(header) > 3 else None  # early ledgers had none
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedState(str(file), str(error), "must be a ledger as the run saved it") from None
+        if digest is not None and digest != (found := _digest(header, lines)):
+            raise DamagedState(str(file), f"digest {found[:12]}", f"was saved with {digest[:12]}: damaged since")
         if (prompts, seed) != (len(self.prompts), self.seed):
             raise UserError(
                 str(file), f"{prompts} prompts, seed {seed}", f"this run has {len(self.prompts)}, seed {self.seed}"
             )
+        self._check_entries(file, batches_trained, consumed)
         self.batches_trained, self.consumed = batches_trained, consumed
         done = {entry.ticket for entry in consumed}
         self._next = max(done, default=-1) + 1
         self._returned = set(range(self._next)) - done
         self._issued, self._finished, self._no_signal = {}, {}, {}
+
+    def _check_entries(self, file: Path, batches_trained: int, consumed: Sequence[Consumed]) -> None:
+        """Raise DamagedState unless every batch trained its P tickets, none twice, each on its own prompt."""
+        tickets = Counter(entry.ticket for entry in consumed)
+        twice = [ticket for ticket, times in tickets.items() if times > 1]
+        trained = Counter(entry.batch for entry in consumed if entry.outcome == "trained")
+        wrong = [
+            b for b in {*range(batches_trained), *trained} if trained[b] != self.batch_size * (b < batches_trained)
+        ]
+        foreign = [e for e in sorted(consumed, key=lambda e: e.ticket) if self.prompt(e.ticket).id != e.prompt_id]
+        found = ""
+        if twice:
+            found = f"ticket {twice[0]} is there {tickets[twice[0]]} times"
+        elif wrong:
+            found = f"batch {min(wrong)} has {trained[min(wrong)]} trained entries, of {self.batch_size}"
+        elif foreign:
+            found = f"ticket {foreign[0].ticket} names prompt {foreign[0].prompt_id}"
+        if found:
+            raise DamagedState(str(file), found, f"must hold every ticket of {batches_trained} batches once")
 
     def _consume(self, ticket: int, outcome: Outcome) -> None:
         epoch = ticket // len(self.prompts)
@@ -162,3 +194,8 @@ class Ledger:
 
     def _first_live(self) -> list[int]:
         return sorted([*self._issued, *self._finished, *self._returned])[: self.batch_size]
+
+
+def _digest(header: Mapping[str, object], lines: Sequence[str]) -> str:
+    """Of everything in a ledger's file but this digest itself."""
+    return text_digest("\n".join([json.dumps(header, sort_keys=True), *lines]))

@@ -283,11 +283,13 @@ class RlLoop:
         Checkpoints(self.directory).save(self.ledger.batches_trained, write)
 
     def _resume(self) -> None:
-        """Continue from the newest checkpoint, or make the first one."""
-        checkpoint = Checkpoints(self.directory).newest()
-        if checkpoint is not None:
+        """Continue from the newest checkpoint that is not damaged, or make the first one."""
+
+        def load(checkpoint: Path) -> None:
             self.ledger.load(checkpoint / LEDGER)
             self.learner.load(checkpoint)
+
+        if Checkpoints(self.directory).restore(load):
             self.tracker.rewind(self._steps)
         else:
             self.learner.start()

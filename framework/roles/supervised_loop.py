@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
+import re
 import tempfile
 import threading
 import time
@@ -17,17 +17,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from framework.engines.deepspeed_engine import DeepSpeedConfig
-from framework.errors import RunFailed, Stopped, UserError
+from framework.errors import DamagedState, RunFailed, Stopped, UserError
+from framework.files import remove_tree
 from framework.graph.store import as_disk_error
 from framework.models.spec import ModelConfig
 from framework.protocols import Tracker
 from framework.roles.cluster import worker_environment
 from framework.roles.supervised_data import ChatData, RowData
 
+if TYPE_CHECKING:
+    from framework.engines.lm_trainer import DeepSpeedTrainer
+
+KEPT = 2  # checkpoints: the newest, and one to fall back to
 METRICS, STOP, SAVING = "worker_metrics.jsonl", "STOP", "saving-"
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
 STOP_CHECK_STEPS = 10  # steps between looks at the stop file: the ranks must agree
 
 logger = logging.getLogger("framework")
@@ -82,19 +88,20 @@ def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> N
             name="train",
             storage_path=str(run.work_dir.resolve()),
             failure_config=ray.train.FailureConfig(max_failures=0),  # counted below
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEPT),
             worker_runtime_env={"env_vars": environment},
         ),
     )
     outcome: list[BaseException | None] = []
-    saved = run.work_dir / "train" / "checkpoint_manager_snapshot.json"
+    saved = run.work_dir / "train" / SNAPSHOT
 
     def fit() -> None:
         failures = 0  # Ray Train can't start its own count afresh once a restart has got further
         before: bytes | None = None
         while not outcome:
             for torn in run.work_dir.glob(f"{SAVING}*"):  # of killed workers
-                shutil.rmtree(torn)
+                remove_tree(torn)
+            _check_snapshot(saved)
             try:
                 trainer().fit()
                 outcome.append(None)
@@ -165,6 +172,8 @@ class _Relay:
     def _log(self, record: dict[str, Any]) -> None:
         import numpy as np
 
+        if record.get("note"):
+            logger.warning("%s", record["note"])
         step = record["step"]
         if step <= self.step:
             self._tracker.rewind(step)
@@ -205,10 +214,7 @@ def _worker(config: dict[str, Any]) -> None:
         allowed = f"the tokenizer has {feed.vocab_size} tokens: it does not match this model"
         raise UserError("model.vocab_size", model.config.vocab_size, allowed)
     trainer = DeepSpeedTrainer(model, engine, run.data.isolated)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as directory:
-            trainer.load(Path(directory))
+    _restore(run, trainer, rank)
     step = trainer.engine.steps
     started, tokens = time.monotonic(), 0.0
     while step < run.steps:
@@ -241,7 +247,43 @@ def _worker(config: dict[str, Any]) -> None:
         _write(run, step, {}, None)
 
 
-def _write(run: LmRun, step: int, metrics: dict[str, float], load_LE: Any) -> None:
-    record = {"step": step, "metrics": metrics, "load": None if load_LE is None else load_LE.tolist()}
+def _restore(run: LmRun, trainer: DeepSpeedTrainer, rank: int) -> None:
+    """Load the newest checkpoint that is whole. Collective: all ranks find the same ones damaged.
+
+    What lies in the folder counts, not Ray Train's list of it: digests tell a checkpoint that a death cut off.
+    """
+    newest_first = sorted((run.work_dir / "train").glob("checkpoint_*/"), reverse=True)
+    damaged: list[DamagedState] = []
+    for directory in newest_first:
+        try:
+            trainer.load(directory)
+        except DamagedState as error:
+            damaged.append(error)
+            continue
+        if damaged and rank == 0:
+            text = f"checkpoint {damaged[0].where} is damaged ({damaged[0]}): going on from {directory.name}"
+            _write(run, trainer.engine.steps, {}, None, text)
+        return
+    if damaged:
+        allowed = f"{damaged[0].allowed}; no older checkpoint is left: without {run.work_dir} the stage starts anew"
+        raise UserError(damaged[0].where, damaged[0].value, allowed)
+
+
+def _check_snapshot(file: Path) -> None:
+    """Put Ray Train's list of checkpoints aside if it would not start with it: damaged, or naming what is gone."""
+    try:
+        listed = re.findall(r"checkpoint_\d{4}-[\w.-]+", json.dumps(json.loads(file.read_text())))
+        broken = [name for name in listed if not (file.parent / name).is_dir()]
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        broken = [str(error)]
+    if broken:
+        logger.warning("%s is damaged (%s): the checkpoints beside it count without it", file, broken[0])
+        file.replace(file.with_name(f"{file.name}.damaged"))
+
+
+def _write(run: LmRun, step: int, metrics: dict[str, float], load_LE: Any, note: str = "") -> None:
+    record = {"step": step, "metrics": metrics, "load": None if load_LE is None else load_LE.tolist(), "note": note}
     with (run.work_dir / METRICS).open("ab", buffering=0) as file:  # in one write: a killed worker leaves no torn line
         file.write(json.dumps(record).encode() + b"\n")

@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from framework.data.packing import pack, pack_padded
-from framework.engines import expert_parallel
+from framework.engines import checkpoint, expert_parallel
 from framework.engines.checkpoint import STATE, load_hf
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lm_trainer import DeepSpeedTrainer
 from framework.engines.lr_schedule import LrSchedule
 from framework.engines.weights import unflatten
-from framework.errors import UserError
+from framework.errors import DamagedState, UserError
 from framework.protocols import Learner
 from framework.types import Minibatch
 from tests.fakes import FakeLearner
@@ -235,9 +235,28 @@ class TestDeepSpeed:
         else:
             contents = json.loads((state / "engine.json").read_text())
             contents["topology"]["zero_stage"] = 2
+            contents["digest"] = checkpoint._own_digest(contents)
             (state / "engine.json").write_text(json.dumps(contents))
         with pytest.raises(UserError, match=damage if damage == "zero_stage" else victim.name):
             learner.load(tmp_path)
+
+    def test_64_flipped_bytes_in_any_file_are_noticed_before_anything_is_loaded(self, tmp_path: Path) -> None:
+        learner = tiny_learner(keep_versions=1)
+        learner.train_minibatch(minibatch())
+        learner.save(tmp_path)
+        before = learner.logprobs(samples())
+        files = [file for file in (tmp_path / STATE).rglob("*") if file.is_file()]
+        assert len(files) > 4
+        for file in files:
+            whole = file.read_bytes()
+            start, size = len(whole) // 3, 64
+            flipped = bytes(byte ^ 0x10 for byte in whole[start : start + size])
+            file.write_bytes(whole[:start] + flipped + whole[start + size :])
+            with pytest.raises(DamagedState, match=file.name):
+                learner.load(tmp_path)
+            assert equal(before, learner.logprobs(samples()))
+            file.write_bytes(whole)
+        learner.load(tmp_path)
 
     def test_a_sample_beyond_the_token_budget_is_refused(self) -> None:
         long = replace(samples()[0], prompt_ids=np.zeros(200, np.int32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,33 @@ def test_a_full_disk_ends_the_run_at_once_as_the_users_error(ray_node: None, tmp
     run = run_of(tmp_path, 1, workers=1, max_failures=1000)  # more than there is time for
     with Tracker(tmp_path / "metrics", "pretrain") as tracker, pytest.raises(UserError, match="the disk is full"):
         train_lm(run, tracker, lambda: False)
+
+
+def test_damage_costs_the_steps_since_the_checkpoint_before(
+    ray_node: None, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("framework"), "propagate", True)
+    for name in ("shards", "work"):
+        (tmp_path / name).mkdir()
+    documents = [np.arange(400) % VOCAB] * 10
+    write_shards(tmp_path / "shards", {"train": documents, "validation": documents}, VOCAB)  # type: ignore[arg-type]
+    train = tmp_path / "work" / "train"
+    with Tracker(tmp_path / "metrics", "pretrain") as tracker:
+        train_lm(run_of(tmp_path, 40, workers=1, checkpoint_every=10), tracker, lambda: False)
+    older, newest = sorted(train.glob("checkpoint_*/"))[-2:]
+    state = next(newest.glob("learner/native/*optim_states.pt"))
+    flipped = bytearray(state.read_bytes())
+    flipped[5000:5064] = bytes(byte ^ 0x10 for byte in flipped[5000:5064])
+    state.write_bytes(flipped)
+    (train / "checkpoint_manager_snapshot.json").write_text('{"ray_version": ')
+    with Tracker(tmp_path / "metrics", "pretrain") as tracker:
+        train_lm(run_of(tmp_path, 50, workers=1, checkpoint_every=10), tracker, lambda: False)
+    assert caplog.text.count("is damaged") >= 2
+    assert state.name in caplog.text
+    assert f"going on from {older.name}" in caplog.text
+    written = [step for step, _ in lines(run_of(tmp_path, 50))]
+    assert written == [10, 20, 30, 40, 40, 40, 50, 50]  # validation at the end of both, step 40 trained again
+    assert list(read_history(tmp_path / "metrics").stages["pretrain"].series["train/loss"]) == [10, 20, 30, 40, 50]
 
 
 def lines(run: LmRun) -> list[tuple[int, dict[str, Any]]]:

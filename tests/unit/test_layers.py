@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FIRST = ("types", "artifacts", "protocols", "errors", "bounds", "convert")
+FIRST = ("types", "artifacts", "protocols", "errors", "bounds", "convert", "files")
 PURE = ("algorithms", "data", "rewards", "models")
 GRAPH = ("graph",)
 # A layer may import itself and what is listed. `graph` knows no stage; stages know its Runtime and ClusterConfig.

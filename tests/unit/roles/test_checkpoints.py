@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from framework.errors import UserError
+from framework.errors import DamagedState, UserError
 from framework.roles.checkpoints import LATEST, Checkpoints
 
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
@@ -59,7 +63,7 @@ def test_a_death_between_any_two_operations_leaves_the_old_or_the_new_one(tmp_pa
             assert (found / "learner" / "state").read_text() == (found / "ledger").read_text() == str(batches)
         saved(directory, new)
         saved(directory, new + 1)
-        assert [path.name for path in directory.glob("batch_*")] == [f"batch_{new + 1:06d}"]
+        assert sorted(path.name for path in directory.glob("*batch_*")) == [f"batch_{n:06d}" for n in (new, new + 1)]
     assert operation > 10
 
 
@@ -79,12 +83,84 @@ def test_everything_is_on_the_disk_before_the_older_one_goes(tmp_path: Path, mon
     assert {file.stat().st_ino for file in files} <= synced
 
 
-@pytest.mark.parametrize("content", ["", "batch_000099", None])
-def test_checkpoints_that_latest_does_not_name_are_refused_and_kept(tmp_path: Path, content: str | None) -> None:
+@pytest.mark.parametrize("content", ["", "batch_000099", "..", "b\x00tch_000004", None])
+def test_where_latest_is_lost_the_newest_counts_and_nothing_is_deleted(tmp_path: Path, content: str | None) -> None:
+    saved(tmp_path, 2)
     saved(tmp_path, 4)
     (tmp_path / LATEST).unlink()
     if content is not None:
         (tmp_path / LATEST).write_text(content)
-    with pytest.raises(UserError, match=r"LATEST.*must name one of batch_000004"):
-        saved(tmp_path, 0)
+    assert Checkpoints(tmp_path).newest() == tmp_path / "batch_000004"
+    loaded: list[str] = []
+    assert Checkpoints(tmp_path).restore(lambda path: loaded.append(path.name))
+    assert loaded == ["batch_000004"]
+    assert (tmp_path / LATEST).read_text() == "batch_000004"
+    saved(tmp_path, 1)
     assert (tmp_path / "batch_000004" / "ledger").read_text() == "4"
+
+
+def test_latest_alone_is_no_beginning(tmp_path: Path) -> None:
+    (tmp_path / LATEST).write_text("batch_000004")
+    with pytest.raises(UserError, match=r"LATEST: got 'batch_000004'; must name a checkpoint beside it"):
+        Checkpoints(tmp_path).newest()
+
+
+def refuse(*damaged: str) -> tuple[list[str], Callable[[Path], None]]:
+    """What was loaded, and a load that finds these checkpoints damaged."""
+    loaded: list[str] = []
+
+    def load(path: Path) -> None:
+        if path.name in damaged:
+            raise DamagedState(str(path / "ledger"), "digest 1", "was saved with 2")
+        loaded.append(path.name)
+
+    return loaded, load
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("framework"), "propagate", True)
+    for batches in (2, 4, 6):
+        saved(tmp_path, batches)
+    assert sorted(path.name for path in tmp_path.glob("batch_*")) == ["batch_000004", "batch_000006"]
+    loaded, load = refuse("batch_000006")
+    assert Checkpoints(tmp_path).restore(load)
+    assert loaded == ["batch_000004"]
+    assert "checkpoint batch_000006 is damaged" in caplog.text
+    assert "/batch_000006/ledger" in caplog.text
+    assert "going on from batch_000004" in caplog.text
+    assert Checkpoints(tmp_path).newest() == tmp_path / "batch_000004"
+    assert (tmp_path / "batch_000006.damaged" / "ledger").is_file()
+    saved(tmp_path, 6)  # trained anew
+    assert sorted(path.name for path in tmp_path.glob("batch_*")) == ["batch_000004", "batch_000006"]
+
+
+def test_without_a_whole_one_the_file_and_the_way_out_are_named(tmp_path: Path) -> None:
+    for batches in (2, 4):
+        saved(tmp_path, batches)
+    with pytest.raises(UserError, match=r"batch_000002/ledger: .*no older checkpoint is left: without .* starts anew"):
+        Checkpoints(tmp_path).restore(refuse("batch_000002", "batch_000004")[1])
+    assert len(list(tmp_path.glob("batch_*"))) == 2
+    assert not Checkpoints(tmp_path / "none").restore(refuse()[1])
+
+
+@pytest.mark.parametrize("number", [errno.ENOTEMPTY, errno.EIO, errno.ESTALE])
+def test_what_a_disk_refuses_to_remove_is_said_once_and_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(logging.getLogger("framework"), "propagate", True)
+    rmtree = shutil.rmtree
+
+    def refuse(path: Path) -> None:
+        if path.name in ("batch_000002", "batch_000003", "batch_000007.tmp"):
+            raise OSError(number, os.strerror(number), str(path))
+        rmtree(path)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    (tmp_path / "batch_000007.tmp").mkdir()
+    for batches in range(1, 8):
+        saved(tmp_path, batches)
+    assert caplog.text.count("can't be removed") == 1
+    assert Checkpoints(tmp_path).newest() == tmp_path / "batch_000007"
+    assert (tmp_path / "batch_000007" / "ledger").read_text() == "7"

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framework.errors import UserError
+from framework.errors import DamagedState, UserError
 from framework.roles.ledger import Ledger
 from framework.types import Prompt, ResponseGroup, ScoredGroup
 
@@ -103,3 +107,62 @@ def test_a_foreign_or_damaged_journal_is_refused(tmp_path) -> None:  # type: ign
     file.write_text("{")
     with pytest.raises(UserError, match="ledger"):
         Ledger(prompts(5), 2, 0, seed=3).load(file)
+
+
+def trained_ledger(batches: int = 3) -> Ledger:
+    ledger = Ledger(prompts(5), 2, 0, seed=3)
+    for version in range(batches):
+        for _ in range(2):
+            ticket = ledger.issue(version)
+            ledger.finish(ticket, scored(ledger, ticket), refill=False)
+        ledger.train(ledger.batch())
+    return ledger
+
+
+def without_digest(lines: list[str]) -> list[str]:
+    """As a version that had no digests left it."""
+    header = json.loads(lines[0])
+    del header["digest"], header["entries"]
+    return [json.dumps(header), *lines[1:]]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda lines: lines[:-1], "batch 2 has 1 trained entries, of 2"),
+        (lambda lines: [*lines, lines[3]], "ticket 2 is there 2 times"),
+        (lambda lines: [*lines[:3], lines[4], *lines[4:]], "ticket 3 is there 2 times"),
+        (
+            lambda lines: [*lines[:1], lines[1].replace('"prompt_id": "', '"prompt_id": "x'), *lines[2:]],
+            "names prompt x",
+        ),
+        (lambda lines: [lines[0].replace('"batches_trained": 3', '"batches_trained": 4'), *lines[1:]], "batch 3 has 0"),
+        (lambda lines: [lines[0].replace('"batches_trained": 3', '"batches_trained": 2'), *lines[1:]], "batch 2 has 2"),
+    ],
+)
+def test_a_ledger_that_would_train_a_prompt_twice_is_refused(
+    tmp_path: Path, damage: Callable[[list[str]], list[str]], said: str
+) -> None:
+    file = tmp_path / "ledger.jsonl"
+    trained_ledger().save(file)
+    whole = file.read_text().splitlines()
+    file.write_text("\n".join(damage(whole)) + "\n")
+    with pytest.raises(DamagedState, match="digest"):
+        Ledger(prompts(5), 2, 0, seed=3).load(file)
+    file.write_text("\n".join(damage(without_digest(whole))) + "\n")
+    with pytest.raises(DamagedState, match=said):
+        Ledger(prompts(5), 2, 0, seed=3).load(file)
+    file.write_text("\n".join(without_digest(whole)) + "\n")
+    again = Ledger(prompts(5), 2, 0, seed=3)
+    again.load(file)
+    assert again.consumed == trained_ledger().consumed
+
+
+def test_any_flipped_byte_of_a_ledger_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.jsonl"
+    trained_ledger().save(file)
+    whole = file.read_bytes()
+    for place in range(len(whole) - 1):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=r"ledger\.jsonl"):
+            Ledger(prompts(5), 2, 0, seed=3).load(file)

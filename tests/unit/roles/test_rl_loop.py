@@ -133,7 +133,7 @@ def test_stops_when_asked_and_resumes(tmp_path: Path) -> None:
 def test_a_stop_before_the_next_batch_leaves_the_checkpoint_alone(tmp_path: Path) -> None:
     with pytest.raises(Stopped, match="stopped after 0 of 24 steps"):
         make_loop(tmp_path, should_stop=lambda: True).run()
-    (checkpoint,) = tmp_path.glob("batch_*")
+    checkpoint = max(tmp_path.glob("batch_*"))
     files = {file: file.stat().st_mtime_ns for file in checkpoint.rglob("*")}
     with pytest.raises(Stopped):
         make_loop(tmp_path, should_stop=lambda: True).run()
@@ -280,3 +280,19 @@ def test_a_mismatch_that_was_not_measured_shows(tmp_path: Path, capsys: pytest.C
 def test_batch_numbers_that_do_not_work_are_refused(changes: dict[str, float], where: str) -> None:
     with pytest.raises(UserError, match=where):
         RlConfig(**changes)  # type: ignore[arg-type]
+
+
+def test_a_damaged_newest_checkpoint_costs_its_batches_and_no_prompt_twice(tmp_path: Path) -> None:
+    whole = make_loop(tmp_path / "whole", checkpoint_every=3)
+    whole.run()
+    stopped = make_loop(tmp_path / "run", checkpoint_every=3)
+    stopped.should_stop = lambda: stopped.ledger.batches_trained >= 9
+    with pytest.raises(Stopped):
+        stopped.run()
+    file = tmp_path / "run" / "batch_000009" / "ledger.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines, lines[-1]]) + "\n")
+    again = make_loop(tmp_path / "run", checkpoint_every=3)
+    again.run()
+    assert len(again.learner.trained) == 6  # batches 7 to 12, again from the checkpoint of batch 6
+    assert [(e.ticket, e.batch) for e in again.ledger.consumed] == [(e.ticket, e.batch) for e in whole.ledger.consumed]
