@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-$(shell cat $(REQUIREMENTS) pyproject.toml | cksum | cut -d' ' -f1)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: help test r1-zero lint .venv
+.PHONY: help test r1-zero lint mutants .venv
 .DEFAULT_GOAL := help
 
 help: ## show the targets
@@ -45,3 +45,8 @@ lint: .venv ## check style and types
 
 r1-zero: .venv ## train a base model and R1-Zero from it at laptop scale, then say where the report is
 	$(BIN)/framework run job=r1_zero $(ARGS)
+
+mutants: .venv ## change the code that decides, one place at a time, and list the changes that no test notices (an hour)
+	@$(PIP) -r requirements/mutants.txt
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2
+	$(BIN)/mutmut results
