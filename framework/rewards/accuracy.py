@@ -4,62 +4,97 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from framework.errors import UserError, did_you_mean
+from framework.rewards.answers import CLOSE, OPEN, check_place, extract_answer
 from framework.rewards.base import Reward
+from framework.rewards.maths.verdict import is_copy, math_answers_agree
 from framework.types import Prompt, Response
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+MATH_TASKS = ("math", "gsm8k", "aime", "minerva", "olympiad")
 Verifier = Callable[[str, dict[str, Any]], float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(Reward):
-    """1 if the last `<answer>…</answer>` of the response is right, else 0 (R1: binary).
+    """1 if the response's answer is right, else 0 (R1: binary).
 
-    A task named in `math_tasks` compares its answer to the prompt's reference with math-verify (numbers, LaTeX,
-    expressions, sets). Any other task must be a reasoning-gym data set, and only its full score counts as right.
+    A task named in `math_tasks` compares its answer to the prompt's reference as mathematics (see
+    `framework.rewards.maths`); an expression copied from the question is no answer. Any other task must be a
+    reasoning-gym data set, whose own verifier judges; only its full score counts as right.
+
+    `answer_in` says where the answer stands: see `extract_answer`. With `last`, a finished response to a mathematical
+    task that marks no answer is taken at its last number.
     """
 
-    math_tasks: tuple[str, ...] = ("math",)
+    math_tasks: tuple[str, ...] = MATH_TASKS
+    answer_in: str = "last"  # tag, boxed, hashes, number, regex:…, or whichever of the first three ends last
+
+    fails_as_wrong: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_place(self.answer_in)
 
     def __call__(self, prompt: Prompt, response: Response) -> float:
-        """Return 1.0 or 0.0; raises ValueError for a task that no verifier knows."""
-        answer = extract_answer(response.text)
+        """Return 1.0 or 0.0. Raises UserError for a task that no verifier knows or a reference that it cannot judge."""
+        answer = self.extracted(prompt, response)
         if not answer:
             return 0.0
-        if prompt.task in self.math_tasks:
-            return float(math_answers_agree(prompt.answer, answer))
-        return float(gym_score(prompt, answer) >= 1.0)
+        try:
+            return float(self.is_right(prompt, answer))
+        except Exception:
+            self.check(prompt)  # where the reference passes, it is the answer that the verifier choked on
+            return 0.0
+
+    def extracted(self, prompt: Prompt, response: Response) -> str | None:
+        """Return the answer that the response gives, or None."""
+        text = response.text
+        answer = extract_answer(text, self.answer_in)
+        marked = answer is not None or OPEN in text or CLOSE in text or response.finish_reason != "stop"
+        if self.answer_in == "last" and not marked and prompt.task in self.math_tasks:
+            return extract_answer(text, "number")
+        return answer
+
+    def is_right(self, prompt: Prompt, answer: str) -> bool:
+        """Whether the task's verifier accepts `answer`; raises whatever it raises."""
+        if prompt.task not in self.math_tasks:
+            return gym_score(prompt, answer) >= 1.0
+        return math_answers_agree(prompt.answer, answer) and not is_copy(prompt.answer, answer, prompt.text)
 
     def check(self, prompt: Prompt) -> None:
-        """Raise UserError for a task that no verifier knows."""
+        """Raise UserError unless the task has a verifier and the prompt's own reference answer scores 1."""
         if prompt.task not in self.math_tasks:
             from reasoning_gym.factory import DATASETS
 
             if prompt.task not in DATASETS:
                 known = f"{did_you_mean(prompt.task, DATASETS)}must be a reasoning-gym data set or one of math_tasks"
                 raise UserError(f"prompt {prompt.id}: task", prompt.task, f"{known}: {', '.join(self.math_tasks)}")
+        try:
+            right, why = self._reference_is_right(prompt), "it does not score 1 against itself"
+        except Exception as error:
+            right, why = False, f"the verifier raises {type(error).__name__}: {error}"
+        if not right:
+            raise UserError(f"prompt {prompt.id}: answer", prompt.answer, f"cannot be judged by {prompt.task}: {why}")
+
+    def _reference_is_right(self, prompt: Prompt) -> bool:
+        if prompt.task in self.math_tasks:
+            return math_answers_agree(prompt.answer, prompt.answer)
+        return gym_score(prompt, prompt.answer) >= 1.0
 
     def prepare(self) -> None:
         """Import the verifiers: about a second each."""
         import reasoning_gym  # noqa: F401
 
         if self.math_tasks:
+            import math_verify
+
             # it warns that its time limit is off, which is on purpose: the reward process has one
             logging.getLogger("math_verify").setLevel(logging.ERROR)
-            math_answers_agree("1", "1")
-
-
-def extract_answer(text: str) -> str | None:
-    """Return what the last answer tags enclose, stripped; None without a closed pair."""
-    answers = _ANSWER.findall(text)
-    return answers[-1].strip() if answers else None
+            math_verify.parse("$1$", parsing_timeout=None)
 
 
 def gym_score(prompt: Prompt, answer: str) -> float:
@@ -79,26 +114,3 @@ def _gym_verifier(task: str) -> Verifier:
     except ValueError:
         raise ValueError(f"task {task!r} is neither a reasoning-gym data set nor one of math_tasks") from None
     return verifier
-
-
-def math_answers_agree(reference: str, answer: str) -> bool:
-    """Compare two math answers by value; raises ValueError if the reference is no mathematics.
-
-    No time limit of its own: math-verify's needs signals and the main thread.
-    """
-    import math_verify
-
-    gold = _parse_math(reference)
-    if not gold:
-        raise ValueError(f"math-verify cannot read the reference answer {reference!r}")
-    return bool(math_verify.verify(gold, _parse_math(answer), timeout_seconds=None))
-
-
-def _parse_math(text: str) -> list[Any]:
-    """Read the whole of `text` as mathematics if possible, else the expression found in it."""
-    import math_verify
-
-    bare = text.replace("\\boxed", "").strip().strip("$")
-    whole: list[Any] = math_verify.parse(f"${bare}$", [math_verify.LatexExtractionConfig()], parsing_timeout=None)
-    read = whole and not isinstance(whole[0], str)  # what it cannot read as an expression comes back as text
-    return whole if read else math_verify.parse(text, parsing_timeout=None) or whole

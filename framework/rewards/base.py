@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
+from typing import ClassVar
 
 from framework.bounds import FiniteFloat, NonNegativeInt, Probability, Seconds, bounded
 from framework.errors import UserError, did_you_mean
@@ -24,12 +25,19 @@ class Reward:
 
     weight: FiniteFloat = 1.0
 
+    # Whether a response on which this reward hangs, crashes or runs out of memory scores 0 instead of failing. Right
+    # for a verifier whose `check` passes the prompt: then it is the answer that it cannot bear.
+    fails_as_wrong: ClassVar[bool] = False
+
     def __call__(self, prompt: Prompt, response: Response) -> float:
         """Return a finite number. Whatever it raises makes the sample a failed one."""
         raise NotImplementedError
 
     def check(self, prompt: Prompt) -> None:
-        """Raise UserError for a prompt that this reward can never score; asked before the run starts."""
+        """Raise UserError for a prompt that this reward can never score, its own reference answer included.
+
+        Asked of prompts before the run starts, and once for each group before its responses are scored.
+        """
 
     def prepare(self) -> None:
         """Do slow imports once per process, so that no sample's time limit pays for them."""

@@ -19,7 +19,7 @@ from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
 from framework.graph.plan import RoleEstimate, StageEstimate
-from framework.rewards.accuracy import extract_answer
+from framework.rewards.answers import extract_answer
 from framework.rewards.base import RewardConfig
 from framework.roles.pool import Done, WorkerPool
 from framework.roles.reward import check_scores

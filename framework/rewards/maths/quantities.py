@@ -1,0 +1,194 @@
+"""What people write around a number or an option: units, the answer phrase, the letter of a choice."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+# Units of one family measure the same thing: two of them that differ are two answers. Others are not compared.
+_FAMILIES = {
+    "length": "mm cm dm m km in inch ft foot yd yard mi mile millimeter centimeter meter kilometer metre kilometre "
+    "米 厘米 千米 公里",
+    "mass": "mg g kg gram kilogram lb pound oz ounce ton tonne 克 千克 公斤 吨",
+    "time": "ms s sec second min minute h hr hour day week month year 秒 分钟 小时 天 周 月 年",
+    "money": "cent dollar euro buck usd eur 元 角 分",
+    "volume": "ml l liter litre milliliter gallon quart pint cup 升 毫升",
+}
+_ONE_NAME = {
+    "metre": "m", "meter": "m", "millimeter": "mm", "centimeter": "cm", "kilometer": "km", "kilometre": "km",
+    "inch": "in", "foot": "ft", "feet": "ft", "inches": "in", "yard": "yd", "mile": "mi", "gram": "g",
+    "kilogram": "kg", "pound": "lb", "ounce": "oz", "tonne": "ton", "sec": "s", "second": "s", "minute": "min",
+    "hr": "h", "hour": "h", "buck": "dollar", "usd": "dollar", "eur": "euro", "liter": "l", "litre": "l",
+    "milliliter": "ml", "米": "m", "厘米": "cm", "千米": "km", "公里": "km", "克": "g", "千克": "kg", "公斤": "kg",
+    "吨": "ton", "秒": "s", "分钟": "min", "小时": "h", "天": "day", "周": "week", "月": "month", "年": "year",
+    "升": "l", "毫升": "ml",
+}  # fmt: skip
+_FAMILY = {_ONE_NAME.get(unit, unit): family for family, units in _FAMILIES.items() for unit in units.split()}
+_OTHERS = "km/h mph kph m/s rad radian degree percent ppm hz khz mhz ghz w kw j kj n pa kpa v mol kcal cal °c k"
+_KNOWN = {unit for units in (*_FAMILIES.values(), _OTHERS) for unit in units.split()} | set(_ONE_NAME)
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "百": 2, "千": 3, "万": 4, "亿": 8}
+_LETTERS = r"A-Za-z\u00b5\u4e00-\u9fff"
+_QUANTITY = re.compile(
+    r"(?P<number>.*?[\d})])\s*(?P<unit>(?:\^\\circ\s*[CF]?|%|(?<=[\d})\s])(?=[" + _LETTERS + r"(]))[^\d=<>+\\]*"
+    r"(?:\^\{?[23]\}?)?[^\d=<>+\\]*)",
+    re.DOTALL,
+)
+_LONE_UNITS = "mgshLlVWNJKF"  # letters that mean a unit where they follow a number
+_NUMERAL = re.compile(
+    r"-?(?:(?<!\d)\d+\s+\d+/\d+|\d+\s*\\frac\s*\{\d+\}\s*\{\d+\}|\\frac\s*\{-?\d+\}\s*\{\d+\}"
+    r"|\d+(?:\.\d+)?(?:[eE][+-]?\d+)?(?:\s*/\s*\d+)?|\.\d+)"
+)
+_PHRASE = re.compile(
+    r".*(?:\b(?:final\s+)?answer(?:\s+is|\s*:|\s*=)+(?:\s*:)?|\b(?:is|are|was|equals|equal\s+to|be|total\s+of|get|gets|has|have|costs?"
+    r"|makes?|made|earns?|spends?|needs?|pays?|left)\b|答案(?:是|为|:)*|等于|[是为]|[:=])\s*",
+    re.IGNORECASE | re.DOTALL,
+)
+_LABEL = re.compile(
+    r"(?:(?:the\s+)?(?:correct\s+)?(?:final\s+)?(?:answer|option|choice)(?:\s+is|\s*:)?\s*|答案\s*(?:是|为|:)?\s*|选项?\s*)*"
+    r"(?:\(\s*(?P<a>[A-Ja-j])\s*\)|\[(?P<b>[A-J])\]|(?P<c>[A-J])\s*[).:]|(?P<e>[A-J])(?=$|\.\s*$)|(?P<d>[A-J])(?=\s|\.|,))"
+    r"\s*(?P<rest>.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+_DOUBT = re.compile(
+    r"\b(?:or|not|no|never|isn'?t|n't|either|between|than|at\s+(?:least|most)|unknown|cannot|can'?t|wrong|incorrect"
+    r"|maybe|perhaps|except|plus|minus|times|divided|multiplied|approximately\s+not|up\s+to|guess|half|double|twice"
+    r"|negative|dozen)\b|不|或|\\ldots|\.\.\.",
+    re.IGNORECASE,
+)
+_ENGLISH = {
+    word: value
+    for value, word in enumerate(
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+            "twenty",
+        ]
+    )
+} | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
+
+
+def split_unit(text: str, strict: bool) -> tuple[str, str] | None:
+    """Split "18 dollars" into the number's text and its unit; None if what follows is no unit.
+
+    `strict`, for a reference: the unit must be a known one, or a word of three letters apart from the number.
+    """
+    match = _QUANTITY.fullmatch(text)
+    if match is None or not match["unit"].strip():
+        return None
+    unit = match["unit"].strip()
+    spaced = text[match.end("number")].isspace()
+    if unit.startswith(r"^\circ") or unit == "%":
+        return match["number"], unit
+    first = re.match(r"[^\W\d_]+(?:/[^\W\d_]+)?", unit.lstrip("("))
+    word = first[0] if first else ""
+    if _DOUBT.search(unit) or not word:
+        return None
+    known = singular(word) in _KNOWN or word.lower() in _KNOWN or word.split("/")[0].lower() in _KNOWN
+    known = known or not word.isascii() or word.lower() in _SCALES
+    if strict and not ((known and (len(word) > 1 or spaced)) or (spaced and len(word) >= 3)):
+        return None
+    if len(word) == 1 and word.isascii() and (word not in _LONE_UNITS or (len(unit) > 1 and unit[1] not in "^/ ")):
+        return None
+    if len(word) == 2 and not known and not spaced:
+        return None
+    return match["number"], unit
+
+
+def scale_of(unit: str) -> tuple[int, str]:
+    """Return the power of ten that a unit begins with ("million dollars": 6), and the rest of it."""
+    total, rest = 0, unit
+    for _ in range(3):
+        for word, power in _SCALES.items():
+            if rest.lower().startswith(word) and (not word.isascii() or not rest[len(word) : len(word) + 1].isalpha()):
+                total, rest = total + power, rest[len(word) :].lstrip()
+                break
+    return total, rest
+
+
+def singular(unit: str) -> str:
+    """Return a unit's one name: "metres" and "m" are the same."""
+    word = re.split(r"[\s^(]", unit.strip().lower())[0].rstrip(".")
+    if word in _ONE_NAME:
+        return _ONE_NAME[word]
+    word = word.removesuffix("s") if len(word) > 2 else word
+    return _ONE_NAME.get(word, word)
+
+
+def units_differ(left: str, right: str) -> bool:
+    """Whether two units measure the same thing on different scales (cents for dollars)."""
+    a, b = singular(left), singular(right)
+    return a != b and a in _FAMILY and _FAMILY[a] == _FAMILY.get(b)
+
+
+def after_phrase(text: str) -> str | None:
+    """Return what stands behind "the answer is", "so x =", "答案是"; None without such a phrase."""
+    match = _PHRASE.match(text)
+    return text[match.end() :].strip() if match and match.end() < len(text) else None
+
+
+def option_of(text: str) -> tuple[str, str] | None:
+    """Return the letter of "B.", "(B)", "B) text", "option B", in capitals, and the text behind it; None without."""
+    match = _LABEL.fullmatch(text)
+    if match is None:
+        return None
+    letter = next(match[group] for group in "abcde" if match[group])
+    if match["d"] and (
+        not letter.isupper() or (match["rest"].strip() and not match["rest"].lstrip().startswith((".", ",")))
+    ):
+        return None
+    return letter.upper(), match["rest"].strip(" .,:;)")
+
+
+def only_number(text: str) -> str | None:
+    """Return the number in prose that holds one alone, and nothing that doubts or compares it; else None."""
+    if _DOUBT.search(text) or re.search(r"[-+*/^<>=\\]\s*(?![\d\s])|[\^<>]", _NUMERAL.sub(" ", text)):
+        return None
+    numerals = _NUMERAL.findall(text)
+    if len(numerals) != 1 or not re.search(r"[^\W\d_]{2}|[\u4e00-\u9fff]", text):
+        return None
+    start = text.index(numerals[0])
+    around = text[max(0, start - 1) : start] + text[start + len(numerals[0]) :][:1]
+    if re.search(r"[A-Za-z_]", around[:1] if start else ""):
+        return None
+    found = split_unit(text[start:], strict=False)
+    return text[start:] if found and found[0].strip() == numerals[0].strip() else numerals[0]
+
+
+def spelt_number(text: str) -> Fraction | None:
+    """Return the value of an English number word up to ninety-nine, with a unit or not; else None."""
+    words = text.lower().replace("-", " ").split()
+    if not words or words[0] not in _ENGLISH or _DOUBT.search(text):
+        return None
+    value = _ENGLISH[words[0]]
+    if len(words) > 1 and value >= 20 and 0 < _ENGLISH.get(words[1], 0) < 10:
+        value, words = value + _ENGLISH[words[1]], words[1:]
+    rest = words[1:]
+    if (
+        any(word in _ENGLISH or word in _SCALES or word == "and" or not word.isalpha() for word in rest)
+        or len(rest) > 3
+    ):
+        return None
+    return Fraction(value)
+
+
+def doubts(text: str) -> bool:
+    """Whether a phrase names alternatives, denies or compares: "not 5", "more than 5", "5 or 6"."""
+    return _DOUBT.search(text) is not None
