@@ -46,6 +46,7 @@ class EngineLoop:
 
     def __init__(self, build: Callable[[], LLMEngine]) -> None:
         self.error: BaseException | None = None
+        self.turns = 0  # steps and commands done: whoever waits sees that the engine gets on
         self._build = build
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._requests: dict[str, tuple[Future[RequestOutput], Callable[[RequestOutput], None] | None]] = {}
@@ -116,6 +117,7 @@ class EngineLoop:
             while self._obey(engine):
                 for output in engine.step():
                     self._deliver(output)
+                self.turns += 1
             engine.engine_core.shutdown()
             self._die(RunFailed("the rollout engine was stopped"))
         except BaseException as error:  # whatever it was, those who wait must hear of it
@@ -130,6 +132,7 @@ class EngineLoop:
                 return True
             if command is None:
                 return False
+            self.turns += 1
             try:
                 command.result.set_result(command.function(engine))
             except Exception as error:

@@ -160,6 +160,11 @@ class VllmSampler:
         """Whether the engine runs and its weights are known."""
         return self._loop is not None and self._loop.error is None
 
+    @property
+    def turns(self) -> int:
+        """What the engine has done since it was built, in steps and commands; -1 before: building counts nothing."""
+        return self._loop.turns if self._loop is not None and self.version >= 0 else -1
+
     def stats(self) -> SamplerStats:
         """Return totals since start."""
         in_flight = self._loop.in_flight if self._loop else 0

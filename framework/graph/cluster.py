@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from framework.bounds import Bound, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, bounded
 from framework.errors import UserError
+from framework.graph.deadlines import Deadlines
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ClusterConfig:
     gpu_tflops: PositiveFloat = 989.0  # dense bf16 peak of one GPU (H100, H800)
     ray_address: str = ""  # empty: RAY_ADDRESS if it is set, else a local instance
     object_store_gib: Annotated[float, Bound(least=0.1, note="as Ray asks")] = 1.0
+    deadlines: Deadlines = field(default_factory=Deadlines)  # how long the run waits for whom
 
     def training_workers(self, workers: int, min_workers: int, stage: str) -> int:
         """Ranks of a stage that asks for `workers` (0: as many as learners); UserError if `min_workers` is more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,20 +124,20 @@ class RayRollouts:
 
 
 class RayRewards:
-    """`rl_clients.Rewards` over reward actors."""
+    """`rl_loop.Rewards` over reward actors. A worker gets its next group when it is free.
+
+    Groups given out beforehand would wait behind verifiers that hang while other workers have nothing to do.
+    """
 
     def __init__(self, pool: WorkerPool) -> None:
         self._pool = pool
         self._era = 0
-        self._waiting: list[tuple[int, ResponseGroup]] = []  # while no worker is ready
+        self._waiting: deque[tuple[int, ResponseGroup]] = deque()
 
     def submit(self, ticket: int, group: ResponseGroup) -> None:
-        """Give the group to the least loaded worker."""
-        ready = self._pool.ready()
-        if not ready:
-            self._waiting.append((ticket, group))
-            return
-        self._pool.call(min(ready, key=self._pool.load), "score", group, tag=_Generate(self._era, ticket))
+        """Give the group to a free worker, now or later."""
+        self._waiting.append((ticket, group))
+        self._hand_out()
 
     def poll(self) -> list[tuple[int, tuple[RewardScore, ...] | None]]:
         """Return scored groups; None for tickets whose worker died."""
@@ -144,13 +145,22 @@ class RayRewards:
         for outcome in self._pool.poll(0):
             if isinstance(outcome.tag, _Generate) and outcome.tag.era == self._era:
                 results.append((outcome.tag.ticket, outcome.result if isinstance(outcome, Done) else None))
-        if self._waiting and self._pool.ready():
-            waiting, self._waiting = self._waiting, []
-            for ticket, group in waiting:
-                self.submit(ticket, group)
+        self._hand_out()
         return results
 
     def forget(self) -> None:
         """Ignore what is being scored."""
         self._era += 1
-        self._waiting = []
+        self._waiting.clear()
+
+    def _hand_out(self) -> None:
+        if self._waiting:
+            for worker in free_workers(self._pool):
+                if self._waiting:
+                    ticket, group = self._waiting.popleft()
+                    self._pool.call(worker, "score", group, tag=_Generate(self._era, ticket))
+
+
+def free_workers(pool: WorkerPool) -> list[int]:
+    """Workers that are ready and have nothing to do."""
+    return [worker for worker in pool.ready() if not pool.load(worker)]

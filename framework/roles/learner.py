@@ -122,7 +122,7 @@ class LearnerWorker:
 
 
 class LearnerGroup:
-    """The driver's handle on all ranks; `rl_clients.LearnerClient`. A lost rank surfaces as LearnerLost that names it."""
+    """The driver's handle on all ranks; `rl_clients.LearnerClient`. A lost rank surfaces as LearnerLost, by name."""
 
     def __init__(
         self, config: LearnerConfig, ranks: int = 1, *, actor_options: Sequence[dict[str, Any]] | None = None

@@ -7,9 +7,11 @@ batch is made of the first tickets in that order, never of the first to finish: 
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from heapq import heappop, heappush
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -55,9 +57,13 @@ class Ledger:
         self.batches_trained = 0
         self.consumed: list[Consumed] = []
         self._next = 0  # first ticket that was never issued
-        self._returned: set[int] = set()  # issued once, to be issued again
+        self._returned: list[int] = []  # heap: issued once, to be issued again
         self._issued: dict[int, int] = {}  # ticket -> policy version it was issued for
         self._finished: dict[int, ScoredGroup] = {}
+        # What makes `batch_ready` cheap however many tickets are live; `_advance` keeps the three in step.
+        self._open: list[int] = []  # heap: every ticket issued or returned, and some that were
+        self._behind: list[int] = []  # heap: finished tickets with an open one before them
+        self._front: deque[int] = deque()  # finished tickets without, in order
         self._no_signal: dict[int, ScoredGroup] = {}  # finished, waiting to be written off with the next batch
         self._orders: dict[int, list[int]] = {}
 
@@ -76,11 +82,11 @@ class Ledger:
     def issue(self, version: int) -> int:
         """Mark the next ticket as issued for `version` and return it."""
         if self._returned:
-            ticket = min(self._returned)
-            self._returned.remove(ticket)
+            ticket = heappop(self._returned)
         else:
             ticket = self._next
             self._next += 1
+            heappush(self._open, ticket)
         self._issued[ticket] = version
         return ticket
 
@@ -88,12 +94,15 @@ class Ledger:
         """Return issued tickets whose worker died; they are issued again before new ones."""
         for ticket in tickets:
             del self._issued[ticket]
-            self._returned.add(ticket)
+            heappush(self._returned, ticket)
 
     def finish(self, ticket: int, scored: ScoredGroup, refill: bool) -> None:
         """Record a scored group. With `refill` the ticket leaves the batch and the next one takes its place."""
         del self._issued[ticket]
         (self._no_signal if refill else self._finished)[ticket] = scored
+        if not refill:
+            heappush(self._behind, ticket)
+        self._advance()
 
     @property
     def live(self) -> int:
@@ -102,12 +111,12 @@ class Ledger:
 
     def batch_ready(self) -> bool:
         """Whether the first P live tickets are all finished."""
-        return len(self._first_live()) == self.batch_size and all(t in self._finished for t in self._first_live())
+        return len(self._front) >= self.batch_size
 
     def batch(self) -> list[FinishedTicket]:
         """The next batch, in ticket order. It stays in the ledger until `train` marks it."""
         assert self.batch_ready()
-        return [FinishedTicket(ticket, self._finished[ticket]) for ticket in self._first_live()]
+        return [FinishedTicket(ticket, self._finished[ticket]) for ticket in islice(self._front, self.batch_size)]
 
     @property
     def refilled(self) -> int:
@@ -128,6 +137,8 @@ class Ledger:
         discarded = self.discarded(batch)
         for item in batch:
             del self._finished[item.ticket]
+            first = self._front.popleft()
+            assert first == item.ticket, "batches are trained in the order of their tickets"
             self._consume(item.ticket, "trained")
         for item in discarded:
             del self._no_signal[item.ticket]
@@ -166,7 +177,8 @@ class Ledger:
         self.batches_trained, self.consumed = batches_trained, consumed
         done = {entry.ticket for entry in consumed}
         self._next = max(done, default=-1) + 1
-        self._returned = set(range(self._next)) - done
+        self._returned = sorted(set(range(self._next)) - done)
+        self._open, self._behind, self._front = list(self._returned), [], deque()
         self._issued, self._finished, self._no_signal = {}, {}, {}
 
     def _check_entries(self, file: Path, batches_trained: int, consumed: Sequence[Consumed]) -> None:
@@ -192,8 +204,12 @@ class Ledger:
         epoch = ticket // len(self.prompts)
         self.consumed.append(Consumed(ticket, epoch, self.prompt(ticket).id, self.batches_trained, outcome))
 
-    def _first_live(self) -> list[int]:
-        return sorted([*self._issued, *self._finished, *self._returned])[: self.batch_size]
+    def _advance(self) -> None:
+        """Move finished tickets to the front that have no open ticket before them any more."""
+        while self._open and (self._open[0] in self._finished or self._open[0] in self._no_signal):
+            heappop(self._open)
+        while self._behind and (not self._open or self._behind[0] < self._open[0]):
+            self._front.append(heappop(self._behind))
 
 
 def _digest(header: Mapping[str, object], lines: Sequence[str]) -> str:

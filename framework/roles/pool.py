@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from framework.errors import RunFailed, UserError
+from framework.graph.deadlines import Deadlines
+from framework.roles.causes import cause, is_death
+from framework.roles.deadlines import Watch
+from framework.roles.placing import Placing
+from framework.roles.pulse import pulse_of
 
 TRUSTED_AFTER = 100  # calls that a worker must return before its restarts are forgotten
 
@@ -34,6 +40,7 @@ class Lost:
 class _Call:
     worker: int
     tag: Hashable
+    number: int  # its key in the watch
 
 
 def wait_for_any(calls: Sequence[Any], timeout_s: float = 0.05) -> None:
@@ -57,15 +64,32 @@ class WorkerPool:
     the manager forgets work when an actor dies. A new or restarted actor runs `set_up` before it counts as ready.
 
     The run ends when workers that have not proved themselves since were restarted more than `max_restarts` times: a
-    crash that comes back, whichever workers it goes around, is told from one lost machine a day.
+    crash that comes back, whichever workers it goes around, is told from one lost machine a day. An error that workers
+    raise twice, alike, before they have returned anything since their start is the run's own: it ends it at once.
+
+    A worker that hangs is killed and replaced as if it had died; `deadlines` says when. `least_s`: for a method, what
+    its arguments allow it at least, in seconds. `asks`: what an actor books, for the message when there is no place.
     """
 
     def __init__(
-        self, name: str, actors: Sequence[Any], set_up: Callable[[Any], Any] | None = None, max_restarts: int = 10
+        self,
+        name: str,
+        actors: Sequence[Any],
+        set_up: Callable[[Any], Any] | None = None,
+        max_restarts: int = 10,
+        deadlines: Deadlines | None = None,
+        least_s: Mapping[str, Callable[..., float]] | None = None,
+        asks: Mapping[str, float] | None = None,
     ) -> None:
         from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
         self.name, self.max_restarts = name, max_restarts
+        self._watch = Watch(f"{name} worker", deadlines or Deadlines())
+        self._least = least_s or {}
+        self._placing = Placing(self._watch.name, self._watch.table.place, asks or {})
+        self._numbers = itertools.count()
+        self._loads: Counter[int] = Counter()  # calls of the caller's that are out, by worker
+        self._first_error: dict[int, str] = {}  # by worker: what its first work after a start raised
         self._set_up = set_up
         self._manager = FaultTolerantActorManager(list(actors))
         self._calls: dict[Any, _Call] = {}  # ObjectRef -> call
@@ -74,6 +98,7 @@ class WorkerPool:
         self._returned: Counter[int] = Counter()  # by worker, since its last restart
         self._last_probe = 0.0
         for worker in self._manager.actor_ids():
+            self._placing.begin(worker, self._manager.actors()[worker])
             self._begin(worker)
 
     @property
@@ -92,7 +117,7 @@ class WorkerPool:
 
     def load(self, worker: int) -> int:
         """Calls of the caller's that this worker has not returned yet."""
-        return sum(call.worker == worker and not isinstance(call.tag, _SetUp) for call in self._calls.values())
+        return self._loads[worker]
 
     @property
     def outstanding(self) -> list[Any]:
@@ -102,7 +127,9 @@ class WorkerPool:
     def call(self, worker: int, method: str, *args: Any, tag: Hashable) -> None:
         """Call a method; its outcome comes from `poll` as Done or Lost with this tag."""
         reference = getattr(self._manager.actors()[worker], method).remote(*args)
-        self._calls[reference] = _Call(worker, tag)
+        least = self._least[method](*args) if method in self._least else 0.0
+        self._out(reference, worker, tag, method, least)
+        self._loads[worker] += 1
 
     def poll(self, timeout_s: float) -> list[Done | Lost]:
         """Return what has finished, waiting at most `timeout_s` for the first, also while no call is out.
@@ -113,7 +140,7 @@ class WorkerPool:
         import ray
 
         self._probe()
-        outcomes: list[Done | Lost] = []
+        outcomes = self._overdue()
         if timeout_s:
             wait_for_any(self.outstanding, timeout_s)
         references = self.outstanding
@@ -133,9 +160,11 @@ class WorkerPool:
             except ray.exceptions.RayError as error:
                 outcomes += self._lose(call, error, kill=False)
             else:
+                self._watch.end(call.number)
                 if isinstance(call.tag, _SetUp):
                     self._ready.add(call.worker)
                 else:
+                    self._loads[call.worker] -= 1
                     self._count(call.worker)
                     outcomes.append(Done(call.worker, call.tag, result))
         return [outcome for outcome in outcomes if not isinstance(outcome.tag, _SetUp)]
@@ -146,16 +175,37 @@ class WorkerPool:
 
         for actor in self._manager.actors().values():
             ray.kill(actor, no_restart=True)
-        self._calls, self._ready = {}, set()
+        self._calls, self._ready, self._loads = {}, set(), Counter()
 
     def _begin(self, worker: int) -> None:
         if self._set_up is None:
             self._ready.add(worker)
         else:
-            self._calls[self._set_up(self._manager.actors()[worker])] = _Call(worker, _SetUp())
+            self._out(self._set_up(self._manager.actors()[worker]), worker, _SetUp(), "start")
+
+    def _out(self, reference: Any, worker: int, tag: Hashable, verb: str, least: float = 0.0) -> None:
+        self._calls[reference] = _Call(worker, tag, next(self._numbers))
+        self._watch.begin(self._calls[reference].number, worker, verb, least)
+
+    def _overdue(self) -> list[Done | Lost]:
+        """Kill workers that are waited for too long: their calls are lost. Raises RunFailed where none has a place."""
+        for worker in self._placing.placed():  # until then nobody can have kept us waiting
+            self._watch.restart(worker)
+        if not self._ready:
+            self._placing.check()
+        outcomes: list[Done | Lost] = []
+        for late in self._watch.check(lambda worker: pulse_of(self._manager.actors()[worker]._actor_id.hex())):
+            if late.worker in self._placing.waiting:
+                continue
+            call = next((call for call in self._calls.values() if call.number == late.key), None)
+            if call is not None:
+                self._calls = {r: c for r, c in self._calls.items() if c is not call}
+                outcomes += self._lose(call, TimeoutError(late.reason), kill=True)
+        return outcomes
 
     def _count(self, worker: int) -> None:
         self._returned[worker] += 1
+        self._first_error.pop(worker, None)
         if self._returned[worker] == TRUSTED_AFTER:
             del self._restarts[worker]
 
@@ -163,16 +213,21 @@ class WorkerPool:
         """Take a dead worker out; all its calls are lost."""
         import ray
 
-        worker = failed.worker
+        worker, text = failed.worker, cause(error)
+        if not is_death(error) and not self._returned[worker]:
+            if text in self._first_error.values():
+                raise RunFailed(f"{self.name} worker {worker} fails at its first work, as one did before: {text}")
+            self._first_error[worker] = text
         self._restarts[worker] += 1
         self._returned[worker] = 0
+        self._loads[worker] = 0
+        self._watch.forget(worker)
         if self.restarts > self.max_restarts:
-            raise RunFailed(
-                f"{self.name} worker {worker} failed; {self.max_restarts} restarts used up: {_cause(error)}"
-            )
-        print(f"{self.name} worker {worker} lost ({_cause(error)}); restarting it", flush=True)
+            raise RunFailed(f"{self.name} worker {worker} failed; {self.max_restarts} restarts used up: {text}")
+        print(f"{self.name} worker {worker} lost ({text}); restarting it", flush=True)
         if kill:
             ray.kill(self._manager.actors()[worker], no_restart=False)
+        self._placing.begin(worker, self._manager.actors()[worker])
         self._manager.set_actor_state(worker, healthy=False)
         self._last_probe = time.monotonic()  # an actor being killed may still answer a ping
         self._ready.discard(worker)
@@ -193,10 +248,4 @@ class WorkerPool:
             if ping.ok:
                 self._begin(ping.actor_id)
             elif isinstance(error := ping.get(), ray.exceptions.ActorDiedError):  # a restarting one is "unavailable"
-                raise RunFailed(f"{self.name} worker {ping.actor_id} cannot be started: {_cause(error)}") from error
-
-
-def _cause(error: Exception) -> str:
-    """Last line of an error: Ray's carry a whole traceback."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+                raise RunFailed(f"{self.name} worker {ping.actor_id} cannot be started: {cause(error)}") from error

@@ -9,6 +9,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from framework.errors import RunFailed
 from framework.rewards.base import RewardConfig
 from framework.roles.isolation import IsolatedScorer
+from framework.roles.pulse import beat
 from framework.types import ResponseGroup, RewardScore, ScoredGroup
 
 P = ParamSpec("P")
@@ -23,6 +24,7 @@ class RewardWorker:
 
     def __init__(self, config: RewardConfig) -> None:
         self._config = config
+        beat()
 
     @cached_property
     def _scorer(self) -> IsolatedScorer:  # also without `start`: Ray restarts an idle worker unnoticed

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from framework.engines.vllm_engine import SamplerStats, VllmConfig, VllmSampler
+from framework.roles.pulse import beat
 from framework.types import Prompt, PublishedWeights, ResponseGroup, SamplingParams
 
 P = ParamSpec("P")
@@ -24,6 +25,7 @@ class RolloutWorker:
 
     def __init__(self, config: VllmConfig) -> None:
         self._sampler = VllmSampler(config)
+        beat(turns=lambda: self._sampler.turns)
 
     async def start(self, checkpoint: Path) -> None:
         """Load the first weights and warm up; raises UserError for a damaged checkpoint."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated
@@ -21,6 +21,7 @@ from framework.graph.nodes import Runtime
 from framework.graph.plan import RoleEstimate, StageEstimate
 from framework.rewards.answers import extract_answer
 from framework.rewards.base import RewardConfig
+from framework.roles.clients import free_workers
 from framework.roles.pool import Done, WorkerPool
 from framework.roles.reward import check_scores
 from framework.types import EvalResult, EvalTask, Prompt, ResponseGroup, SamplingParams, ScoredGroup
@@ -114,7 +115,7 @@ def sample_and_score(
     runtime: Runtime,
 ) -> list[ScoredGroup]:
     """Sample a group per prompt and score it; results in the prompts' order. Work of dead actors is done again."""
-    to_sample, to_score = list(range(len(prompts)))[::-1], list[int]()
+    to_sample, to_score = list(range(len(prompts)))[::-1], deque[int]()
     groups: dict[int, ResponseGroup] = {}
     scored: dict[int, ScoredGroup] = {}
     while len(scored) < len(prompts):
@@ -122,10 +123,10 @@ def sample_and_score(
             while to_sample and rollout.load(worker) < in_flight:
                 index = to_sample.pop()
                 rollout.call(worker, "generate", prompts[index], params, tag=index)
-        ready = reward.ready()
-        while to_score and ready:
-            index = to_score.pop()
-            reward.call(min(ready, key=reward.load), "score", groups[index], tag=index)
+        for worker in free_workers(reward) if to_score else ():
+            if to_score:
+                index = to_score.popleft()
+                reward.call(worker, "score", groups[index], tag=index)
         for outcome in rollout.poll(0.05):
             index = int(outcome.tag)  # type: ignore[call-overload]
             if isinstance(outcome, Done):

@@ -37,16 +37,22 @@ def sampling_pools(
         num_cpus=cluster.rollout_cpus, num_gpus=gpus, max_restarts=-1, max_concurrency=1000, runtime_env=environment
     )
     reward_class = ray.remote(RewardWorker).options(num_cpus=1, max_restarts=-1)
+    response_s = rewards.time_limit_s + rewards.startup_limit_s  # at worst each one kills its process
     pools = SamplingPools(
         WorkerPool(
             "rollout",
             [rollout_class.remote(engine) for _ in range(cluster.rollout_workers)],
             set_up=lambda actor: actor.start.remote(checkpoint),
+            deadlines=cluster.deadlines,
+            asks={"CPU": cluster.rollout_cpus, "GPU": gpus},
         ),
         WorkerPool(
             "reward",
             [reward_class.remote(rewards) for _ in range(cluster.reward_workers)],
             set_up=lambda actor: actor.start.remote(),
+            deadlines=cluster.deadlines,
+            least_s={"score": lambda group: response_s * len(group.responses)},
+            asks={"CPU": 1.0},
         ),
     )
     try:

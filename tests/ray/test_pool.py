@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from framework.errors import RunFailed, UserError
+from framework.graph.deadlines import Deadlines
 from framework.roles.pool import TRUSTED_AFTER, Done, Lost, WorkerPool
+from framework.roles.pulse import beat
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -145,3 +147,83 @@ def test_polling_without_calls_leaves_the_core_to_others(make_pool: Callable[...
     for _ in range(10):
         assert pool.poll(0.05) == []
     assert time.monotonic() - before >= 0.5  # it slept
+
+
+class Beating(Worker):
+    """Beats while it works."""
+
+    def set_up(self) -> None:
+        super().set_up()
+        beat()
+
+    def publish(self) -> int:
+        return os.getpid()
+
+    def score(self, seconds: float = 1000) -> str:
+        time.sleep(seconds)
+        return "awake"
+
+
+TIGHT = Deadlines(first=60, silent=3, score=60)
+
+
+def pool_of(cls: type[Worker], count: int = 1, table: Deadlines = TIGHT, **options: Any) -> WorkerPool:
+    actors = [ray.remote(cls).options(**{"num_cpus": 0, "max_restarts": -1} | options).remote() for _ in range(count)]
+    asks = {"CPU": float(options.get("num_cpus", 0))}
+    return WorkerPool("toy", actors, lambda worker: worker.set_up.remote(), 3, deadlines=table, asks=asks)
+
+
+def test_a_stopped_worker_is_replaced_and_its_calls_come_back(
+    ray_node: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = pool_of(Beating)
+    until(pool, lambda: pool.ready() == [0])
+    pool.call(0, "publish", tag="where")
+    (found,) = until(pool, lambda: pool.load(0) == 0)
+    assert isinstance(found, Done)
+    pool.call(0, "score", 0.1, tag="warm")
+    until(pool, lambda: pool.load(0) == 0)
+    pool.call(0, "score", 5, tag="long")  # works for longer than `silent`, and beats
+    assert until(pool, lambda: pool.load(0) == 0) == [Done(0, "long", "awake")]
+    os.kill(found.result, signal.SIGSTOP)
+    for tag in ("a", "b"):
+        pool.call(0, "work", "first", tag=tag)
+    stopped = time.monotonic()
+    assert set(until(pool, lambda: pool.load(0) == 0)) == {Lost(0, "a"), Lost(0, "b")}
+    assert time.monotonic() - stopped < 10
+    until(pool, lambda: pool.ready() == [0])
+    assert not os.path.exists(f"/proc/{found.result}")  # killed, though it could not hear
+    assert "toy worker 0 lost (gave no sign of life for" in capsys.readouterr().out
+    pool.call(0, "work", "again", tag="c")
+    assert until(pool, lambda: pool.load(0) == 0) == [Done(0, "c", "again")]
+    pool.shutdown()
+
+
+def test_a_call_that_never_ends_is_lost_though_its_process_lives(ray_node: None) -> None:
+    pool = pool_of(Beating, table=Deadlines(first=2, silent=60, start=60, score=1))
+    until(pool, lambda: pool.ready() == [0])
+    pool.call(0, "score", tag="a")
+    assert until(pool, lambda: pool.load(0) == 0) == [Lost(0, "a")]
+    pool.shutdown()
+
+
+def test_a_place_that_never_comes_ends_the_run_and_says_what_is_missing(
+    ray_node: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = pool_of(Beating, table=Deadlines(place=3), num_cpus=5)
+    reason = r"toy worker 0 found no place for \d+ s: it asks for 5 CPU, the cluster has 2, 2 of them free"
+    with pytest.raises(RunFailed, match=reason):
+        until(pool, lambda: False)
+    assert "waiting for a place for toy worker 0" in capsys.readouterr().out
+    pool.shutdown()
+
+
+def test_an_error_that_every_fresh_worker_raises_ends_the_run_at_once(ray_node: None) -> None:
+    pool = pool_of(Beating, count=2)
+    until(pool, lambda: pool.ready() == [0, 1])
+    for worker in (0, 1):
+        pool.call(worker, "work", "raise", tag=worker)
+    with pytest.raises(RunFailed, match=r"fails at its first work, as one did before: .*a bug"):
+        until(pool, lambda: False)
+    assert pool.restarts == 1
+    pool.shutdown()

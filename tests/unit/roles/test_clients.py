@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, cast
 
-from framework.roles.clients import RayRollouts
+from framework.roles.clients import RayRewards, RayRollouts
 from framework.roles.pool import Done, Lost, WorkerPool
-from framework.types import Prompt, SamplingParams
+from framework.types import Prompt, ResponseGroup, SamplingParams
 
 PARAMS = SamplingParams(1.0, 1.0, 8, 4)
 
@@ -114,3 +114,36 @@ def test_recovery_forgets_what_was_held():
         rollouts.poll()
     assert rollouts.synced()
     assert (pool.sampling(0), pool.sampling(1)) == (0, 0)
+
+
+def test_a_reward_worker_gets_its_next_group_when_it_is_free() -> None:
+    """Groups do not queue up behind one whose verifiers hang."""
+    pool = Pool()
+    rewards = RayRewards(cast(WorkerPool, pool))
+    group = ResponseGroup(Prompt("p", "", "", ""), ())
+    for ticket in range(6):
+        rewards.submit(ticket, group)
+    assert [pool.load(worker) for worker in (0, 1)] == [1, 1]
+    scored = []
+    for _ in range(5):  # worker 0 hangs
+        pool.answer(1, "score")
+        scored += [ticket for ticket, _ in rewards.poll()]
+    assert scored == [1, 2, 3, 4, 5]
+    pool.answer(0, "score")
+    assert [ticket for ticket, _ in rewards.poll()] == [0]
+
+
+def test_groups_wait_while_no_reward_worker_is_ready_and_a_recovery_forgets_them() -> None:
+    pool = Pool()
+    pool.alive = []
+    rewards = RayRewards(cast(WorkerPool, pool))
+    group = ResponseGroup(Prompt("p", "", "", ""), ())
+    rewards.submit(0, group)
+    pool.alive = [0]
+    rewards.poll()
+    assert pool.load(0) == 1
+    rewards.submit(1, group)
+    rewards.forget()
+    pool.answer(0, "score")
+    assert rewards.poll() == []
+    assert pool.load(0) == 0

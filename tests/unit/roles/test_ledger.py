@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,3 +168,52 @@ def test_any_flipped_byte_of_a_ledger_is_noticed(tmp_path: Path) -> None:
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(UserError, match=r"ledger\.jsonl"):
             Ledger(prompts(5), 2, 0, seed=3).load(file)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_batch_is_the_first_live_tickets_whatever_happens_to_them(seed: int) -> None:
+    """Against the definition, over random issues, deaths, refills, trainings and resumes."""
+    rng = random.Random(seed)
+    ledger = Ledger(prompts(7), batch_size=3, max_staleness=4, seed=0)
+    issued: set[int] = set()
+    for _ in range(400):
+        if issued and rng.random() < 0.6:
+            ticket = rng.choice(sorted(issued))
+            issued.remove(ticket)
+            if rng.random() < 0.2:
+                ledger.give_back([ticket])
+            else:
+                ledger.finish(ticket, scored(ledger, ticket), refill=rng.random() < 0.2)
+        elif ledger.to_issue(ledger.batches_trained):
+            issued.add(ledger.issue(ledger.batches_trained))
+        live = sorted([*ledger._issued, *ledger._finished, *ledger._returned])[:3]
+        whole = len(live) == 3 and all(ticket in ledger._finished for ticket in live)
+        assert ledger.batch_ready() == whole
+        if whole and rng.random() < 0.5:
+            batch = ledger.batch()
+            assert [item.ticket for item in batch] == live
+            ledger.train(batch)
+    assert ledger.batches_trained > 10
+
+
+def test_asking_for_a_batch_costs_the_same_however_many_tickets_are_live() -> None:
+    def steps(live: int) -> int:
+        ledger = Ledger(prompts(7), batch_size=live, max_staleness=0, seed=0)
+        tickets = [ledger.issue(0) for _ in range(live)]
+        for ticket in tickets[1:]:
+            ledger.finish(ticket, scored(ledger, ticket), refill=False)
+        calls = 0
+
+        def count(*_: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        sys.setprofile(count)
+        try:
+            for _ in range(10):
+                assert not ledger.batch_ready()
+        finally:
+            sys.setprofile(None)
+        return calls
+
+    assert steps(2000) == steps(20)
