@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from framework.bounds import Bound, PositiveFloat, bounded
+from framework.bounds import Bound, Seconds, bounded
 
 RECENT = 32  # times of a verb that are remembered
 NOTICE_SHARE, NOTICE_MOST_S = 0.1, 60.0
@@ -28,22 +28,22 @@ class Deadlines:
     """The table, in seconds: `cluster.deadlines.*`. A verb's value is its floor."""
 
     factor: Annotated[float, Bound(least=1)] = 10.0  # times the longest of the role's recent times
-    first: PositiveFloat = 1800.0  # for a verb that its role has not answered yet
-    silent: PositiveFloat = 60.0  # without a beat of the worker's pulse
-    place: PositiveFloat = 300.0  # for a place in the cluster: then the run ends and names what is missing
-    start: PositiveFloat = 600.0  # load and warm up
-    generate: PositiveFloat = 120.0
-    update_weights: PositiveFloat = 120.0
-    score: PositiveFloat = 60.0  # no less than its group's time limits allow
-    train: PositiveFloat = 120.0  # a whole batch
-    publish: PositiveFloat = 120.0
-    save: PositiveFloat = 300.0
-    load: PositiveFloat = 600.0
-    export: PositiveFloat = 600.0
-    step: PositiveFloat = 120.0  # of pretraining and fine-tuning, validation and checkpoints among them
-    other: PositiveFloat = 120.0  # what has no value of its own, e.g. logprobs
-    stop: PositiveFloat = 45.0  # after SIGTERM or Ctrl-C, for a role that is at work: then the last checkpoint stands
-    ray: PositiveFloat = 40.0  # for Ray's own processes, once they don't answer
+    first: Seconds = 1800.0  # for a verb that its role has not answered yet
+    silent: Seconds = 60.0  # without a beat of the worker's pulse
+    place: Seconds = 300.0  # for a place in the cluster: then the run ends and names what is missing
+    start: Seconds = 600.0  # load and warm up
+    generate: Seconds = 120.0
+    update_weights: Seconds = 120.0
+    score: Seconds = 60.0  # no less than its group's time limits allow
+    train: Seconds = 120.0  # a whole batch
+    publish: Seconds = 120.0
+    save: Seconds = 300.0
+    load: Seconds = 600.0
+    export: Seconds = 600.0
+    step: Seconds = 120.0  # of pretraining and fine-tuning, validation and checkpoints among them
+    other: Seconds = 120.0  # what has no value of its own, e.g. logprobs
+    stop: Seconds = 45.0  # after SIGTERM or Ctrl-C, for a role that is at work: then the last checkpoint stands
+    ray: Seconds = 40.0  # for Ray's own processes, once they don't answer
 
     def floor(self, verb: str) -> float:
         """The least that `verb` may take."""
