@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_STOPPED
     except Exception as error:
         return _explain(error)
+    finally:
+        logger.handlers.clear()  # of this command: a caller's next one has another terminal
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,10 @@ class Prompt:
     rewards: tuple[str, ...] = ()  # names of the reward components that score it; empty: all configured
     token_ids: tuple[int, ...] = ()  # the templated prompt; what the sampler sees
     entry: str = ""  # verifier's own record as JSON (reasoning-gym needs its metadata)
+    # What stands before the question (a system message, examples, earlier turns), and the question last; empty: `text`.
+    messages: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)  # further columns of its row, for rewards
+    opened: str = ""  # what the end of `token_ids` says already on the model's behalf, e.g. "<think>\n"
 
 
 @dataclass(frozen=True)

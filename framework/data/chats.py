@@ -6,7 +6,7 @@ Dimensions: T tokens of one conversation.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from framework.data.readers import Row, read_rows
+from framework.data.readers import read_rows
 from framework.data.shuffle import shuffled
 from framework.data.templates import render_chat
 from framework.data.tokenizer import ASSISTANT
@@ -22,7 +22,7 @@ from framework.errors import UserError
 from framework.types import Int32
 
 META, TOKENS, MARKS, ENDS = "meta.json", "chats.bin", "marks.bin", "ends.npy"
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class Chat:
     """One conversation of a ChatSet."""
 
     id: str
-    messages: tuple[Message, ...]  # {"role": system, user or assistant, "content": text}, an assistant's last
+    messages: tuple[Message, ...]  # {"role", "content"} and further keys (`layouts.messages`), an assistant's last
+    tools: tuple[Mapping[str, Any], ...] = ()
+    where: str = ""  # file and line, for messages
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,10 @@ class ChatShardsMeta:
 
 
 def read_chats(path: Path) -> Iterator[Chat]:
-    """Yield the conversations (`id`, `messages`) of a .jsonl file; raises UserError naming file and line."""
+    """Yield a ChatSet's conversations; a user's own are for `data.layouts.chats`."""
     for row in read_rows(path):
-        yield Chat(str(row.fields.get("id", row.where)), tuple(_messages(row)))
+        fields = dict(row.fields)
+        yield Chat(fields["id"], tuple(fields["messages"]), tuple(fields["tools"]), fields["where"])
 
 
 def encode_chat(tokenizer: Any, template: str, chat: Chat) -> EncodedChat:
@@ -124,16 +127,3 @@ class ChatRows:
 
     def _slice(self, array: npt.NDArray[Any], chat: int) -> Int32:
         return np.asarray(array[self._ends[chat] : self._ends[chat + 1]], np.int32)
-
-
-def _messages(row: Row) -> Sequence[Message]:
-    """Check the fields of one line."""
-    messages = row.fields.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise UserError(f"{row.where}: messages", messages, "must be a list of {role, content}")
-    for message in messages:
-        if not isinstance(message, dict) or {type(message.get(k)) for k in ("role", "content")} != {str}:
-            raise UserError(f"{row.where}: messages", message, "each must have a role and a content, both strings")
-    if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
-        raise UserError(f"{row.where}: messages", messages[-1]["role"], "must end with an assistant's answer")
-    return messages

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from framework.errors import UserError, did_you_mean
 from framework.types import Prompt
@@ -33,6 +35,7 @@ class Row:
 
 _STRINGS = "a list of strings"
 _TOKENS = "a list of token ids (integers of at least 0)"
+_MESSAGES, _OBJECT = "a list of objects", "an object"
 # field -> what its value must be
 _DOCUMENT = {"id": "a string", "text": "a string"}
 _PROMPT = {
@@ -42,22 +45,23 @@ _PROMPT = {
     "rewards": _STRINGS,
     "token_ids": _TOKENS,
     "entry": "a string",
+    "messages": _MESSAGES,
+    "columns": _OBJECT,
+    "opened": "a string",
 }
 _PROMPT_REQUIRED = ("id", "text", "task", "answer")
 
 
 def read_prompts(path: Path) -> tuple[Prompt, ...]:
-    """Read prompts: `id`, `prompt` (or `text`), `answer`, `task`; optional `rewards`, `token_ids`, `entry`.
+    """Read a PromptSet's file, a `Prompt` a line; a user's own are for `data.layouts.prompts`.
 
     Raises UserError for a missing, empty or corrupt file, a missing, unknown or wrong field, an id that occurs twice.
     """
     prompts = []
     for row in _unique(read_rows(path)):
         fields = dict(row.fields)
-        if "prompt" in fields and "text" not in fields:  # what a user's own file says
-            fields["text"] = fields.pop("prompt")
-        _check(Row(row.where, fields), _PROMPT, _PROMPT_REQUIRED)
-        for name in ("rewards", "token_ids"):
+        _check(row, _PROMPT, _PROMPT_REQUIRED)
+        for name in ("rewards", "token_ids", "messages"):
             fields[name] = tuple(fields.get(name, ()))
         prompts.append(Prompt(**fields))
     return tuple(prompts)
@@ -81,26 +85,82 @@ def write_documents(path: Path, documents: Iterable[Document]) -> int:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the JSON objects of a .jsonl or .jsonl.gz file; blank lines are skipped, a file without any is an error."""
+    """Yield the JSON objects of a .jsonl file (.gz, .zst); blank lines are skipped, a file without any is an error."""
     found = False
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            fields = json.loads(line.rstrip().decode("utf-8-sig" if number == 1 else "utf-8"))
-        except UnicodeDecodeError as error:
-            raise UserError(where, _excerpt(line), f"is not UTF-8 (byte {error.start + 1} of the line)") from None
-        except json.JSONDecodeError as error:
-            raise UserError(where, _excerpt(line), f"is not JSON: {error.msg} at column {error.colno}") from None
-        except RecursionError:
-            raise UserError(where, _excerpt(line), "is nested too deeply") from None
-        if not isinstance(fields, dict):
-            raise UserError(where, _excerpt(line), "must be a JSON object, one a line")
-        found = True
-        yield Row(where, fields)
+    with open_data(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            fields = parse_json(line.rstrip(), where, first=number == 1)
+            if not isinstance(fields, dict):
+                raise UserError(where, _excerpt(line), "must be a JSON object, one a line")
+            found = True
+            yield Row(where, fields)
     if not found:
         raise UserError(str(path), "an empty file", "needs at least one line")
+
+
+def parse_json(content: bytes, where: str, first: bool) -> Any:
+    """Return what `content` holds; a byte order mark may come `first` in a file. Raises UserError for what is wrong."""
+    try:
+        found = json.loads(content.decode("utf-8-sig" if first else "utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(where, _excerpt(content), f"is not UTF-8 (byte {error.start + 1} of it)") from None
+    except json.JSONDecodeError as error:
+        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        raise UserError(where, _excerpt(content), f"is not JSON: {error.msg} at {place}") from None
+    except RecursionError:
+        raise UserError(where, _excerpt(content), "is nested too deeply") from None
+    except ValueError:  # Python reads no integer of more than 4,300 digits
+        raise UserError(
+            where, _excerpt(content), "holds a number of thousands of digits: write it as a string"
+        ) from None
+    if b"\\ud" in content or b"\\uD" in content:  # the only way in which JSON can hold half of a pair
+        check_unicode(found, where)
+    return found
+
+
+def check_unicode(value: Any, where: str) -> None:
+    """Raise UserError if a string anywhere in `value` holds half of a surrogate pair."""
+    if isinstance(value, str):
+        if not is_unicode(value):
+            raise UserError(where, value[:60], "holds half of a surrogate pair, which is no text")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            check_unicode(key, where)
+            check_unicode(item, f"{where}: {key}" if ": " not in where else where)
+    elif isinstance(value, list):
+        for item in value:
+            check_unicode(item, where)
+
+
+@contextmanager
+def open_data(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read, unpacked if it ends in .gz or .zst; whatever fails while it is read is a UserError."""
+    try:
+        with _unpacked(path) as file:
+            yield file
+    except FileNotFoundError:
+        near = did_you_mean(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+        raise UserError(str(path), "no such file", f"{near}must be a file that is there") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(str(path), str(error), "is a damaged gzip file") from None
+    except OSError as error:
+        allowed = "is a damaged zst file" if path.suffix == ".zst" and not error.strerror else "must be a readable file"
+        raise UserError(str(path), error.strerror or str(error), allowed) from None
+
+
+def _unpacked(path: Path) -> BinaryIO:
+    if path.suffix == ".gz":
+        return cast(BinaryIO, gzip.open(path))
+    if path.suffix != ".zst":
+        return path.open("rb")
+    import pyarrow as pa  # its codec: Python has none before 3.14
+
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    return cast(BinaryIO, io.BufferedReader(pa.input_stream(str(path), compression="zstd")))
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -125,19 +185,6 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield from file
-    except FileNotFoundError:
-        near = did_you_mean(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
-        raise UserError(str(path), "no such file", f"{near}must be a .jsonl file") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(str(path), str(error), "is a damaged gzip file") from None
-    except OSError as error:
-        raise UserError(str(path), error.strerror or str(error), "must be a readable .jsonl file") from None
-
-
 def _unique(rows: Iterable[Row]) -> Iterator[Row]:
     first: dict[str, str] = {}
     for row in rows:
@@ -158,8 +205,6 @@ def _check(row: Row, known: Mapping[str, str], required: tuple[str, ...]) -> Non
         if name not in row.fields:
             raise UserError(row.where, f"no field '{name}'", f"fields {', '.join(required)} must be there")
     for name, value in row.fields.items():
-        if isinstance(value, str) and not is_unicode(value):
-            raise UserError(f"{row.where}: {name}", value[:60], "holds half of a surrogate pair, which is no text")
         if not _fits(value, known[name]):
             raise UserError(f"{row.where}: {name}", _short(value), f"must be {known[name]}")
     for name in ("id", "text"):
@@ -172,6 +217,10 @@ def _fits(value: object, kind: str) -> bool:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     if kind is _TOKENS:
         return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    if kind is _MESSAGES:
+        return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+    if kind is _OBJECT:
+        return isinstance(value, dict)
     return isinstance(value, str)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from framework.artifacts import ChatSet, Checkpoint, TokenizerDir, TokenShards
 from framework.bounds import NonNegativeInt, bounded
-from framework.data.chats import EncodedChat, encode_chat, read_chats, write_chat_shards
+from framework.data.chats import Chat, EncodedChat, encode_chat, read_chats, write_chat_shards
+from framework.data.layouts.chats import load_chats
+from framework.data.layouts.columns import Columns
 from framework.data.readers import write_rows
 from framework.data.templates import R1_CHAT_TEMPLATE, V3_CHAT_TEMPLATE
 from framework.errors import UserError
@@ -23,22 +25,23 @@ TEMPLATES = {"r1": R1_CHAT_TEMPLATE, "v3": V3_CHAT_TEMPLATE}
 @dataclass(frozen=True)
 @bounded
 class ChatsConfig:
-    """A .jsonl file of {"id" (optional), "messages": [{"role", "content"}, ...]}, an assistant's message last."""
+    """Conversations in any of the layouts of `data.layouts.chats`: a file, glob, folder or hub data set."""
 
-    chats_file: Path | None = None
+    chats_file: str | None = None
+    columns: Columns = field(default_factory=dict)  # our name -> the file's
     validation_chats: NonNegativeInt = 0  # set apart at random
     template: Literal["r1", "v3"] = "r1"  # r1: the model is made to think, and learns the last answer of a conversation
 
     @property
-    def file(self) -> Path:
-        """The file; raises UserError if none is given."""
+    def chats(self) -> Iterator[Chat]:
+        """The conversations; raises UserError if none are given."""
         if self.chats_file is None:
-            raise UserError("data.chats_file", None, "must name a .jsonl file of conversations")
-        return self.chats_file
+            raise UserError("data.chats_file", None, "must name a file, glob, folder or hub data set of conversations")
+        return load_chats(self.chats_file, self.columns, "data.chats_file")
 
     def count_train(self) -> int:
         """Read the file and return how many conversations are for training; raises UserError naming a bad line."""
-        chats = sum(1 for _ in read_chats(self.file))
+        chats = sum(1 for _ in self.chats)
         if chats <= self.validation_chats:
             raise UserError(
                 "data.validation_chats", self.validation_chats, f"must be less than the {chats} of the file"
@@ -66,7 +69,7 @@ class CollectChats:
         size = train + config.validation_chats
         apart = set(random.Random(runtime.seed).sample(range(size), config.validation_chats))
         for split in ("train", "validation") if apart else ("train",):
-            chats = (c for place, c in enumerate(read_chats(config.file)) if (place in apart) == (split != "train"))
+            chats = (c for place, c in enumerate(config.chats) if (place in apart) == (split != "train"))
             write_rows(directory / f"{split}.jsonl", map(asdict, chats))
         runtime.tracker.progress(size, size, f"{train} conversations")
         return CollectedChats(ChatSet(directory))

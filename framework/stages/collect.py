@@ -10,9 +10,13 @@ from typing import Annotated
 
 from framework.artifacts import PromptSet, TextSet
 from framework.bounds import Bound, PositiveInt, bounded
-from framework.data.corpus import check_corpus, read_corpus
-from framework.data.readers import Document, read_prompts, write_documents, write_prompts
+from framework.data.layouts.columns import Columns
+from framework.data.layouts.documents import load_documents
+from framework.data.layouts.prompts import load_prompts
+from framework.data.readers import Document, write_documents, write_prompts
 from framework.data.solutions import StyleConfig, check_solvable, document
+from framework.data.sources import find_source
+from framework.data.splits import check_disjoint
 from framework.data.tasks import TaskConfig, check_task, generate, split_of, unique_prompts
 from framework.data.tokenizer import TokenizerConfig, least_tokens
 from framework.errors import UserError
@@ -26,8 +30,8 @@ from framework.types import Prompt
 class CollectConfig:
     """Tasks and sizes. `train_prompts_file` and `heldout_prompts_file` replace the generated prompts.
 
-    `documents_files` (see `data.corpus`), all of their documents, replace the `documents` that are generated;
-    `validation_documents` of them are set apart at random.
+    `documents_files`, all of their documents, replace the `documents` that are generated; `validation_documents` of
+    them are set apart at random. Each names a file, glob, folder or hub data set (`data.sources`).
     """
 
     tasks: Mapping[str, TaskConfig] = field(default_factory=dict)
@@ -37,9 +41,10 @@ class CollectConfig:
     train_prompts: PositiveInt = 4096
     heldout_prompts: PositiveInt = 128
     heldout_share: Annotated[float, Bound(above=0, below=1)] = 0.1  # of all different questions
-    train_prompts_file: Path | None = None
-    heldout_prompts_file: Path | None = None
-    documents_files: tuple[Path, ...] = ()
+    train_prompts_file: str | None = None
+    heldout_prompts_file: str | None = None
+    documents_files: tuple[str, ...] = ()
+    columns: Columns = field(default_factory=dict)  # of the prompts: our name -> the file's
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -49,15 +54,26 @@ class CollectConfig:
                 check_solvable(task)
             elif self.train_prompts_file is None:
                 check_task(task)
-        check_corpus(self.documents_files)
+        for place, name in enumerate(self.documents_files):
+            find_source(name, "data.documents_files")
+            if name in self.documents_files[:place]:
+                raise UserError("data.documents_files", name, "is named twice")
         if (self.train_prompts_file is None) != (self.heldout_prompts_file is None):
             raise UserError("data.train_prompts_file", self.train_prompts_file, "goes with data.heldout_prompts_file")
-        for name in ("train_prompts_file", "heldout_prompts_file"):
-            file = getattr(self, name)
-            if file is not None:
-                read_prompts(file)  # before anything is created
-        if self.train_prompts_file is not None and self.heldout_prompts_file is not None:
-            check_disjoint(read_prompts(self.train_prompts_file), read_prompts(self.heldout_prompts_file))
+        given = self.given_prompts()  # before anything is created
+        if given:
+            check_disjoint(given["train"], given["heldout"])
+
+    def given_prompts(self) -> dict[str, tuple[Prompt, ...]]:
+        """Return split -> the prompts of the files; empty without files. Raises UserError for a row that is wrong."""
+        return {
+            split: load_prompts(name, self.columns, f"data.{split}_prompts_file", hub)
+            for split, hub, name in (
+                ("train", "train", self.train_prompts_file),
+                ("heldout", "test", self.heldout_prompts_file),
+            )
+            if name is not None
+        }
 
 
 @dataclass(frozen=True)
@@ -100,8 +116,8 @@ class Collect:
 
     def _prompts(self, seed: int) -> tuple[list[Prompt], list[Prompt]]:
         config = self.config
-        if config.train_prompts_file is not None and config.heldout_prompts_file is not None:
-            return list(read_prompts(config.train_prompts_file)), list(read_prompts(config.heldout_prompts_file))
+        if given := config.given_prompts():
+            return list(given["train"]), list(given["heldout"])
         sizes = {"train": config.train_prompts, "heldout": config.heldout_prompts}
         train, heldout = (
             unique_prompts(config.tasks, split, size, config.heldout_share, 7919 * seed + place)
@@ -112,12 +128,12 @@ class Collect:
     def _write_corpus(self, seed: int, directory: Path) -> int:
         """Write the given documents in their order, those of validation drawn at random; returns how many."""
         files, apart = self.config.documents_files, self.config.validation_documents
-        size = sum(1 for _ in read_corpus(files))
+        size = sum(1 for _ in _documents(files))
         if size <= apart:
             raise UserError("data.documents_files", f"{size} documents", f"must be more than the {apart} of validation")
         chosen = set(random.Random(seed).sample(range(size), apart))
         for split in ("validation", "train"):
-            wanted = (doc for place, doc in enumerate(read_corpus(files)) if (place in chosen) == (split != "train"))
+            wanted = (doc for place, doc in enumerate(_documents(files)) if (place in chosen) == (split != "train"))
             write_documents(directory / f"{split}.jsonl", wanted)
         return size
 
@@ -150,10 +166,9 @@ def check_given_prompts(
 
     What only the trained tokenizer can tell is for `Tokenize` to find.
     """
-    for file in (data.train_prompts_file, data.heldout_prompts_file):
-        if file is None:
-            continue
-        prompts = read_prompts(file)
+    names = {"train": data.train_prompts_file, "heldout": data.heldout_prompts_file}
+    for split, prompts in data.given_prompts().items():
+        file = names[split]
         rewards.check_prompts(prompts)
         for prompt in prompts:
             tokens = len(prompt.token_ids) or least_tokens(prompt.text, tokenizer.digits_per_token)
@@ -163,12 +178,8 @@ def check_given_prompts(
                 raise UserError(f"{file}: prompt {prompt.id}: tokens", f"at least {tokens}", allowed)
 
 
-def check_disjoint(train: Sequence[Prompt], heldout: Sequence[Prompt]) -> None:
-    """Raise UserError if a prompt is on both sides, by id or by text."""
-    for what in ("id", "text"):
-        seen = {getattr(prompt, what) for prompt in train}
-        for prompt in heldout:
-            if getattr(prompt, what) in seen:
-                raise UserError(
-                    f"held-out prompt {prompt.id}", getattr(prompt, what), f"its {what} is also in the train prompts"
-                )
+def _documents(names: Sequence[str]) -> Iterator[Document]:
+    """All documents; an id begins with the place of its source in the list."""
+    for place, name in enumerate(names, start=1):
+        for found in load_documents(name, key="data.documents_files"):
+            yield Document(f"{place}-{found.id}", found.text)

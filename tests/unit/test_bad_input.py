@@ -400,10 +400,10 @@ CASES = (
         prompt_files(GOOD + '{"id": "two", "prom'),
     ),
     Case(
-        "data file with an unknown field",
+        "data file without answers",
         own_prompts(),
-        ("{tmp}/train.jsonl:1: got 'anwser'", "did you mean 'answer'?"),
-        prompt_files(prompt_line("one", "What is 1 + 2?", anwser="3")),
+        ("{tmp}/train.jsonl:1: got 'columns id, prompt, anwser'", "did you mean 'anwser'?", "data.columns={answer:"),
+        prompt_files(json.dumps({"id": "one", "prompt": "What is 1 + 2?", "anwser": "3"})),
     ),
     Case(
         "data file that names a prompt twice",

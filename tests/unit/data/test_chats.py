@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from framework.data.chats import Chat, ChatRows, EncodedChat, encode_chat, read_chats, write_chat_shards
+from framework.data.chats import Chat, ChatRows, EncodedChat, encode_chat, write_chat_shards
 from framework.data.templates import R1_CHAT_TEMPLATE, V3_CHAT_TEMPLATE, render_chat
 from framework.data.tokenizer import EOS, TokenizerConfig, train_tokenizer
 from framework.errors import UserError
@@ -71,19 +70,3 @@ def test_shards_give_back_what_was_written_in_an_order_of_the_seed(tokenizer: An
     (tmp_path / "marks.bin").write_bytes(b"")
     with pytest.raises(UserError, match=r"shards|damaged"):
         ChatRows(tmp_path, seed=1)
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ({"id": "a"}, "messages"),
-        ({"id": "a", "messages": [{"role": "user"}]}, "role and a content"),
-        ({"id": "a", "messages": [TURNS[1]]}, "must end with an assistant"),
-    ],
-)
-def test_a_bad_line_is_named(tmp_path: Path, line: dict[str, Any], message: str) -> None:
-    file = tmp_path / "train.jsonl"
-    file.write_text(json.dumps({"id": "good", "messages": TURNS[1:3]}) + "\n" + json.dumps(line))
-    with pytest.raises(UserError, match=message) as error:
-        list(read_chats(file))
-    assert f"{file}:2" in str(error.value)

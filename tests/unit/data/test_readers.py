@@ -21,7 +21,7 @@ from framework.data.readers import (
 from framework.errors import UserError
 from framework.types import Prompt
 
-LINE = {"id": "a", "prompt": "1+1?", "answer": "2", "task": "math"}
+LINE = {"id": "a", "text": "1+1?", "answer": "2", "task": "math"}
 
 
 def prompt_file(directory: Path, *lines: object) -> Path:
@@ -34,19 +34,14 @@ def test_prompts_survive_a_round_trip(tmp_path: Path) -> None:
     prompts = (
         Prompt("a", "1+1?", "math", "2"),
         Prompt("b", "zwei\n二 \u2028", "chain_sum", "-1", ("accuracy",), (1, 2), '{"metadata": {}}'),
+        Prompt(
+            "c", "x", "t", "1", messages=({"role": "user", "content": "x"},), columns={"level": 5}, opened="<think>"
+        ),
     )
     path = tmp_path / "new" / "prompts.jsonl"
-    assert write_prompts(path, prompts) == 2
+    assert write_prompts(path, prompts) == 3
     assert read_prompts(path) == prompts
     assert [file.name for file in path.parent.iterdir()] == ["prompts.jsonl"]
-
-
-def test_a_users_own_file(tmp_path: Path) -> None:
-    path = prompt_file(tmp_path, LINE, "", {**LINE, "id": "b", "rewards": ["format"]})
-    assert read_prompts(path) == (
-        Prompt("a", "1+1?", "math", "2"),
-        Prompt("b", "1+1?", "math", "2", rewards=("format",)),
-    )
 
 
 def test_documents_are_read_one_by_one(tmp_path: Path) -> None:
@@ -68,18 +63,20 @@ def test_documents_are_read_one_by_one(tmp_path: Path) -> None:
         ([LINE, '{"id": "b"'], ":2", "is not JSON: Expecting ',' delimiter at column 11"),
         (["[1, 2]"], ":1", "must be a JSON object"),
         (["[" * 100_000], ":1", "nested too deeply"),
-        ([LINE, {"id": "b", "prompt": "q", "task": "t"}], ":2", "no field 'answer'"),
+        ([LINE, {"id": "b", "text": "q", "task": "t"}], ":2", "no field 'answer'"),
         ([{"id": "b", "answer": "q", "task": "t"}], ":1", "no field 'text'"),
         ([{**LINE, "anwser": "2"}], ":1", "'anwser'; did you mean 'answer'?"),
-        ([{**LINE, "text": "both"}], ":1", "'prompt'"),
+        ([{**LINE, "prompt": "both"}], ":1", "'prompt'"),
+        (['{"id": ' + "7" * 5000 + "}"], ":1", "thousands of digits"),
+        ([{**LINE, "columns": {"deep": ["\ud800"]}}], ":1: columns", "surrogate"),
         ([{**LINE, "answer": 2}], ":1: answer", "got 2; must be a string"),
         ([{**LINE, "id": None}], ":1: id", "must be a string"),
         ([{**LINE, "id": " "}], ":1: id", "must not be empty"),
-        ([{**LINE, "prompt": ""}], ":1: text", "must not be empty"),
+        ([{**LINE, "text": ""}], ":1: text", "must not be empty"),
         ([{**LINE, "rewards": "format"}], ":1: rewards", "must be a list of strings"),
         ([{**LINE, "token_ids": [1, -2]}], ":1: token_ids", "must be a list of token ids"),
         ([{**LINE, "token_ids": [0.5] * 10_000}], ":1: token_ids", "must be a list of token ids"),
-        ([{**LINE, "prompt": "\ud800"}], ":1: text", "surrogate"),
+        ([{**LINE, "text": "\ud800"}], ":1: text", "surrogate"),
         ([LINE, {**LINE, "id": "b"}, LINE], ":3: id", "must be unique; first used at"),
     ],
 )

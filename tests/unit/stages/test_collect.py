@@ -8,12 +8,13 @@ import pytest
 from framework.config import compose
 from framework.data.readers import read_documents, read_prompts
 from framework.data.solutions import SOLVERS
+from framework.data.splits import check_disjoint
 from framework.data.tasks import TaskConfig, generate, split_of, unique_prompts
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
 from framework.graph.runner import NullTracker
-from framework.stages.collect import Collect, CollectConfig, NoInputs, check_disjoint
+from framework.stages.collect import Collect, CollectConfig, NoInputs
 from framework.types import Prompt
 
 

@@ -1,0 +1,78 @@
+"""What the layouts share: looking columns up, renaming them as the user says, and saying what a file lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from framework.data.readers import Row
+from framework.errors import UserError, did_you_mean
+
+Columns = Mapping[str, str]  # our name -> the file's; a dot goes into an object: reward_model.ground_truth
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field and the columns that may hold it, the likeliest first; names count without case."""
+
+    name: str
+    columns: tuple[str, ...] = ()
+
+    def find(self, fields: Mapping[str, Any]) -> str | None:
+        """Return the column of `fields` that holds it."""
+        lower = {str(column).lower(): column for column in reversed(list(fields))}
+        for column in (self.name, *self.columns):
+            if column.lower() in lower and fields[lower[column.lower()]] is not None:
+                return lower[column.lower()]
+        return None
+
+
+def renamed(row: Row, columns: Columns, known: Sequence[str], key: str) -> Row:
+    """Return the row with the columns that `columns` names under our names; others keep theirs.
+
+    Raises UserError for a name that is not ours, or a column that the row does not have.
+    """
+    if not columns:
+        return row
+    fields = dict(row.fields)
+    chosen = {}
+    for ours, theirs in columns.items():
+        if ours not in known:
+            raise UserError(f"{key}.{ours}", theirs, f"{did_you_mean(ours, known)}names are {', '.join(known)}")
+        value: Any = row.fields
+        for part in [theirs] if theirs in row.fields else theirs.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                allowed = f"{did_you_mean(theirs, map(str, row.fields))}{row.where} has {named(row.fields)}"
+                raise UserError(f"{key}.{ours}", theirs, allowed)
+            value = value[part]
+        chosen[ours] = value
+        fields.pop(theirs, None)
+    return Row(row.where, {**{k: v for k, v in fields.items() if k not in chosen}, **chosen})
+
+
+def named(fields: Iterable[Any]) -> str:
+    """List column names for a message."""
+    names = [str(name) for name in fields]
+    return ", ".join(names[:12]) + (" …" if len(names) > 12 else "") if names else "no columns"
+
+
+def text_of(value: Any, where: str) -> str:
+    """Return a column's text; numbers as they are written. Raises UserError for what is neither, or nothing but blanks.
+
+    A whole float loses its ".0": tables hold integers with gaps as floats.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(where, short(value), "must be a text or a number")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value)
+    if not text.strip():
+        raise UserError(where, text, "must not be empty")
+    return text
+
+
+def short(value: Any) -> Any:
+    """Cut what a message would quote."""
+    text = repr(value)
+    return value if len(text) <= 60 else text[:60] + "…"

@@ -1,0 +1,105 @@
+"""Preferences in the layouts of public data sets, recognised by the columns of the first row.
+
+chosen, rejected    texts after a prompt (text or messages); or whole conversations that begin alike
+hh                  chosen and rejected as "\\n\\nHuman: ...\\n\\nAssistant: ..." (Anthropic's hh-rlhf)
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from framework.data.layouts.chats import with_system
+from framework.data.layouts.columns import Columns, Field, named, renamed, text_of
+from framework.data.layouts.messages import Message, read_messages
+from framework.data.readers import Row
+from framework.data.sources import Source, find_source
+from framework.errors import UserError
+
+logger = logging.getLogger("framework.data")
+
+_CHOSEN, _REJECTED = Field("chosen", ("accepted", "preferred")), Field("rejected", ("dispreferred",))
+_PROMPT = Field("prompt", ("question", "instruction", "query", "input"))
+OURS = ("prompt", "chosen", "rejected", "system", "id")
+_HH = re.compile(r"\n\n(Human|Assistant):")
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two answers to one conversation, the first of them preferred."""
+
+    id: str
+    messages: tuple[Message, ...]  # ends with the user's question
+    chosen: Message  # an assistant's
+    rejected: Message
+
+
+def load_preferences(
+    name: str, columns: Columns | None = None, key: str = "data.train", split: str = "train"
+) -> Iterator[Preference]:
+    """Yield the preferences of a file, glob, folder or hub data set, whatever its layout; the log says which it is.
+
+    Raises UserError, with file and line, for a row without two answers to one question, or two that are equal.
+    """
+    yield from preferences_of(find_source(name, key, split), columns or {})
+
+
+def preferences_of(source: Source, columns: Columns) -> Iterator[Preference]:
+    """As `load_preferences`, of a source that was found."""
+    column_key = f"{source.key.rpartition('.')[0] or 'data'}.columns"
+    said = False
+    for found in source.rows():
+        row = renamed(found, columns, OURS, column_key)
+        chosen, rejected, prompt = (field.find(row.fields) for field in (_CHOSEN, _REJECTED, _PROMPT))
+        if chosen is None or rejected is None:
+            allowed = f"preferences need chosen and rejected; or name them, {column_key}={{chosen: COLUMN, …}}"
+            raise UserError(row.where, f"columns {named(row.fields)}", allowed)
+        if not said:
+            hh = _is_hh(row.fields[chosen])
+            layout = "hh" if hh else f"{'prompt, ' if prompt else ''}chosen and rejected"
+            logger.info("%s: %s read as %s", source.key, source.name, layout)
+            said = True
+        yield _preference(row, chosen, rejected, prompt)
+
+
+def _preference(row: Row, chosen: str, rejected: str, prompt: str | None) -> Preference:
+    fields, where = row.fields, row.where
+    sides = [_side(fields[column], f"{where}: {column}") for column in (chosen, rejected)]
+    before: tuple[Message, ...] = ()
+    if prompt is not None and len(sides[0]) == len(sides[1]) == 1:
+        value = fields[prompt]
+        text = isinstance(value, str) and not _is_hh(value)
+        before = ({"role": "user", "content": value},) if text else _side(value, f"{where}: {prompt}")
+    good, bad = (before + side for side in sides)
+    if len(good) < 2 or good[:-1] != bad[:-1]:
+        raise UserError(
+            where, f"{chosen} and {rejected}", "must answer the same question: a prompt, or what begins alike"
+        )
+    for side in (good, bad):
+        if side[-1]["role"] != "assistant" or side[-2]["role"] not in ("user", "tool"):
+            raise UserError(where, side[-1]["role"], "must end with a user's question and an assistant's answer")
+    if good[-1] == bad[-1]:
+        raise UserError(where, f"{chosen} and {rejected}", "must differ")
+    messages = with_system(good[:-1], fields.get("system"), where)
+    return Preference(str(fields.get("id") or where), messages, good[-1], bad[-1])
+
+
+def _is_hh(value: Any) -> bool:
+    return isinstance(value, str) and _HH.match(value) is not None
+
+
+def _side(value: Any, where: str) -> tuple[Message, ...]:
+    """A whole conversation, or one answer."""
+    if _is_hh(value):
+        parts = _HH.split(value)[1:]
+        pairs: list[tuple[str, str]] = list(zip(parts[::2], parts[1::2], strict=True))
+        roles: Mapping[str, str] = {"Human": "user", "Assistant": "assistant"}
+        return tuple({"role": roles[name], "content": text.strip()} for name, text in pairs)
+    if isinstance(value, list | tuple):
+        return read_messages(value, where)
+    if isinstance(value, Mapping):  # one message
+        return read_messages([value], where)
+    return ({"role": "assistant", "content": text_of(value, where)},)

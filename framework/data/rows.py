@@ -1,0 +1,161 @@
+"""The rows of one data file, whatever its kind; every fault names the file, the line or row, and what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from framework.data.readers import Row, check_unicode, open_data, parse_json, read_rows
+from framework.errors import UserError
+
+KINDS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".arrow", ".txt")
+_PACKED = (".gz", ".zst")
+
+
+def kind_of(file: Path) -> str | None:
+    """Return the ending that says how a file is read, ".jsonl" for a.jsonl.gz; None for one that is not read."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    packed = bool(suffixes) and suffixes[-1] in _PACKED
+    kind = (suffixes[:-1] if packed else suffixes)[-1:] or [""]
+    if kind[0] not in KINDS or (packed and kind[0] in (".parquet", ".arrow")):
+        return None
+    return kind[0]
+
+
+def file_rows(file: Path) -> Iterator[Row]:
+    """Yield the rows of one file; raises UserError for a file without any."""
+    kind, found = kind_of(file), False
+    readers = {".json": _json, ".parquet": _parquet, ".arrow": _arrow, ".csv": _csv, ".tsv": _csv, ".txt": _text}
+    for row in readers.get(kind or "", read_rows)(file):
+        found = True
+        yield row
+    if not found:
+        raise UserError(str(file), "an empty file", "needs at least one row")
+
+
+def _text(file: Path) -> Iterator[Row]:
+    """A whole file as one row; a byte order mark is no part of the text."""
+    with open_data(file) as lines:
+        content = lines.read()
+    try:
+        yield Row(str(file), {"text": content.decode("utf-8-sig")})
+    except UnicodeDecodeError as error:
+        raise UserError(str(file), f"byte {error.start + 1}", "is not UTF-8") from None
+
+
+def _json(file: Path) -> Iterator[Row]:
+    """A list of objects; an object of them by name; or such a list or object under one name ("data", "problems")."""
+    with open_data(file) as lines:
+        content = lines.read()
+    found = parse_json(content, str(file), first=True)
+    rows = _records(found)
+    if rows is None:
+        raise UserError(str(file), type(found).__name__, "must be a list of JSON objects, or an object that holds one")
+    for name, fields in rows:
+        where = f"{file}: {name}"
+        if not isinstance(fields, dict):
+            raise UserError(where, repr(fields)[:60], "must be a JSON object")
+        check_unicode(fields, where)
+        yield Row(where, fields)
+
+
+def _records(found: Any) -> list[tuple[str, Any]] | None:
+    if isinstance(found, list):
+        return [(f"row {number}", fields) for number, fields in enumerate(found, start=1)]
+    if not isinstance(found, dict):
+        return None
+    if found and all(isinstance(value, dict) for value in found.values()):
+        nested = next(iter(found.values()))
+        if not (nested and all(isinstance(value, dict) for value in nested.values())):
+            return list(found.items())
+    for value in found.values():  # the first that holds objects: beside it stand version, licence and the like
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return _records(value)
+        if isinstance(value, dict) and value and all(isinstance(item, dict) for item in value.values()):
+            return list(value.items())
+    return [("row 1", found)] if found else None
+
+
+def _csv(file: Path) -> Iterator[Row]:
+    separator = "\t" if kind_of(file) == ".tsv" else ","
+    with open_data(file) as raw:
+        content = raw.read()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{file}:{line}", f"byte {error.start + 1} of the file", "is not UTF-8") from None
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        header = next(reader, [])
+        if len(set(header)) != len(header):
+            raise UserError(f"{file}:1", ", ".join(header)[:60], "must name each column once")
+        for values in reader:
+            where = f"{file}:{reader.line_num}"
+            if not values:
+                continue
+            if len(values) != len(header):
+                raise UserError(where, f"{len(values)} values", f"the header names {len(header)} columns")
+            yield Row(where, dict(zip(header, values, strict=True)))
+    except csv.Error as error:
+        raise UserError(f"{file}:{reader.line_num}", str(error), "must be comma-separated values") from None
+
+
+def _parquet(file: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(file) as table:
+            yield from _batches(file, table.iter_batches())
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(str(file), " ".join(str(error).split())[:200], "must be a readable parquet file") from None
+
+
+def _arrow(file: Path) -> Iterator[Row]:
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(file)) as source:
+            yield from _batches(file, pa.ipc.open_stream(source))
+    except (pa.ArrowException, OSError) as error:
+        allowed = "must be a table as `datasets` saves it (an Arrow stream)"
+        raise UserError(str(file), " ".join(str(error).split())[:200], allowed) from None
+
+
+def _batches(file: Path, batches: Any) -> Iterator[Row]:
+    number = 0
+    for batch in batches:
+        for fields in _plain(file, batch, number):
+            number += 1
+            yield Row(f"{file}: row {number}", fields)
+
+
+def _plain(file: Path, batch: Any, before: int) -> list[Mapping[str, Any]]:
+    """The rows of a record batch; one by one only where a string of it is no text."""
+    try:
+        rows: list[Mapping[str, Any]] = batch.to_pylist()
+    except UnicodeDecodeError:
+        for place in range(batch.num_rows):
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                try:
+                    column[place].as_py()
+                except UnicodeDecodeError as error:
+                    where = f"{file}: row {before + place + 1}: {name}"
+                    raise UserError(where, f"byte {error.start + 1}", "is not UTF-8") from None
+        raise
+    return rows
+
+
+def as_json(value: Any) -> Any:
+    """Return a value of a table as JSON can hold it: times and decimals as text, bytes by their length."""
+    return json.loads(json.dumps(value, default=_as_text))
+
+
+def _as_text(value: object) -> str:
+    return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)

@@ -1,0 +1,94 @@
+"""Where rows come from: files of any common kind, globs, folders, saved `datasets`, data sets of the Hugging Face hub.
+
+    DIR/gsm8k.jsonl   "data/*.parquet"   saved_dataset/train   openai/gsm8k   openai/gsm8k/main/train*.parquet
+
+Kinds: .jsonl (.ndjson), .json, .parquet, .csv, .tsv, .arrow and, for documents, .txt; each also with .gz or .zst.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from framework.data.readers import Row
+from framework.data.rows import KINDS, file_rows, kind_of
+from framework.errors import UserError, did_you_mean
+
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(/.+)?")  # owner/name, then a path in it
+ALLOWED = "a file, a glob, a folder or a hub data set (owner/name)"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a data key names, as files that are there, in order."""
+
+    key: str  # e.g. "data.train", for messages
+    name: str  # as the user wrote it
+    files: tuple[Path, ...]
+
+    def rows(self) -> Iterator[Row]:
+        """Yield every row of every file; raises UserError naming file and line of a fault."""
+        for file in self.files:
+            yield from file_rows(file)
+
+
+def find_source(name: str | Path, key: str, split: str = "train") -> Source:
+    """Return the files behind `name`; `split` ("train", "test") chooses among a hub data set's files.
+
+    Raises UserError, in `key`'s name, if there are none, or none of a kind that is read.
+    """
+    text = str(name)
+    path = Path(text).expanduser()
+    if path.is_file():
+        return Source(key, text, (_known(path, key),))
+    if path.is_dir():
+        return Source(key, text, _folder(path, key))
+    if any(character in text for character in "*?["):
+        found = tuple(Path(match) for match in sorted(glob.glob(str(path), recursive=True)) if Path(match).is_file())
+        if found:
+            return Source(key, text, tuple(_known(file, key) for file in found))
+    if _HUB.fullmatch(text) and not path.parent.is_dir() and not _is_plainly_a_file(text):
+        from framework.data.hub import hub_files
+
+        return Source(key, text, tuple(_known(file, key) for file in hub_files(text, key, split)))
+    raise UserError(key, text, f"{_near(path)}no such file: must be {ALLOWED}")
+
+
+def _is_plainly_a_file(text: str) -> bool:
+    """A path of two parts with a data file's ending is a file that is missing, no hub data set."""
+    return len(PurePosixPath(text).parts) == 2 and kind_of(Path(text)) is not None
+
+
+def _known(file: Path, key: str) -> Path:
+    if kind_of(file) is None:
+        raise UserError(key, str(file), f"must end in {', '.join(KINDS)}, or one of them with .gz or .zst")
+    return file
+
+
+def _folder(path: Path, key: str) -> tuple[Path, ...]:
+    """Data files of a folder; of a saved `datasets` directory its tables alone."""
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(part.name for part in path.iterdir() if part.is_dir())
+        raise UserError(key, str(path), f"holds the splits {', '.join(splits)}: name one, as {path}/{splits[0]}")
+    saved = (path / "state.json").is_file()
+    files = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and (file.suffix == ".arrow" if saved else kind_of(file) is not None)
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)
+        if file.name not in ("dataset_info.json", "state.json")
+    ]
+    if not files:
+        raise UserError(key, str(path), f"a folder without data: must hold files ending in {', '.join(KINDS)}")
+    return tuple(files)
+
+
+def _near(path: Path) -> str:
+    try:
+        return did_you_mean(path.name, os.listdir(path.parent))
+    except OSError:
+        return ""

@@ -1,0 +1,192 @@
+"""Files of every kind give the same rows; globs, folders, saved data sets and hub names find them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from framework.data import hub
+from framework.data.layouts.documents import load_documents
+from framework.data.layouts.prompts import load_prompts
+from framework.data.readers import Document
+from framework.data.rows import file_rows
+from framework.data.sources import find_source
+from framework.errors import UserError
+
+ROWS = [{"question": "1+1?", "answer": "2"}, {"question": "二\n?", "answer": "3"}]
+
+
+def lines() -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
+
+
+def write(path: Path) -> Path:
+    """Write ROWS as the file's ending says."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kind = path.name.partition(".")[2]
+    if kind in ("jsonl", "jsonl.gz", "jsonl.zst"):
+        packed = {"jsonl": lines(), "jsonl.gz": gzip.compress(lines())}
+        if kind.endswith("zst"):
+            with pa.output_stream(str(path), compression="zstd") as file:
+                file.write(lines())
+        else:
+            path.write_bytes(packed[kind])
+    elif kind == "json":
+        path.write_text(json.dumps(ROWS))
+    elif kind in ("csv", "tsv"):
+        with path.open("w", encoding="utf-8-sig", newline="") as text:
+            writer = csv.writer(text, delimiter="\t" if kind == "tsv" else ",")
+            writer.writerows([list(ROWS[0]), *(list(row.values()) for row in ROWS)])
+    elif kind == "parquet":
+        parquet.write_table(pa.Table.from_pylist(ROWS), path)
+    else:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, pa.Table.from_pylist(ROWS).schema) as stream:
+            stream.write_table(pa.Table.from_pylist(ROWS))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "json", "csv", "tsv", "parquet", "arrow"])
+def test_every_kind_of_file(kind: str, tmp_path: Path) -> None:
+    assert [dict(row.fields) for row in file_rows(write(tmp_path / f"a.{kind}"))] == ROWS
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"data": ROWS, "version": 1},
+        {"a": ROWS[0], "b": ROWS[1]},
+        {"problems": {"a": ROWS[0], "b": ROWS[1]}, "hints": {}},
+    ],
+)
+def test_json_objects_that_hold_the_rows(content: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert [dict(row.fields) for row in file_rows(tmp_path / "a.json")] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl.gz", b"no", "damaged gzip"),
+        ("a.jsonl.zst", b"no", "damaged zst"),
+        ("a.json", b"[1]", "row 1: got '1'; must be a JSON object"),
+        ("a.json", b'"x"', "must be a list of JSON objects"),
+        ("a.json", b"[{", "is not JSON"),
+        ("a.json", b"[]", "an empty file"),
+        ("a.csv", b"question,answer\n1,2,3\n", "a.csv:2: got '3 values'; the header names 2 columns"),
+        ("a.csv", b"q,q\n1,2\n", "must name each column once"),
+        ("a.csv", b"q,a\n1,\xff\n", "a.csv:2: got 'byte 7 of the file'; is not UTF-8"),
+        ("a.csv", b"", "an empty file"),
+        ("a.parquet", b"PAR1", "must be a readable parquet file"),
+        ("a.arrow", b"ARROW", "as `datasets` saves it"),
+    ],
+)
+def test_damage_is_one_line(name: str, content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        list(file_rows(tmp_path / name))
+
+
+def test_a_string_of_a_table_that_is_no_text_names_its_row(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    bad = pa.array([b"good", b"\xff\xfe"], pa.binary()).cast(pa.binary()).view(pa.string())
+    parquet.write_table(pa.table({"text": bad}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: row 2: text: got 'byte 1'; is not UTF-8"):
+        list(load_documents(str(tmp_path / "a.parquet")))
+
+
+def test_globs_and_folders(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.parquet"):
+        write(tmp_path / name)
+    (tmp_path / "README.md").write_text("no data")
+    for name in (f"{tmp_path}/[ab].*", str(tmp_path)):
+        assert [prompt.id for prompt in load_prompts(name)] == ["a.parquet:1", "a.parquet:2", "b.jsonl:1", "b.jsonl:2"]
+
+
+def test_a_saved_data_set(tmp_path: Path) -> None:
+    import datasets
+
+    saved = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
+    saved.save_to_disk(str(tmp_path / "set"))
+    assert [prompt.answer for prompt in load_prompts(str(tmp_path / "set" / "train"))] == ["2", "3"]
+    with pytest.raises(UserError, match="holds the splits train: name one"):
+        load_prompts(str(tmp_path / "set"))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("{tmp}/b.json", "did you mean 'b.jsonl'"),
+        ("{tmp}/*.csv", "no such file"),
+        ("{tmp}/empty", "a folder without data"),
+        ("{tmp}/note.md", "must end in .jsonl"),
+        ("data/train.jsonl", "no such file: must be a file"),
+    ],
+)
+def test_what_is_not_there(name: str, says: str, tmp_path: Path) -> None:
+    write(tmp_path / "b.jsonl")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "note.md").write_text("x")
+    with pytest.raises(UserError, match=says) as caught:
+        find_source(name.replace("{tmp}", str(tmp_path)), "data.train")
+    assert caught.value.where == "data.train"
+
+
+def test_documents_of_every_kind(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfthree\n\nlines of it\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "\\ufeffone", "url": "x"}\n\n{"text": "two"}\n')
+    assert list(load_documents(str(tmp_path))) == [
+        Document("1-a.txt:1", "three\n\nlines of it\n"),
+        Document("2-b.jsonl:1", "one"),
+        Document("2-b.jsonl:3", "two"),
+    ]
+    (tmp_path / "c.jsonl").write_text('{"body": "x"}\n')
+    assert [d.text for d in load_documents(str(tmp_path / "c.jsonl"), {"text": "body"})] == ["x"]
+    (tmp_path / "d.jsonl").write_text('{"txt": "x"}\n')
+    for name, says in (("d.jsonl", r"d\.jsonl:1.*columns txt'; documents need"), ("e.txt", r"e\.txt: got 'byte 4'")):
+        (tmp_path / "e.txt").write_bytes(b"abc\xff")
+        with pytest.raises(UserError, match=says):
+            list(load_documents(str(tmp_path / name)))
+
+
+FILES = ["main/train-0.parquet", "main/test-0.parquet", "README.md"]
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A hub that answers with FILES; any file that is asked for is a.parquet."""
+    import huggingface_hub
+
+    asked: list[str] = []
+    file = write(tmp_path / "a.parquet")
+    monkeypatch.setattr(hub, "_reachable", lambda: True)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: FILES)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda _, name, **__: asked.append(name) or str(file))
+    return asked
+
+
+def test_a_data_set_of_the_hub(served: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(load_prompts("openai/gsm8k")) == len(load_prompts("openai/gsm8k", split="test")) == 2
+    assert len(load_prompts("openai/gsm8k/main/te*")) == 2
+    assert served == ["main/train-0.parquet", "main/test-0.parquet", "main/test-0.parquet"]
+    with pytest.raises(UserError, match="matches none of its files: main/test-0"):
+        load_prompts("openai/gsm8k/x*")
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: [*FILES, "other/train-0.parquet"])
+    with pytest.raises(UserError, match=r"holds several: name one of openai/gsm8k/main/train\*, openai/gsm8k/other"):
+        load_prompts("openai/gsm8k")
+
+
+def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(hub, "_reachable", lambda: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"data\.train: got 'openai/none'; .*the hub cannot be reached") as caught:
+        load_prompts("openai/none")
+    assert "\n" not in str(caught.value)
