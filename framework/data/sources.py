@@ -55,7 +55,7 @@ def find_source(name: str | Path, key: str, split: str = "train") -> Source:
         from framework.data.hub import hub_files
 
         return Source(key, text, tuple(_known(file, key) for file in hub_files(text, key, split)))
-    raise UserError(key, text, f"{_near(path)}no such file: must be {ALLOWED}")
+    raise UserError(text, "no such file", f"{_near(path)}{key} must be {ALLOWED}")
 
 
 def _is_plainly_a_file(text: str) -> bool:

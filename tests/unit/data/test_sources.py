@@ -128,7 +128,7 @@ def test_a_saved_data_set(tmp_path: Path) -> None:
         ("{tmp}/*.csv", "no such file"),
         ("{tmp}/empty", "a folder without data"),
         ("{tmp}/note.md", "must end in .jsonl"),
-        ("data/train.jsonl", "no such file: must be a file"),
+        ("data/train.jsonl", "data.train must be a file"),
     ],
 )
 def test_what_is_not_there(name: str, says: str, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_what_is_not_there(name: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "note.md").write_text("x")
     with pytest.raises(UserError, match=says) as caught:
         find_source(name.replace("{tmp}", str(tmp_path)), "data.train")
-    assert caught.value.where == "data.train"
+    assert "data.train" in str(caught.value)
 
 
 def test_documents_of_every_kind(tmp_path: Path) -> None:
