@@ -191,6 +191,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
     config = compose(arguments.overrides, arguments.config_dir)
     graph = build_graph(config)
     graph.check()
+    Store(config.run_dir).check_place()
     if arguments.command == "run":
         Store(config.run_dir).check_owner(to_plain(config))
     return config, graph

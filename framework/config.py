@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,8 +177,11 @@ def _as_hydra_takes_it(override: str, folders: Sequence[Path]) -> str:
     allowed = "an override reads key=value, e.g. model=v3_tiny or algorithm.group_size=8"
     try:
         parsed = OverridesParser.create().parse_override(override)
-    except HydraException as error:
-        raise UserError("override", override, f"{allowed} ({_first_line(error)})") from None
+    except (HydraException, ValueError):  # ValueError: an integer of more digits than Python reads
+        key, equals, value = override.partition("=")
+        if value.lstrip("-").isdigit():
+            raise UserError(key, f"an integer of {len(value)} digits", "must be of 64 bits") from None
+        raise UserError("override", override[:200], _how_to_quote(override) if equals else allowed) from None
     if parsed.is_sweep_override():
         raise UserError("override", override, "takes one value; a list is written key=[a,b]")
     is_group = parsed.package is not None or any((folder / parsed.key_or_group).is_dir() for folder in folders)
@@ -185,6 +190,19 @@ def _as_hydra_takes_it(override: str, folders: Sequence[Path]) -> str:
         options = ", ".join(group_options(parsed.key_or_group, folders))
         raise UserError(parsed.key_or_group, parsed.value(), f"takes the name of one of its yaml files: {options}")
     return override if is_group or not plain_set else f"++{override}"
+
+
+def _how_to_quote(override: str) -> str:
+    """Say how a value is written in which a character means something to Hydra's grammar."""
+    key, _, value = override.partition("=")
+    if value.startswith("~/"):
+        return f"no shell fills in ~ behind a key: write {key}=$HOME/{value[2:]}"
+    is_list = value.startswith("[") and value.endswith("]")
+    items = value[1:-1].split(",") if is_list else [value]
+    quoted = [json.dumps(item.strip(" \"'"), ensure_ascii=False) for item in items]
+    example = f"{key}=[{','.join(quoted)}]" if is_list else f"{key}={quoted[0]}"
+    shown = shlex.quote(example if len(example) < 150 else 'key="value"')
+    return f"a value with a blank or any of ~ ( ) [ ] {{ }} , : = & # ' \" in it goes in quotes, twice: {shown}"
 
 
 def _composition_error(error: Exception, folders: Sequence[Path]) -> UserError:

@@ -139,8 +139,9 @@ def _dataclass(cls: Any, node: Any, where: str, resolve: Resolve) -> Any:
         return cls(**values)
     except UserError as error:
         # A Config checks itself without knowing where it hangs in the tree: name the key as the user wrote it.
-        name = error.where.rpartition(".")[2]
-        raise UserError(f"{prefix}{name}", error.value, error.allowed) if name in fields else error from None
+        head, name = error.where.partition(".")[0], error.where.rpartition(".")[2]
+        inner = name if name in fields else error.where if head in fields else None
+        raise error if inner is None else UserError(f"{prefix}{inner}", error.value, error.allowed) from None
     except ValueError as error:
         raise UserError(where, cls.__name__, str(error)) from error
 

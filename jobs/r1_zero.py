@@ -26,6 +26,7 @@ def build(config: RunConfig) -> Graph:
     check_given_prompts(config.data, rewards, stage["tokenizer"], rollout.max_model_len, max_tokens)
     pretrain, ranks = stage["pretrain"], config.cluster.learner_workers
     experts = model.n_routed_experts if model.num_moe_layers else 0
+    config.cluster.check_gpus(rollout.tensor_parallel_size)
     config.engine.learner.check_topology(ranks, experts, "engine.learner")
     pretrain.engine.check_topology(pretrain.check_workers(config.cluster), experts, "stage.pretrain.engine")
     graph = Graph()

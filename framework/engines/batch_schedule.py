@@ -9,6 +9,8 @@ from functools import cached_property
 from framework.bounds import PositiveFloat, PositiveInt, bounded
 from framework.errors import UserError
 
+RAMP_STEPS = 1_000_000  # the ramp is laid out step by step; V3's takes 12,000
+
 
 @dataclass(frozen=True)
 @bounded
@@ -40,6 +42,10 @@ class BatchSchedule:
     def __post_init__(self) -> None:
         if self.ramp is not None and not self.ramp.start_rows <= self.rows:
             raise UserError("ramp.start_rows", self.ramp.start_rows, f"must be at most rows_per_step={self.rows}")
+        longest = RAMP_STEPS * self.row_tokens * (0 if self.ramp is None else self.ramp.start_rows)
+        if self.ramp is not None and self.ramp.tokens > longest:
+            allowed = f"must be at most {longest:g}: {RAMP_STEPS:,} steps of start_rows={self.ramp.start_rows}"
+            raise UserError("ramp.tokens", self.ramp.tokens, allowed)
 
     def rows_at(self, step: int) -> int:
         """Rows of optimizer step `step`, from 0."""

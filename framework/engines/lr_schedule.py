@@ -72,6 +72,11 @@ class StepwiseValue:
         if list(self.until) != sorted(set(self.until)):
             raise UserError("until", self.until, "must be rising steps")
 
+    def over(self, steps: int) -> float:
+        """Sum of the values at the first `steps` steps."""
+        ends = [min(step, steps) for step in (*self.until, steps)]
+        return sum(value * (end - start) for value, start, end in zip(self.values, [0, *ends], ends, strict=False))
+
     def at(self, step: int) -> float:
         """Value at optimizer step `step`, from 0."""
         return self.values[sum(step >= change for change in self.until)]
@@ -80,6 +85,11 @@ class StepwiseValue:
 def value_at(value: float | StepwiseValue, step: int) -> float:
     """Value at optimizer step `step`; a plain number never changes."""
     return value.at(step) if isinstance(value, StepwiseValue) else value
+
+
+def sum_over(value: float | StepwiseValue, steps: int) -> float:
+    """Sum of a value over the first `steps` steps."""
+    return value.over(steps) if isinstance(value, StepwiseValue) else value * steps
 
 
 def values_of(value: float | StepwiseValue) -> tuple[float, ...]:

@@ -9,6 +9,8 @@ from framework.bounds import Bound, NonNegativeFloat, NonNegativeInt, PositiveFl
 from framework.errors import UserError
 from framework.graph.deadlines import Deadlines
 
+PROCESSES_A_CORE = 4  # more than that wait for one another longer than any time limit allows
+
 
 @dataclass(frozen=True)
 @bounded
@@ -31,11 +33,34 @@ class ClusterConfig:
     object_store_gib: Annotated[float, Bound(least=0.1, note="as Ray asks")] = 1.0
     deadlines: Deadlines = field(default_factory=Deadlines)  # how long the run waits for whom
 
+    def __post_init__(self) -> None:
+        roles = ("rollout", "learner", "reward")
+        booked = {role: getattr(self, f"{role}_workers") * getattr(self, f"{role}_cpus", 1) for role in roles}
+        most = PROCESSES_A_CORE * self.cpus
+        if sum(booked.values()) > most:
+            largest = max(roles, key=lambda role: booked[role])
+            asked = " + ".join(f"{booked[role]:g} {role}" for role in roles)
+            allowed = f"the workers ask for {asked} CPUs, and cluster.cpus={self.cpus} can carry {most} at most"
+            raise UserError(f"cluster.{largest}_workers", getattr(self, f"{largest}_workers"), allowed)
+
+    def check_gpus(self, tensor_parallel_size: int) -> None:
+        """Raise UserError if rollout workers of so many GPUs each, and the learners, do not find them."""
+        rollout, share = self.rollout_workers * tensor_parallel_size, self.gpu_share
+        if self.gpus and max(rollout, self.learner_workers, share * (rollout + self.learner_workers)) > self.gpus:
+            asked = f"{rollout} for {self.rollout_workers} rollout workers, {self.learner_workers} for learners"
+            sharing = "shared" if self.colocate else "not shared: cluster.colocate=false"
+            raise UserError("cluster.num_nodes x cluster.gpus_per_node", self.gpus, f"must hold {asked}, {sharing}")
+
     def training_workers(self, workers: int, min_workers: int, stage: str) -> int:
         """Ranks of a stage that asks for `workers` (0: as many as learners); UserError if `min_workers` is more."""
         found = workers or self.learner_workers
         if min_workers > found:
             raise UserError(f"{stage}.min_workers", min_workers, f"must be 0 to {found}, the workers")
+        most = self.gpus or max(int(PROCESSES_A_CORE * self.cpus / max(self.learner_cpus, 1)), 1)
+        if found > most:
+            has = f"{self.gpus} GPUs" if self.gpus else f"cluster.cpus={self.cpus}"
+            key = f"{stage}.workers" if workers else "cluster.learner_workers"
+            raise UserError(key, found, f"must be at most {most}, which {has} can carry")
         return found
 
     @property

@@ -49,8 +49,24 @@ class Store:
 
     run_dir: Path
 
+    def check_place(self) -> None:
+        """Raise UserError if the directory cannot be made or written, as far as can be seen without trying."""
+        where, place = str(self.run_dir), next(p for p in (self.run_dir, *self.run_dir.parents) if os.path.lexists(p))
+        allowed = "must be a directory that can be made and written, on a disk: see runs_dir"
+        if any(len(os.fsencode(part)) > 255 for part in self.run_dir.parts) or len(os.fsencode(where)) > 3500:
+            raise UserError(f"{where[:200]}...", "a name that is too long", allowed)
+        if not place.exists():
+            raise UserError(str(place), "a link that leads nowhere or in a circle", allowed)
+        if not place.is_dir():
+            raise UserError(where, f"{place}: a file is in its way", allowed)
+        if os.path.realpath(place).split(os.sep)[1] in ("proc", "sys"):
+            raise UserError(where, "the kernel's own files", allowed)
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(where, "permission denied", allowed)
+
     def check_owner(self, config: Mapping[str, Any]) -> None:
         """Raise UserError if the directory belongs to a run of another configuration, or to something else."""
+        self.check_place()
         file = self.run_dir / "config.json"
         if not self.run_dir.exists():
             return

@@ -9,6 +9,7 @@ from framework.artifacts import Checkpoint, PromptSet
 from framework.data.readers import read_prompts
 from framework.data.templates import tokenize_prompts
 from framework.engines.deepspeed_engine import DeepSpeedConfig
+from framework.engines.lr_schedule import sum_over
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
@@ -124,8 +125,7 @@ class Grpo:
         workers, samplers = cluster.learner_workers, cluster.rollout_workers
         gpus = samplers * self.rollout.tensor_parallel_size if cluster.gpus else 0
         segment = self.rollout.max_model_len
-        limits = sum(config.sampling(step).max_tokens for step in range(config.steps))
-        tokens = limits * config.prompts_per_step * config.group_size
+        tokens = sum_over(config.max_tokens, config.steps) * config.prompts_per_step * config.group_size
         cached = self.rollout.max_num_seqs * self.rollout.max_model_len
         sampler = sampler_memory(self.model, self.rollout.tensor_parallel_size, cached)
         return StageEstimate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import gcd
 
+from framework.bounds import divisors
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.graph.cluster import ClusterConfig
 from framework.graph.plan import RoleEstimate
@@ -35,8 +36,7 @@ def learner_role(
             f"ZeRO-{stage}": training_memory(spec, replace(layout, zero_stage=stage, ep_size=size)).gib()
             for stage in (1, 2, 3)
         }
-        for size in range(1, most + 1)
-        if most % size == 0
+        for size in divisors(most)
     }
     return RoleEstimate(
         "learner",
