@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed import free_port
-from tests.unit.test_bad_input import TOY_CONF
+from tests.unit.bad_input import TOY_CONF
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

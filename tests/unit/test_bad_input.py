@@ -1,148 +1,13 @@
-"""Bad input, row by row: exit code 2, one clear line on stderr, nothing created or overwritten.
-
-Add a row to CASES: what is wrong, the command line, and what the line must say. `{tmp}` is a fresh directory with a
-finished run in {tmp}/runs/toy; `prepare` may put more into it before the command runs.
-"""
+"""Bad settings and command lines, row by row. See tests/unit/bad_input.py."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from framework.cli import main
-from framework.convert import to_plain
-from framework.graph.store import Store
+from tests.unit.bad_input import TOY, Case, check_case, r1_zero, run, write
 
-TOY_CONF = Path(__file__).parent / "conf"
-TOY = ("job=toy", "~stage", "~data", "~engine", "~algorithm", "~reward", "~tracking", "runs_dir={tmp}/runs")
-
-
-def nothing(tmp: Path) -> None:
-    """The directory serves as it is."""
-
-
-def write(name: str, text: str) -> Callable[[Path], None]:
-    """Return a `prepare` that puts a file there."""
-
-    def prepare(tmp: Path) -> None:
-        (tmp / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp / name).write_text(text)
-
-    return prepare
-
-
-def damaged_checkpoint(tmp: Path) -> None:
-    """A finished checkpoint that lost bytes afterwards."""
-    from framework.artifacts import Checkpoint, write_manifest
-
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
-        write(f"checkpoint/{name}", "{}      ")(tmp)
-    write_manifest(Checkpoint(tmp / "checkpoint"), "stage", {}, {}, "")
-    (tmp / "checkpoint" / "model.safetensors").write_text("{}")
-
-
-def safetensors() -> bytes:
-    """A safetensors file of one tensor of two zeros."""
-    header = json.dumps({"weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
-    return len(header).to_bytes(8, "little") + header + bytes(8)
-
-
-def checkpoint(name: str = "checkpoint", **files: str | bytes) -> Callable[[Path], None]:
-    """Return a `prepare` that puts a small whole checkpoint without a manifest there, some files replaced."""
-    whole: dict[str, str | bytes] = {
-        "config": json.dumps({"vocab_size": 3}),
-        "tokenizer": json.dumps({"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2, "content": "<s>"}]}),
-        "weights": safetensors(),
-    }
-    names = {"config": "config.json", "tokenizer": "tokenizer.json", "weights": "model.safetensors"}
-    names["index"] = "model.safetensors.index.json"
-
-    def prepare(tmp: Path) -> None:
-        (tmp / name).mkdir()
-        for key, content in (whole | files).items():
-            (tmp / name / names[key]).write_bytes(content.encode() if isinstance(content, str) else content)
-
-    return prepare
-
-
-def prompt_files(train: str | None, heldout: str | None = None) -> Callable[[Path], None]:
-    """Return a `prepare` that puts train.jsonl and heldout.jsonl there; None for the first: no such file."""
-
-    def prepare(tmp: Path) -> None:
-        if train is not None:
-            write("train.jsonl", train)(tmp)
-        write("heldout.jsonl", heldout or prompt_line("held out", "What is 3 + 4?"))(tmp)
-
-    return prepare
-
-
-def prompt_line(key: str, text: str, **more: object) -> str:
-    """One line of a prompt file."""
-    return json.dumps({"id": key, "prompt": text, "answer": "7", "task": "chain_sum", **more}) + "\n"
-
-
-def full_disk(name: str) -> Callable[[Path], None]:
-    """Return a `prepare` after which writing file `name` meets a full disk: the kernel's own ENOSPC."""
-
-    def prepare(tmp: Path) -> None:
-        (tmp / name).symlink_to("/dev/full")
-
-    return prepare
-
-
-@dataclass(frozen=True)
-class Case:
-    """One way to be wrong."""
-
-    name: str
-    command: tuple[str, ...]
-    says: tuple[str, ...]  # each must be in the one line
-    prepare: Callable[[Path], None] = nothing
-
-
-def run(*overrides: str) -> tuple[str, ...]:
-    """`framework run` of the toy job."""
-    return ("run", *TOY, *overrides, "--config-dir", str(TOY_CONF))
-
-
-def r1_zero(*overrides: str) -> tuple[str, ...]:
-    """`framework run` of the shipped job."""
-    return ("run", "job=r1_zero", "runs_dir={tmp}/runs", *overrides)
-
-
-def own_prompts(*overrides: str) -> tuple[str, ...]:
-    """`framework run` of the shipped job on the user's prompts."""
-    files = ("data.train_prompts_file={tmp}/train.jsonl", "data.heldout_prompts_file={tmp}/heldout.jsonl")
-    return r1_zero(*files, *overrides)
-
-
-def sft(*overrides: str) -> tuple[str, ...]:
-    """`framework run` of fine-tuning on the user's conversations."""
-    files = ("data.chats_file={tmp}/chats.jsonl", "base={tmp}/base")
-    return ("run", "job=sft", "runs_dir={tmp}/runs", *files, *overrides)
-
-
-def sft_files(*lines: str, model_type: str = "deepseek_v3") -> Callable[[Path], None]:
-    """A file of conversations, and what is looked at of a base checkpoint before a run."""
-
-    def prepare(tmp: Path) -> None:
-        (tmp / "base").mkdir()
-        config = {"model_type": model_type, "hidden_size": 128, "num_hidden_layers": 3}
-        (tmp / "base" / "config.json").write_text(json.dumps(config))
-        (tmp / "base" / "tokenizer.json").write_text("{}")
-        (tmp / "chats.jsonl").write_text("\n".join(lines))
-
-    return prepare
-
-
-CHAT = json.dumps({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]})
-GOOD = prompt_line("one", "What is 1 + 2?")
 CASES = (
     Case("unknown key", run("stage.train.lrr=1"), ("stage.train.lrr", "did you mean 'lr'?")),
     Case("unknown nested key", run("model.hiden_size=1"), ("model.hiden_size", "did you mean 'hidden_size'?")),
@@ -199,71 +64,11 @@ CASES = (
     Case("unknown command", ("trian",), ("command: got 'trian'", "commands: plan, run")),
     Case("unknown option", ("plan", "--gpus", "8"), ("--gpus",)),
     Case("unknown benchmark", ("bench", "rolout"), ("benchmark: got 'rolout'", "benchmarks:")),
-    Case("report of no run", ("report", "{tmp}/nope"), ("nope",)),
-    Case("chat without a checkpoint", ("chat", "{tmp}/nope"), ("checkpoint: got", "must be a checkpoint directory")),
-    Case("chat with an empty directory", ("chat", "{tmp}"), ("config.json", "a Checkpoint needs config.json")),
-    Case("chat with a run that has no checkpoint", ("chat", "{tmp}/runs/toy"), ("no finished checkpoint yet",)),
-    Case("damaged checkpoint", ("serve", "{tmp}/checkpoint"), ("model.safetensors", "damaged"), damaged_checkpoint),
-    Case(
-        "run with a damaged manifest",
-        ("chat", "{tmp}/runs/toy"),
-        ("runs/toy/artifacts/train-1/checkpoint/manifest.json", "must be a manifest as the framework writes it"),
-        write("runs/toy/artifacts/train-1/checkpoint/manifest.json", '{"type": "Checkp'),
-    ),
-    Case(
-        "checkpoint with cut-off weights",
-        ("chat", "{tmp}/checkpoint"),
-        ("model.safetensors: got", "cut off"),
-        checkpoint(weights=safetensors()[:-1]),
-    ),
-    Case(
-        "checkpoint with unreadable weights",
-        ("serve", "{tmp}/checkpoint"),
-        ("model.safetensors", "an unreadable header"),
-        checkpoint(weights="<html>404</html>"),
-    ),
-    Case(
-        "checkpoint that lacks a shard",
-        ("chat", "{tmp}/checkpoint"),
-        ("model-2.safetensors", "no such file"),
-        checkpoint(index=json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}})),
-    ),
-    Case(
-        "checkpoint without weights",
-        ("chat", "{tmp}/checkpoint"),
-        ("no *.safetensors file",),
-        lambda tmp: (checkpoint()(tmp), (tmp / "checkpoint" / "model.safetensors").unlink())[-1],
-    ),
-    Case(
-        "checkpoint with a damaged config",
-        ("serve", "{tmp}/checkpoint"),
-        ("config.json", "must be JSON"),
-        checkpoint(config='{"vocab_size": 3'),
-    ),
-    Case(
-        "checkpoint with another model's tokenizer",
-        ("chat", "{tmp}/checkpoint"),
-        ("tokenizer.json: got '3 tokens'", "does not match the model, whose vocab_size is 2"),
-        checkpoint(config=json.dumps({"vocab_size": 2})),
-    ),
     Case(
         "edge from a directory that is no checkpoint",
         run("job._target_=tests.unit.toy_graph.build_on_base", "stage.train.base={tmp}/nope"),
         ("{tmp}/nope", "a Checkpoint needs config.json"),
     ),
-    Case(
-        "edge from a damaged checkpoint",
-        run("job._target_=tests.unit.toy_graph.build_on_base", "stage.train.base={tmp}/checkpoint"),
-        ("{tmp}/checkpoint/model.safetensors", "damaged"),
-        damaged_checkpoint,
-    ),
-    Case(
-        "edge from a checkpoint with another model's tokenizer",
-        run("job._target_=tests.unit.toy_graph.build_on_base", "stage.train.base={tmp}/checkpoint"),
-        ("tokenizer.json", "does not match the model"),
-        checkpoint(config=json.dumps({"vocab_size": 2})),
-    ),
-    Case("report of a directory that is no run", ("report", "{tmp}"), ("{tmp}",)),
     Case(
         "tokenizer larger than the model's vocabulary",
         r1_zero("stage.tokenizer.vocab_size=513"),
@@ -380,133 +185,12 @@ CASES = (
         r1_zero("data.tasks.chain_summ={}"),
         ("data.tasks.chain_summ", "did you mean 'chain_sum'?", "worked solutions exist for basic_arithmetic"),
     ),
-    Case(
-        "unknown task",
-        r1_zero("data.tasks.lego_chain={}", "data.documents_files=[{tmp}/corpus.jsonl]"),
-        ("data.tasks.lego_chain", "must name a reasoning-gym data set"),
-    ),
-    Case(
-        "prompt of a task without a verifier",
-        own_prompts(),
-        ("prompt one: task: got 'chain_summ'", "did you mean 'chain_sum'?", "one of math_tasks"),
-        prompt_files(json.dumps({"id": "one", "prompt": "What is 1 + 2?", "answer": "3", "task": "chain_summ"})),
-    ),
-    Case("missing data file", own_prompts(), ("{tmp}/train.jsonl: got 'no such file'",), prompt_files(None)),
-    Case("empty data file", own_prompts(), ("{tmp}/train.jsonl: got 'an empty file'",), prompt_files("")),
-    Case(
-        "corrupt data file",
-        own_prompts(),
-        ("{tmp}/train.jsonl:2", "is not JSON"),
-        prompt_files(GOOD + '{"id": "two", "prom'),
-    ),
-    Case(
-        "data file without answers",
-        own_prompts(),
-        ("{tmp}/train.jsonl:1: got 'columns id, prompt, anwser'", "did you mean 'anwser'?", "data.columns={answer:"),
-        prompt_files(json.dumps({"id": "one", "prompt": "What is 1 + 2?", "anwser": "3"})),
-    ),
-    Case(
-        "data file that names a prompt twice",
-        own_prompts(),
-        ("{tmp}/train.jsonl:2: id: got 'one'", "first used at {tmp}/train.jsonl:1"),
-        prompt_files(GOOD + GOOD),
-    ),
     Case("only one of two data files", r1_zero("data.train_prompts_file=x"), ("data.train_prompts_file", "goes with")),
-    Case(
-        "held-out prompt among the train prompts",
-        own_prompts(),
-        ("held-out prompt", "also in the train prompts"),
-        prompt_files(GOOD, prompt_line("other", "What is 1 + 2?")),
-    ),
-    Case(
-        "prompt longer than the context",
-        own_prompts(),
-        ("{tmp}/train.jsonl: prompt long: tokens", "must be at most 192", "256"),
-        prompt_files(GOOD + prompt_line("long", "one and " * 200)),
-    ),
-    Case(
-        "tokenized prompt longer than the context",
-        own_prompts(),
-        ("{tmp}/heldout.jsonl: prompt long: tokens: got 'at least 193'",),
-        prompt_files(GOOD, prompt_line("long", "What?", token_ids=[5] * 193)),
-    ),
-    Case(
-        "prompt that asks for a reward that the run lacks",
-        own_prompts(),
-        ("prompt one: rewards: got 'acuracy'", "did you mean 'accuracy'?"),
-        prompt_files(prompt_line("one", "What is 1 + 2?", rewards=["acuracy"])),
-    ),
-    Case("no conversations", ("run", "job=sft", "base={tmp}/base"), ("data.chats_file: got None",), sft_files()),
-    Case("no base", ("run", "job=sft", "data.chats_file={tmp}/chats.jsonl"), ("base: got None",), sft_files(CHAT)),
     Case("base of a job that makes its own", r1_zero("base={tmp}"), ("base: got '{tmp}'", "must be left out")),
-    Case(
-        "no such conversations", sft("data.chats_file={tmp}/chat.jsonl"), ("did you mean 'chats.jsonl'",), sft_files()
-    ),
-    Case("no such base", sft("base={tmp}/bases"), ("{tmp}/bases/config.json: got 'no such file'",), sft_files(CHAT)),
-    Case(
-        "base of another model",
-        sft(),
-        ("model: got 'v3_tiny'", "config.json says qwen2"),
-        sft_files(model_type="qwen2"),
-    ),
-    Case(
-        "bad conversation",
-        sft(),
-        ("{tmp}/chats.jsonl:2: messages", "a role and a content"),
-        sft_files(CHAT, '{"messages": ["hi"]}'),
-    ),
-    Case(
-        "all conversations set apart",
-        sft("data.validation_chats=1"),
-        ("data.validation_chats", "less than the 1"),
-        sft_files(CHAT),
-    ),
-    Case(
-        "warm-up as long as fine-tuning",
-        sft("stage.sft.warmup_steps=1"),
-        ("stage.sft.warmup_steps", "the 1 steps"),
-        sft_files(CHAT),
-    ),
-    Case("full disk", run(), ("{tmp}/runs/toy", "the disk is full"), full_disk("runs/toy/config.json.tmp")),
-    Case("report on a full disk", ("report", "{tmp}/runs/toy"), ("No space left",), full_disk("runs/toy/report.tmp")),
-    Case("unwritable output folder", run("runs_dir=/sys/runs"), ("/sys/runs", "that can be made and written")),
     Case("run name that no file may have", run(f"run={'a' * 300}"), ("run: got 'aaa", "at most 100")),
 )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_bad_input(case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    finished_run(tmp_path)
-    case.prepare(tmp_path)
-    before = snapshot(tmp_path)
-    capfd.readouterr()
-    code = main([item.replace("{tmp}", str(tmp_path)) for item in case.command])
-    out, err = capfd.readouterr()
-    assert code == 2
-    assert out == ""
-    assert err.count("\n") == 1, err
-    assert err.startswith("framework: ")
-    for part in case.says:
-        assert part.replace("{tmp}", str(tmp_path)) in err
-    assert snapshot(tmp_path) == before
-
-
-def test_names_of_the_cases_differ() -> None:
-    assert len({case.name for case in CASES}) == len(CASES)
-
-
-def finished_run(tmp: Path) -> None:
-    """Put the toy job's run directory there, as a run of the unchanged configuration leaves it."""
-    from framework.config import compose
-
-    config = compose([item.replace("{tmp}", str(tmp)) for item in TOY], TOY_CONF)
-    Store(config.run_dir).open_run(to_plain(config))
-    (config.run_dir / "artifacts").mkdir()
-
-
-def snapshot(tmp: Path) -> dict[str, str]:
-    """Every path under `tmp` with a hash of its content."""
-    return {
-        os.path.relpath(path, tmp): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "directory"
-        for path in sorted(tmp.rglob("*"))
-    }
+    check_case(case, tmp_path, capfd)

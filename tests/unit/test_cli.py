@@ -15,7 +15,7 @@ from framework.config import group_options
 from framework.errors import RunFailed, UserError
 from framework.observe import tracking as tracking_module
 from framework.roles import cluster as cluster_module
-from tests.unit.test_bad_input import TOY, TOY_CONF
+from tests.unit.bad_input import TOY, TOY_CONF
 
 
 @pytest.fixture(autouse=True)

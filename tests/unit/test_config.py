@@ -13,7 +13,7 @@ import pytest
 from framework.config import CONF, TargetResolver, build_component, build_graph, compose
 from framework.convert import TARGET, Component, convert, to_plain
 from framework.errors import UserError
-from tests.unit.test_bad_input import CHAT, sft_files
+from tests.unit.bad_input import CHAT, sft_files
 from tests.unit.toy_graph import Train, Write
 
 TOY_CONF = Path(__file__).parent / "conf"

@@ -1,0 +1,183 @@
+"""Bad files and directories, row by row: data, checkpoints, runs. See tests/unit/bad_input.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.unit.bad_input import (
+    CHAT,
+    GOOD,
+    Case,
+    check_case,
+    checkpoint,
+    damaged_checkpoint,
+    full_disk,
+    own_prompts,
+    prompt_files,
+    prompt_line,
+    r1_zero,
+    run,
+    safetensors,
+    sft,
+    sft_files,
+    write,
+)
+
+CASES = (
+    Case("report of no run", ("report", "{tmp}/nope"), ("nope",)),
+    Case("chat without a checkpoint", ("chat", "{tmp}/nope"), ("checkpoint: got", "must be a checkpoint directory")),
+    Case("chat with an empty directory", ("chat", "{tmp}"), ("config.json", "a Checkpoint needs config.json")),
+    Case("chat with a run that has no checkpoint", ("chat", "{tmp}/runs/toy"), ("no finished checkpoint yet",)),
+    Case("damaged checkpoint", ("serve", "{tmp}/checkpoint"), ("model.safetensors", "damaged"), damaged_checkpoint),
+    Case(
+        "run with a damaged manifest",
+        ("chat", "{tmp}/runs/toy"),
+        ("runs/toy/artifacts/train-1/checkpoint/manifest.json", "must be a manifest as the framework writes it"),
+        write("runs/toy/artifacts/train-1/checkpoint/manifest.json", '{"type": "Checkp'),
+    ),
+    Case(
+        "checkpoint with cut-off weights",
+        ("chat", "{tmp}/checkpoint"),
+        ("model.safetensors: got", "cut off"),
+        checkpoint(weights=safetensors()[:-1]),
+    ),
+    Case(
+        "checkpoint with unreadable weights",
+        ("serve", "{tmp}/checkpoint"),
+        ("model.safetensors", "an unreadable header"),
+        checkpoint(weights="<html>404</html>"),
+    ),
+    Case(
+        "checkpoint that lacks a shard",
+        ("chat", "{tmp}/checkpoint"),
+        ("model-2.safetensors", "no such file"),
+        checkpoint(index=json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}})),
+    ),
+    Case(
+        "checkpoint without weights",
+        ("chat", "{tmp}/checkpoint"),
+        ("no *.safetensors file",),
+        lambda tmp: (checkpoint()(tmp), (tmp / "checkpoint" / "model.safetensors").unlink())[-1],
+    ),
+    Case(
+        "checkpoint with a damaged config",
+        ("serve", "{tmp}/checkpoint"),
+        ("config.json", "must be JSON"),
+        checkpoint(config='{"vocab_size": 3'),
+    ),
+    Case(
+        "checkpoint with another model's tokenizer",
+        ("chat", "{tmp}/checkpoint"),
+        ("tokenizer.json: got '3 tokens'", "does not match the model, whose vocab_size is 2"),
+        checkpoint(config=json.dumps({"vocab_size": 2})),
+    ),
+    Case(
+        "edge from a damaged checkpoint",
+        run("job._target_=tests.unit.toy_graph.build_on_base", "stage.train.base={tmp}/checkpoint"),
+        ("{tmp}/checkpoint/model.safetensors", "damaged"),
+        damaged_checkpoint,
+    ),
+    Case(
+        "edge from a checkpoint with another model's tokenizer",
+        run("job._target_=tests.unit.toy_graph.build_on_base", "stage.train.base={tmp}/checkpoint"),
+        ("tokenizer.json", "does not match the model"),
+        checkpoint(config=json.dumps({"vocab_size": 2})),
+    ),
+    Case("report of a directory that is no run", ("report", "{tmp}"), ("{tmp}",)),
+    Case(
+        "unknown task",
+        r1_zero("data.tasks.lego_chain={}", "data.documents_files=[{tmp}/corpus.jsonl]"),
+        ("data.tasks.lego_chain", "must name a reasoning-gym data set"),
+    ),
+    Case(
+        "prompt of a task without a verifier",
+        own_prompts(),
+        ("prompt one: task: got 'chain_summ'", "did you mean 'chain_sum'?", "one of math_tasks"),
+        prompt_files(json.dumps({"id": "one", "prompt": "What is 1 + 2?", "answer": "3", "task": "chain_summ"})),
+    ),
+    Case("missing data file", own_prompts(), ("{tmp}/train.jsonl: got 'no such file'",), prompt_files(None)),
+    Case("empty data file", own_prompts(), ("{tmp}/train.jsonl: got 'an empty file'",), prompt_files("")),
+    Case(
+        "corrupt data file",
+        own_prompts(),
+        ("{tmp}/train.jsonl:2", "is not JSON"),
+        prompt_files(GOOD + '{"id": "two", "prom'),
+    ),
+    Case(
+        "data file without answers",
+        own_prompts(),
+        ("{tmp}/train.jsonl:1: got 'columns id, prompt, anwser'", "did you mean 'anwser'?", "data.columns={answer:"),
+        prompt_files(json.dumps({"id": "one", "prompt": "What is 1 + 2?", "anwser": "3"})),
+    ),
+    Case(
+        "data file that names a prompt twice",
+        own_prompts(),
+        ("{tmp}/train.jsonl:2: id: got 'one'", "first used at {tmp}/train.jsonl:1"),
+        prompt_files(GOOD + GOOD),
+    ),
+    Case(
+        "held-out prompt among the train prompts",
+        own_prompts(),
+        ("held-out prompt", "also in the train prompts"),
+        prompt_files(GOOD, prompt_line("other", "What is 1 + 2?")),
+    ),
+    Case(
+        "prompt longer than the context",
+        own_prompts(),
+        ("{tmp}/train.jsonl: prompt long: tokens", "must be at most 192", "256"),
+        prompt_files(GOOD + prompt_line("long", "one and " * 200)),
+    ),
+    Case(
+        "tokenized prompt longer than the context",
+        own_prompts(),
+        ("{tmp}/heldout.jsonl: prompt long: tokens: got 'at least 193'",),
+        prompt_files(GOOD, prompt_line("long", "What?", token_ids=[5] * 193)),
+    ),
+    Case(
+        "prompt that asks for a reward that the run lacks",
+        own_prompts(),
+        ("prompt one: rewards: got 'acuracy'", "did you mean 'accuracy'?"),
+        prompt_files(prompt_line("one", "What is 1 + 2?", rewards=["acuracy"])),
+    ),
+    Case("no conversations", ("run", "job=sft", "base={tmp}/base"), ("data.chats_file: got None",), sft_files()),
+    Case("no base", ("run", "job=sft", "data.chats_file={tmp}/chats.jsonl"), ("base: got None",), sft_files(CHAT)),
+    Case(
+        "no such conversations", sft("data.chats_file={tmp}/chat.jsonl"), ("did you mean 'chats.jsonl'",), sft_files()
+    ),
+    Case("no such base", sft("base={tmp}/bases"), ("{tmp}/bases/config.json: got 'no such file'",), sft_files(CHAT)),
+    Case(
+        "base of another model",
+        sft(),
+        ("model: got 'v3_tiny'", "config.json says qwen2"),
+        sft_files(model_type="qwen2"),
+    ),
+    Case(
+        "bad conversation",
+        sft(),
+        ("{tmp}/chats.jsonl:2: messages", "a role and a content"),
+        sft_files(CHAT, '{"messages": ["hi"]}'),
+    ),
+    Case(
+        "all conversations set apart",
+        sft("data.validation_chats=1"),
+        ("data.validation_chats", "less than the 1"),
+        sft_files(CHAT),
+    ),
+    Case(
+        "warm-up as long as fine-tuning",
+        sft("stage.sft.warmup_steps=1"),
+        ("stage.sft.warmup_steps", "the 1 steps"),
+        sft_files(CHAT),
+    ),
+    Case("full disk", run(), ("{tmp}/runs/toy", "the disk is full"), full_disk("runs/toy/config.json.tmp")),
+    Case("report on a full disk", ("report", "{tmp}/runs/toy"), ("No space left",), full_disk("runs/toy/report.tmp")),
+    Case("unwritable output folder", run("runs_dir=/sys/runs"), ("/sys/runs", "that can be made and written")),
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_bad_input(case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    check_case(case, tmp_path, capfd)
