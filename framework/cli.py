@@ -68,8 +68,9 @@ def plan(arguments: argparse.Namespace) -> int:
     from framework.models.estimate import describe_parameters
 
     config, graph = _load(arguments)
-    title = f"job {config.job.name}, run directory {config.run_dir}\nmodel {config.model.name}: "
-    title += describe_parameters(config.model)
+    title = f"job {config.job.name}, run directory {config.run_dir}"
+    if config.model is not None:
+        title += f"\nmodel {config.model.name}: {describe_parameters(config.model)}"
     print(describe_plan(graph, config.cluster, title))
     return EXIT_DONE
 
@@ -188,7 +189,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
     from framework.convert import to_plain
     from framework.graph.store import Store
 
-    config = compose(arguments.overrides, arguments.config_dir)
+    config = compose(arguments.overrides, arguments.config_dir, weights=arguments.command != "plan")
     graph = build_graph(config)
     graph.check()
     Store(config.run_dir).check_place()

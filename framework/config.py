@@ -7,17 +7,19 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from framework.artifacts import Artifact
+from framework.artifacts import Artifact, Checkpoint
 from framework.bounds import Seed, bounded
 from framework.convert import TARGET, Component, convert, instantiate
 from framework.errors import UserError, did_you_mean
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Graph
-from framework.models.spec import ModelConfig
+from framework.models.families.base import ModelConfig
+from framework.models.families.find import check_same, of_base
+from framework.models.hub import find_base
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 OWN_MODULES = ("framework", "jobs")
@@ -45,7 +47,7 @@ class RunConfig:
     """Everything a run is made of. Fields typed `Component` hold what their node's `_target_` names."""
 
     job: JobConfig
-    model: ModelConfig
+    model: ModelConfig | None = None  # sizes of a fresh model; None: those of `base`
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     algorithm: Component = None
     data: Component = None
@@ -53,7 +55,7 @@ class RunConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     tracking: Component = None
     stage: Mapping[str, Component] = field(default_factory=dict)  # stage name -> the stage
-    base: Path | None = None  # the checkpoint directory that a job starts from, if it is one that does
+    base: Path | None = None  # the checkpoint that a job starts from, if it is one that does: a directory or a hub id
     seed: Seed = 0
     run: str = "run"
     runs_dir: Path = Path("runs")
@@ -70,11 +72,12 @@ class RunConfig:
         return (self.runs_dir / self.run).absolute()  # workers have another working directory
 
 
-def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> RunConfig:
+def compose(overrides: Sequence[str] = (), config_dir: Path | None = None, weights: bool = True) -> RunConfig:
     """Compose conf/config.yaml with `overrides` (Hydra's grammar) into a RunConfig.
 
-    `config_dir` holds further yaml files of the same groups, searched after conf/. Raises UserError on an override
-    that does not parse, an unknown key or group option, a wrong type or a missing value.
+    `config_dir` holds further yaml files of the same groups, searched after conf/. Where no model is given its sizes
+    are those of `base`, which is fetched if it is a hub id (for `plan` without its weights). Raises UserError on an
+    override that does not parse, an unknown key or group option, a wrong type or a missing value.
     """
     node = compose_plain(overrides, config_dir)
     plugins = convert(tuple[str, ...], node.get("plugins", []), "plugins", _no_target)
@@ -86,7 +89,32 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Ru
     config = convert(RunConfig, node, "", resolve)
     assert isinstance(config, RunConfig)
     resolve(config.job.target, f"job.{TARGET}")
+    if config.base is not None:
+        config = replace(config, base=find_base(str(node["base"]), weights))
+        assert config.base is not None
+        if config.model is None:
+            config = replace(config, model=of_base(config.base))
     return config
+
+
+def fresh_model(config: RunConfig) -> ModelConfig:
+    """Return the sizes of the model that a job makes from nothing; raises UserError if none are given."""
+    if config.model is None:
+        raise UserError("model", None, f"must be given: {', '.join(group_options('model'))}")
+    return config.model
+
+
+def given_base(config: RunConfig) -> tuple[Checkpoint, ModelConfig]:
+    """Return the checkpoint that a job starts from, and its sizes.
+
+    Raises UserError if there is none, or a model given by hand disagrees with it in a field that counts.
+    """
+    if config.base is None:
+        raise UserError("base", None, "must name the checkpoint directory, or the hub id, to start from")
+    assert config.model is not None  # `compose` has read it
+    if config.model != of_base(config.base):
+        check_same(config.model, config.base)
+    return Checkpoint(config.base.absolute()), config.model
 
 
 def build_graph(config: RunConfig) -> Graph:

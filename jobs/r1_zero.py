@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from framework.config import RunConfig
+from framework.config import RunConfig, fresh_model
 from framework.errors import UserError
 from framework.graph.nodes import Graph
 from framework.stages.clean import Clean
@@ -20,7 +20,7 @@ def build(config: RunConfig) -> Graph:
     """Return the graph of the R1-Zero job; reads the prompts that are given."""
     if not isinstance(config.data, CollectConfig):
         raise UserError("data", type(config.data).__name__, "must be reasoning_gym")
-    stage, model = config.stage, config.model
+    stage, model = config.stage, fresh_model(config)
     rollout, rewards = config.engine.rollout, config.reward
     max_tokens = max(stage["grpo"].longest, stage["evaluate"].max_tokens)
     check_given_prompts(config.data, rewards, stage["tokenizer"], rollout.max_model_len, max_tokens)

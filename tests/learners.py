@@ -12,11 +12,12 @@ from framework.data.packing import pack
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.engines.policy_learner import DeepSpeedLearner, Packer
-from framework.models.spec import ModelConfig, build_model
+from framework.models.families.deepseek_v3 import DeepseekV3
+from framework.models.spec import build_model
 from framework.types import Minibatch, TrainSample
 
 VOCAB = 128
-TINY_V3 = ModelConfig(
+TINY_V3 = DeepseekV3(
     name="tiny", vocab_size=VOCAB, hidden_size=64, num_hidden_layers=3, num_attention_heads=2, intermediate_size=96,
     max_position_embeddings=256, dtype="float32", q_lora_rank=32, kv_lora_rank=32, qk_nope_head_dim=16,
     qk_rope_head_dim=8, v_head_dim=16, n_routed_experts=8, num_experts_per_tok=2, n_group=4, topk_group=2,

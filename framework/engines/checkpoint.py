@@ -28,7 +28,7 @@ from framework.engines.universal import Topology, load_universal, reshard, topol
 from framework.errors import DamagedState, UserError
 from framework.files import clear_way, quick_digests, shares, text_digest, write_atomically
 from framework.models import public_layout
-from framework.models.spec import model_class
+from framework.models.spec import decoder_layers, model_class
 
 TAG = "native"
 STATE = "learner"  # the folder of engine state inside a checkpoint that others write to as well
@@ -231,14 +231,14 @@ def export_hf(engine: TrainingEngine, directory: Path) -> None:
 
 def _sections(model: Any) -> list[str | tuple[str, ...]]:
     """What the names in each file begin with: one decoder layer, then everything outside the layers."""
-    layers = "model.layers."
-    rest = tuple(name for name, _ in model.named_parameters() if not name.startswith(layers))
-    return [*(f"{layers}{index}." for index in range(len(model.model.layers))), rest]
+    path, layers = decoder_layers(model)
+    rest = tuple(name for name, _ in model.named_parameters() if not name.startswith(f"{path}."))
+    return [*(f"{path}.{index}." for index in range(len(layers))), rest]
 
 
 def _mtp_copies(model: Any, index: int) -> Iterator[tuple[str, torch.Tensor]]:
     """The shared embedding and output head under the names that a layer has for them if it is an MTP module."""
-    if model.config.num_hidden_layers <= index < len(model.model.layers):
+    if model.config.num_hidden_layers <= index < len(decoder_layers(model)[1]):
         shared = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
         for name, weight in zip(public_layout.MTP_COPIES, shared, strict=True):
             with expert_parallel.gathered([weight]):

@@ -147,9 +147,14 @@ class TrainingEngine:
         self._idle_depths = len(modules) - self.mtp_depths
         for module in modules:
             module.requires_grad_(self.mtp_depths > 0)
+        switch_dropout_off(model)
         if not torch.cuda.is_available():
             use_fast_norms(model)
-        self._engine = _initialize(model, config, experts > 0)
+        spread = experts > 0 and expert_parallel.has_expert_parallelism(model.config)
+        if config.ep_size > 1 and not spread:
+            allowed = f"must be 1: experts of {model.config.model_type} cannot be spread"  # type: ignore[union-attr]
+            raise UserError("engine.ep_size", config.ep_size, allowed)
+        self._engine = _initialize(model, config, spread)
         self.model: nn.Module = self._engine.module
         self.device = next(self.model.parameters()).device
         self.routing = expert_parallel.ExpertRouting(self.model, keep_routes=config.balance_losses)
@@ -337,6 +342,16 @@ def _initialize(model: nn.Module, config: DeepSpeedConfig, moe: bool) -> Any:
         engine.compile()
     engine.train()
     return engine
+
+
+def switch_dropout_off(model: nn.Module) -> None:
+    """GPT-2 and others of its time ask for some: a policy must be the one that the sampler sampled from."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def shape_of(parameter: Any) -> tuple[int, ...]:

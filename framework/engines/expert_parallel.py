@@ -45,6 +45,34 @@ def autoep_section(model_config: Any, ep_size: int, on_gpu: bool) -> dict[str, A
     return section
 
 
+@dataclass(frozen=True)
+class PublicNames:
+    """What checkpoints call the parts that transformers holds under other names, or fused."""
+
+    block: str = "mlp"
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+
+    def of(self, name: str) -> str:
+        """Return a parameter's name in checkpoints."""
+        return name.replace(".router.gate.", ".gate.").replace(".mlp.", f".{self.block}.")
+
+
+def public_names(model: nn.Module) -> PublicNames:
+    """Return the names of a model's family."""
+    kind = getattr(getattr(model, "config", None), "model_type", "")
+    return PublicNames("block_sparse_moe", "w1", "w3", "w2") if kind == "mixtral" else PublicNames()
+
+
+def has_expert_parallelism(model_config: Any) -> bool:
+    """Whether AutoEP knows the model's block of experts; else each rank trains all of them where they are."""
+    from deepspeed.module_inject.auto_ep_presets.registry import PRESET_MODELS
+
+    known = {kind for preset in PRESET_MODELS.values() for kind in preset.hf_model_types}
+    return model_config.model_type in known | {"deepseek"}
+
+
 def moe_layers(model: nn.Module) -> list[tuple[str, Any]]:
     """Return (name, AutoEPMoELayer) in depth order; empty for a dense model."""
     from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
@@ -163,14 +191,14 @@ def own_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     ZeRO-3 every rank must exhaust the iterator (gathering is collective); a tensor is valid until the next one.
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
-    expert_names: set[str] = set()
+    expert_names, names = set[str](), public_names(model)
     for name, layer in moe_layers(model):
         experts = layer.experts
         expert_names |= {f"{name}.experts.w1", f"{name}.experts.w2", f"{name}.experts.w3"}
         with gathered([experts.w1, experts.w2, experts.w3]):
             if rank < layer.ep_size:  # ranks 0 .. ep_size-1 are the first replica
                 yield from _expert_tensors(
-                    name, layer.ep_rank * layer.num_local_experts, experts.w1, experts.w2, experts.w3
+                    names, name, layer.ep_rank * layer.num_local_experts, experts.w1, experts.w2, experts.w3
                 )
     yield from shared_tensors(model, expert_names, yield_them=rank == 0)
 
@@ -179,17 +207,26 @@ def shared_tensors(
     model: nn.Module, skip: set[str], prefix: str | tuple[str, ...] = "", yield_them: bool = True
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Everything replicated over ranks (all but `skip`) whose name starts with (a) `prefix`, correction biases last."""
-    tied = getattr(model, "_tied_weights_keys", None) or ()
+    tied, names = getattr(model, "_tied_weights_keys", None) or (), public_names(model)
     for name, parameter in model.named_parameters():
         if name in skip or not name.startswith(prefix) or (name in tied and _is_tied(model)):
             continue
         with gathered([parameter]):
-            if yield_them:
-                yield name.replace(".router.gate.", ".gate."), parameter.detach()
+            if yield_them and ".experts." in name:  # fused, without AutoEP
+                yield from _unfused(model, name, parameter.detach())
+            elif yield_them:
+                yield names.of(name), parameter.detach()
     for name, layer in moe_layers(model):
         bias = getattr(layer.router, BIAS, None)
         if yield_them and bias is not None and name.startswith(prefix):
-            yield f"{name}.gate.{BIAS}", bias.detach().float()
+            yield names.of(f"{name}.gate.{BIAS}"), bias.detach().float()
+
+
+def _unfused(model: nn.Module, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a checkpoint that transformers holds as this one."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    yield from revert_weight_conversion(model, {name: tensor}).items()
 
 
 def all_tensors(model: nn.Module, prefix: str | tuple[str, ...] = "") -> Iterator[tuple[str, torch.Tensor]]:
@@ -197,7 +234,7 @@ def all_tensors(model: nn.Module, prefix: str | tuple[str, ...] = "") -> Iterato
 
     One layer's experts are gathered at a time, and nothing that has another name.
     """
-    expert_names: set[str] = set()
+    expert_names, names = set[str](), public_names(model)
     for name, layer in moe_layers(model):
         experts = layer.experts
         expert_names |= {f"{name}.experts.w1", f"{name}.experts.w2", f"{name}.experts.w3"}
@@ -205,7 +242,7 @@ def all_tensors(model: nn.Module, prefix: str | tuple[str, ...] = "") -> Iterato
             continue
         with gathered([experts.w1, experts.w2, experts.w3]):
             yield from _expert_tensors(
-                name, 0, *(_gather_experts(layer, w) for w in (experts.w1, experts.w2, experts.w3))
+                names, name, 0, *(_gather_experts(layer, w) for w in (experts.w1, experts.w2, experts.w3))
             )
     yield from shared_tensors(model, expert_names, prefix)
 
@@ -225,10 +262,10 @@ def _gather_experts(layer: Any, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _expert_tensors(
-    layer_name: str, first: int, w1: torch.Tensor, w2: torch.Tensor, w3: torch.Tensor
+    names: PublicNames, layer_name: str, first: int, w1: torch.Tensor, w2: torch.Tensor, w3: torch.Tensor
 ) -> Iterator[tuple[str, torch.Tensor]]:
     for offset, (gate, down, up) in enumerate(zip(w1.detach(), w2.detach(), w3.detach(), strict=True)):
-        prefix = f"{layer_name}.experts.{first + offset}"
-        yield f"{prefix}.gate_proj.weight", gate
-        yield f"{prefix}.up_proj.weight", up
-        yield f"{prefix}.down_proj.weight", down
+        prefix = names.of(f"{layer_name}.experts.{first + offset}")
+        yield f"{prefix}.{names.gate}.weight", gate
+        yield f"{prefix}.{names.up}.weight", up
+        yield f"{prefix}.{names.down}.weight", down

@@ -13,8 +13,9 @@ from framework.engines import expert_parallel
 from framework.engines.checkpoint import checked_tensors, load_hf
 from framework.engines.deepspeed_engine import DeepSpeedConfig, init_process_group, shape_of
 from framework.models import public_layout
+from framework.models.families.base import ModelConfig
 from framework.models.initial import draw_weights
-from framework.models.spec import EXPERTS, ModelConfig, empty_model, hf_config
+from framework.models.spec import EXPERTS, empty_model
 
 
 def load_sharded(directory: Path, config: DeepSpeedConfig) -> Any:
@@ -49,7 +50,7 @@ def build_sharded(spec: ModelConfig, seed: int, config: DeepSpeedConfig) -> Any:
     """
     init_process_group(config.collective_timeout_s)
     empty = _shards if config.zero_stage == 3 else empty_model
-    model = empty(hf_config(spec), getattr(torch, config.dtype))
+    model = empty(spec.hf_config(), getattr(torch, config.dtype))
     for name, parameter in model.named_parameters():
         shape = shape_of(parameter)
         size = prod(shape)

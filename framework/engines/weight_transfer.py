@@ -14,11 +14,14 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.models.deepseek_mtp import DeepSeekMTP
 
 from framework.engines.weights import unflatten
 from framework.types import PublishedWeights
+
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 
 
 @dataclass
@@ -62,8 +65,9 @@ class PublishedWeightsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):  # t
         weights: Iterator[tuple[str, torch.Tensor]] = chain.from_iterable(map(unflatten, update_info.shares))
         if isinstance(self.model, DeepSeekMTP):
             weights = _with_copies(weights, self.model.config)
-        loaded = self.model.load_weights(weights)
-        missing = sorted(expected - loaded)
+        heads = _tied_heads(self.model)
+        loaded = self.model.load_weights(_into_tied_heads(weights, heads))
+        missing = sorted(expected - set(loaded) - heads.keys())
         if missing:
             raise RuntimeError(f"published weights lack {len(missing)} of the model's parameters, e.g. {missing[0]}")
 
@@ -74,6 +78,27 @@ class PublishedWeightsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):  # t
 
     def shutdown(self) -> None:
         """No connection to close."""
+
+
+def _tied_heads(model: torch.nn.Module) -> dict[str, Any]:
+    """Return the output heads that share the embedding's weights, by the name of their weights.
+
+    The layerwise reload gives a tied head a parameter of its own, which vLLM's loading then passes over.
+    """
+    if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+        return {}
+    return {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, ParallelLMHead)}
+
+
+def _into_tied_heads(
+    weights: Iterator[tuple[str, torch.Tensor]], heads: dict[str, Any]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Pass the weights on, the embedding to the heads tied to it as well."""
+    for name, tensor in weights:
+        if heads and name.endswith(EMBEDDINGS):
+            for head in heads.values():
+                head.weight.weight_loader(head.weight, tensor)
+        yield name, tensor
 
 
 def _with_copies(weights: Iterator[tuple[str, torch.Tensor]], config: Any) -> Iterator[tuple[str, torch.Tensor]]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from framework.algorithms.logprobs import CHUNK_ELEMENTS
-from framework.models.spec import MLA, ModelConfig, parameter_counts
+from framework.models.families.base import ModelConfig, RankLayout, norm_bytes, size_of
+from framework.models.spec import parameter_counts
 
 GIB = 2**30
 PARTS = ("weights", "gradients", "optimizer", "activations")
@@ -30,22 +31,6 @@ ASSUMPTIONS = (
     "GRPO, sampling included, at 2.7% of the peak: R1-Zero's 101K H800 hours (R1 v2, B.4.4) at 8,000 tokens a response",
     "CPU: 62 GFLOP/s a core in training, 24 in GRPO (a 3.8M-parameter V3 model: 2,700 tokens/s a core)",
 )
-
-
-@dataclass(frozen=True)
-class RankLayout:
-    """What decides the memory of one rank of a DeepSpeed learner, beside the model."""
-
-    dtype: str  # of weights and activations
-    zero_stage: int
-    ep_size: int
-    world: int
-    micro_tokens: int  # of a micro-batch
-    checkpointing: bool = False
-    segment: int = 0  # tokens that attend to each other; needed on CPU only
-    packed: bool = False  # packed attention repeats shared keys and values
-    on_gpu: bool = True
-    mtp: bool = True  # MTP modules train, where the model has any; else their weights stand by
 
 
 @dataclass(frozen=True)
@@ -74,7 +59,7 @@ def training_memory(spec: ModelConfig, layout: RankLayout) -> TrainingMemory:
     number), ZeRO-2 the gradients too, ZeRO-3 the weights too. Checked against measured memory by
     `framework bench memory`.
     """
-    counts, size = parameter_counts(spec), _size_of(layout.dtype)
+    counts, size = parameter_counts(spec), size_of(layout.dtype)
     total, experts = _parameters(spec, layout.mtp)
     everything = counts.total + counts.mtp
     resident = total - experts + experts / layout.ep_size
@@ -114,7 +99,8 @@ def describe_parameters(spec: ModelConfig) -> str:
     text = f"{_count(counts.total)} parameters"
     if counts.active < counts.total:
         text += f", {_count(counts.active)} active ({_count(counts.active - counts.embedding)} without input embedding)"
-    return text + (f"; MTP modules {_count(counts.mtp)}" if counts.mtp else "")
+    text += f"; MTP modules {_count(counts.mtp)}" if counts.mtp else ""
+    return text + ("; of a family without a file of its own: estimates are rough" if spec.rough else "")
 
 
 def _count(number: int) -> str:
@@ -123,13 +109,8 @@ def _count(number: int) -> str:
 
 def sampler_memory(spec: ModelConfig, gpus: int, cached_tokens: int) -> dict[str, float]:
     """Estimate GiB per GPU of one vLLM engine over `gpus` GPUs with room for `cached_tokens` in its KV cache."""
-    size = _size_of(spec.dtype)
-    if spec.architecture in MLA:  # the latent and the rotary key, the same for all heads: whole on every GPU
-        per_token_layer: float = spec.kv_lora_rank + spec.qk_rope_head_dim
-    else:
-        heads = spec.num_key_value_heads or spec.num_attention_heads
-        per_token_layer = 2 * max(heads / gpus, 1) * (spec.hidden_size // spec.num_attention_heads)
-    kv = cached_tokens * spec.num_hidden_layers * per_token_layer * size
+    size = size_of(spec.dtype)
+    kv = cached_tokens * spec.num_hidden_layers * spec.cache_elements(gpus) * size
     return {"weights": parameter_counts(spec).total * size / gpus / GIB, "KV cache": kv / GIB}
 
 
@@ -149,11 +130,7 @@ def extension_hours(
 
 def attention_flops(spec: ModelConfig, tokens: float, row_tokens: int) -> float:
     """FLOPs of causal attention itself, forward and backward: a token looks at half its row on average."""
-    if spec.architecture in MLA:
-        widths = spec.qk_nope_head_dim + spec.qk_rope_head_dim + spec.v_head_dim
-    else:
-        widths = 2 * spec.hidden_size // spec.num_attention_heads
-    return 3.0 * tokens * row_tokens * spec.num_hidden_layers * spec.num_attention_heads * widths
+    return 3.0 * tokens * row_tokens * spec.num_hidden_layers * spec.num_attention_heads * spec.attention_width()
 
 
 def rl_hours(spec: ModelConfig, response_tokens: float, gpus: int, gpu_tflops: float, cores: int) -> float:
@@ -177,13 +154,13 @@ def _activations(spec: ModelConfig, layout: RankLayout, bucket: float) -> float:
     `bucket`: bytes of gradients on their way between ranks. Every width below is what transformers' modules, AutoEP's
     experts and algorithms/logprobs keep for a token.
     """
-    size, tokens, hidden = _size_of(layout.dtype), layout.micro_tokens, spec.hidden_size
-    norm, modules = _norm_bytes(hidden, layout), layout.mtp * spec.num_nextn_predict_layers
-    layers = [_layer_bytes(spec, layout, moe=False)] * (spec.num_hidden_layers - spec.num_moe_layers)
-    layers += [_layer_bytes(spec, layout, moe=True)] * spec.num_moe_layers
+    size, tokens, hidden = size_of(layout.dtype), layout.micro_tokens, spec.hidden_size
+    norm, modules = norm_bytes(hidden, layout), layout.mtp * spec.num_nextn_predict_layers
+    layers = [spec.layer_bytes(layout, moe=False)] * (spec.num_hidden_layers - spec.num_moe_layers)
+    layers += [spec.layer_bytes(layout, moe=True)] * spec.num_moe_layers
     inputs = spec.num_hidden_layers * hidden * size
     if modules:  # a layer behind two norms and before one; the main logits' gradient waits for their backward
-        saved, short = _layer_bytes(spec, layout, moe=True)
+        saved, short = spec.layer_bytes(layout, moe=True)
         layers += [(saved + 3 * norm, short + spec.vocab_size * size)] * modules
         inputs += 2 * modules * hidden * size
     logits = tokens * (norm + (2 + modules) * spec.vocab_size * size)
@@ -193,45 +170,3 @@ def _activations(spec: ModelConfig, layout: RankLayout, bucket: float) -> float:
         return tokens * inputs + max(logits, tokens * max(saved + short for saved, short in layers) + bucket)
     everything = sum(saved for saved, _ in layers)
     return tokens * everything + max(logits, tokens * layers[-1][1] + bucket)
-
-
-def _norm_bytes(width: int, layout: RankLayout) -> int:
-    """RMSNorm: its input in float32, that normalised, and its output, which the projections behind it keep.
-
-    On a CPU (models.rms_norm, which normalises again) its input as it is, and its output.
-    """
-    size = _size_of(layout.dtype)
-    return width * (4 + 2 * size if layout.on_gpu else 2 * size)
-
-
-def _layer_bytes(spec: ModelConfig, layout: RankLayout, moe: bool) -> tuple[float, float]:
-    """(kept for the backward pass, short-lived in it), per token of one layer."""
-    size, hidden, heads = _size_of(layout.dtype), spec.hidden_size, spec.num_attention_heads
-    saved = 2.0 * _norm_bytes(hidden, layout) + 4 * heads  # a float32 a head: the softmax's normaliser
-    temporary = 0.0
-    if spec.architecture in MLA:
-        key, value = spec.qk_nope_head_dim + spec.qk_rope_head_dim, spec.v_head_dim
-        saved += _norm_bytes(spec.q_lora_rank or 0, layout) + _norm_bytes(spec.kv_lora_rank, layout)
-        # Queries and keys; what kv_b_proj gives; the output twice, as o_proj wants another layout.
-        saved += heads * (2 * key + spec.qk_nope_head_dim + value + 2 * value) * size
-        if key != value and not layout.on_gpu:  # no fused kernel on CPU: every head's L x L matrix
-            saved += heads * (layout.segment - spec.qk_nope_head_dim) * size
-            temporary = 2 * heads * layout.segment * size
-    else:
-        shared = heads if layout.packed else spec.num_key_value_heads or heads
-        saved += (3 * heads + 2 * shared) * (hidden // heads) * size
-    if not moe:
-        width, copies = spec.intermediate_size, 0
-    else:
-        width, copies = spec.num_experts_per_tok * spec.moe_intermediate_size, spec.num_experts_per_tok
-        saved += (2 * copies * hidden + 4 * spec.n_shared_experts * spec.moe_intermediate_size) * size
-        saved += 12 * spec.n_routed_experts + (0 if layout.dtype == "float32" else 4 * hidden)  # the router's float32
-    saved += 4 * width * size  # gate, its activation, up, their product
-    # Experts' outputs are weighed and summed in float32: three such tensors at once, or by one product that keeps them.
-    mixing = (12 if layout.on_gpu else 8) * copies * hidden
-    saved += 0 if layout.on_gpu else (4 - size) * copies * hidden
-    return saved, max(temporary, (2 * hidden + 1.5 * width) * size, mixing)
-
-
-def _size_of(dtype: str) -> int:
-    return 4 if dtype == "float32" else 2

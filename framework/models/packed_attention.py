@@ -25,6 +25,7 @@ from framework.models.shared_prefixes import SharedPrefixes, shared_prefixes
 from framework.types import MicroBatch
 
 NAME = "packed"
+NOT_BUILT = ("softcap", "s_aux")  # of attention: a cap on its logits, sinks
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,17 @@ def packed_attention(
     scaling: float | None = None,
     segments: SegmentLayout | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    **more: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend within segments; transformers' attention signature: query [1, H, T, D] to output [1, T, H, D].
 
-    Raises ValueError without `segments`, or for what a packed row cannot have (a mask, a window, a batch, a cache).
+    `sliding_window`: a position sees so many, itself included, as Gemma 3's and Mistral's layers say.
+    Raises ValueError without `segments`, or for what a packed row cannot have (a mask, a batch, a cache).
     """
-    if segments is None or attention_mask is not None or sliding_window is not None:
-        raise ValueError("packed attention needs segments=SegmentLayout, no mask and no window: use forward_packed")
+    if segments is None or attention_mask is not None:
+        raise ValueError("packed attention needs segments=SegmentLayout and no mask: use forward_packed")
+    if others := sorted(key for key in NOT_BUILT if more.get(key) is not None):
+        raise ValueError(f"packed attention has no {', '.join(others)}")
     heads, n_tokens = query.shape[1:3]
     if query.shape[0] != 1 or n_tokens != segments.n_tokens or key.shape[2] != n_tokens:
         raise ValueError(f"layout of {segments.n_tokens} tokens, query {tuple(query.shape)}, key {tuple(key.shape)}")
@@ -99,11 +103,14 @@ def packed_attention(
     outputs = []
     if common:  # what all segments begin with attends to itself, once
         k, v = k_runs[0][:, :common], v_runs[0][:, :common]
-        outputs.append(scaled_dot_product_attention(q_prefix, k, v, dropout_p=dropout, scale=scaling, is_causal=True))
+        mask = _visible(common, 0, sliding_window, query.device)
+        outputs.append(
+            scaled_dot_product_attention(q_prefix, k, v, mask, dropout_p=dropout, scale=scaling, is_causal=mask is None)
+        )
     for (rows, length), *states in zip(segments.runs, q_runs, k_runs, v_runs, strict=True):
         # Heads as the batch and segments as the "heads": both are independent, and so nothing is transposed.
         q, k, v = (x.view(heads, rows, -1, x.shape[-1]) for x in states)
-        mask = _causal(length, common, query.device) if common else None
+        mask = _visible(length, common, sliding_window, query.device)
         output = scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, scale=scaling, is_causal=mask is None)
         outputs.append(output.flatten(1, 2))
     merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)  # [H, T, D]
@@ -112,9 +119,12 @@ def packed_attention(
     return merged.transpose(0, 1).unsqueeze(0).contiguous(), None
 
 
-def _causal(length: int, first: int, device: torch.device) -> torch.Tensor:
-    """[L - first, L]: what each position from `first` on may see."""
-    return torch.ones(length - first, length, dtype=torch.bool, device=device).tril(first)
+def _visible(length: int, first: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """[L - first, L]: what each position from `first` on may see; None if that is everything before it from 0 on."""
+    if not first and (window is None or window >= length):
+        return None
+    seen = torch.ones(length - first, length, dtype=torch.bool, device=device).tril(first)
+    return seen if window is None else seen.triu(first - window + 1)
 
 
 def use_packed_attention(model: Any) -> None:

@@ -27,7 +27,10 @@ SCALE = "_scale_inv"  # after the name of an FP8 weight
 FP8 = "F8_E4M3"
 MTP_COPIES = ("embed_tokens.weight", "shared_head.head.weight")  # of the model's own, in every MTP module's layer
 PLAIN = ("F32", "BF16", "F16")
-EXPERT = re.compile(r"(.*\.mlp\.experts)\.\d+\.(?:gate|up|down)_proj\.weight")
+EXPERT = re.compile(r"(.*\.mlp\.experts)\.\d+\.(?:gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
+MIXTRAL_BLOCK = ".block_sparse_moe."  # what transformers calls .mlp., its w1, w3 and w2 gate, up and down
+# What old checkpoints hold besides weights: Llama's frequencies, the causal masks of GPT-2 and GPT-NeoX.
+OLD_BUFFER = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias|\.attention\.(masked_)?bias)$")
 Block = tuple[int, int]
 
 
@@ -154,12 +157,9 @@ def model_tensors(directory: Path, config: Any) -> dict[str, StoredTensor]:
     if modules and not any(name.startswith(f"model.layers.{first}.") for name in found):
         config.num_nextn_predict_layers = modules = 0
     copies = {f"model.layers.{first + k}.{name}" for k in range(modules) for name in MTP_COPIES}
-    found = {
-        name: tensor
-        for name, tensor in found.items()
-        if name not in copies and not name.endswith("rotary_emb.inv_freq")  # as old Llama checkpoints have
-    }
+    found = {name: tensor for name, tensor in found.items() if name not in copies and not OLD_BUFFER.search(name)}
     expected, optional = _expected_shapes(config)
+    found = _with_prefix(found, expected)
     where = f"{directory}: "
     for name, shape in expected.items():
         if name not in found:
@@ -173,15 +173,27 @@ def model_tensors(directory: Path, config: Any) -> dict[str, StoredTensor]:
     return found
 
 
+def _with_prefix(found: dict[str, StoredTensor], expected: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    """Add the name of the decoder ("transformer.") where a checkpoint is of the decoder alone, as GPT-2's are."""
+    prefix = next(iter(expected)).partition(".")[0] + "."
+    if not found or any(name in expected for name in found):
+        return found
+    return {prefix + name: tensor for name, tensor in found.items()}
+
+
 def local_experts(
     tensors: Mapping[str, StoredTensor], ep_rank: int, ep_size: int, dtype: torch.dtype
 ) -> dict[str, StoredTensor | LocalExperts]:
     """Replace each layer's experts by fused ones, of which expert-parallel rank `ep_rank` reads its share alone."""
+    tensors = {name.replace(MIXTRAL_BLOCK, ".mlp."): tensor for name, tensor in tensors.items()}
     found: dict[str, StoredTensor | LocalExperts] = {n: t for n, t in tensors.items() if not EXPERT.fullmatch(n)}
     for layer in dict.fromkeys(match[1] for name in tensors if (match := EXPERT.fullmatch(name))):
-        n_experts = sum(name.startswith(f"{layer}.") and name.endswith(".down_proj.weight") for name in tensors)
+        gate, up, down = (
+            ("w1", "w3", "w2") if f"{layer}.0.w1.weight" in tensors else ("gate_proj", "up_proj", "down_proj")
+        )
+        n_experts = sum(name.startswith(f"{layer}.") and name.endswith(f".{down}.weight") for name in tensors)
         local = range(n_experts * ep_rank // ep_size, n_experts * (ep_rank + 1) // ep_size)
-        for fused, names in (("gate_up_proj", ("gate_proj", "up_proj")), ("down_proj", ("down_proj",))):
+        for fused, names in (("gate_up_proj", (gate, up)), ("down_proj", (down,))):
             parts = [tuple(tensors[f"{layer}.{e}.{name}.weight"] for name in names) for e in range(n_experts)]
             found[f"{layer}.{fused}"] = LocalExperts(tuple(parts), local, dtype)
     return found

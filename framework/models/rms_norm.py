@@ -7,6 +7,8 @@ Dimensions: T tokens, D hidden size.
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -28,16 +30,32 @@ class FastRMSNorm(nn.Module):
 
 
 def use_fast_norms(model: nn.Module) -> int:
-    """Replace transformers' RMSNorm modules in place and return how many; parameters and their names stay."""
+    """Replace transformers' RMSNorm modules in place and return how many; parameters and their names stay.
+
+    Norms that only bear the name (Gemma's multiply by 1 + weight) stay as they are.
+    """
     found = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if type(child).__name__.endswith("RMSNorm") and not isinstance(child, FastRMSNorm)
+        if type(child).__name__.endswith("RMSNorm") and not isinstance(child, FastRMSNorm) and _is_plain(child)
     ]
     for parent, name, norm in found:
         setattr(parent, name, FastRMSNorm(norm.weight, norm.variance_epsilon))  # type: ignore[arg-type]
     return len(found)
+
+
+@torch.no_grad()
+def _is_plain(norm: nn.Module) -> bool:
+    """Whether a norm is x / rms(x) * weight: tried on four numbers, with weights of its own kind."""
+    eps = getattr(norm, "variance_epsilon", None)
+    if eps is None or list(dict(norm.named_parameters())) != ["weight"]:
+        return False
+    tried, x_TD = copy.copy(norm), torch.tensor([[0.5, -1.0, 2.0, 0.25]])
+    weight = nn.Parameter(torch.tensor([0.5, 1.5, -2.0, 3.0]))
+    tried._parameters = {"weight": weight}
+    tried._forward_hooks, tried._forward_pre_hooks = OrderedDict(), OrderedDict()
+    return torch.allclose(tried(x_TD), FastRMSNorm(weight, eps)(x_TD))
 
 
 def _exact(x: torch.Tensor) -> torch.Tensor:

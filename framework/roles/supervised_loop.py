@@ -23,7 +23,7 @@ from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.errors import DamagedState, RunFailed, Stopped, UserError
 from framework.files import remove_tree
 from framework.graph.store import as_disk_error
-from framework.models.spec import ModelConfig
+from framework.models.families.base import ModelConfig
 from framework.protocols import Tracker
 from framework.roles.cluster import worker_environment
 from framework.roles.supervised_data import ChatData, RowData

@@ -12,7 +12,7 @@ from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
 from framework.graph.plan import StageEstimate
-from framework.models.spec import ModelConfig, hf_config
+from framework.models.families.base import ModelConfig
 from framework.stages.pretrain import PretrainConfig, Pretrained, PretrainInputs, estimate_rows, train_rows
 
 
@@ -96,7 +96,7 @@ def stretched(base: Path, model: ModelConfig, directory: Path) -> Path:
         if file.name not in (MANIFEST, "config.json") and not link.exists():
             link.unlink(missing_ok=True)  # a link to where the base was before
             link.symlink_to(file.absolute())
-    config, wanted = read_json(base / "config.json"), hf_config(model).to_dict()
+    config, wanted = read_json(base / "config.json"), model.hf_config().to_dict()
     for key in ("rope_theta", "rope_scaling"):  # where other writers put what rope_parameters holds
         config.pop(key, None)
     config |= {key: wanted[key] for key in ("rope_parameters", "max_position_embeddings")}

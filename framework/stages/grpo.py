@@ -15,7 +15,7 @@ from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
 from framework.graph.plan import RoleEstimate, StageEstimate
-from framework.models.spec import ModelConfig
+from framework.models.families.base import ModelConfig
 from framework.rewards.base import RewardConfig
 from framework.roles.rl_loop import RlConfig
 

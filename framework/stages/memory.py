@@ -9,14 +9,14 @@ from framework.bounds import divisors
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.graph.cluster import ClusterConfig
 from framework.graph.plan import RoleEstimate
-from framework.models.spec import ModelConfig
+from framework.models.families.base import ModelConfig, RankLayout
 
 
 def learner_role(
     spec: ModelConfig, engine: DeepSpeedConfig, workers: int, cluster: ClusterConfig, segment: int, packed: bool = False
 ) -> RoleEstimate:
     """Estimate `workers` ranks of `engine`; `segment` is the most tokens that attend to each other."""
-    from framework.models.estimate import RankLayout, training_memory
+    from framework.models.estimate import training_memory
 
     layout = RankLayout(
         dtype=engine.dtype,

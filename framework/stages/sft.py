@@ -12,7 +12,7 @@ from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
 from framework.graph.plan import StageEstimate
-from framework.models.spec import ModelConfig
+from framework.models.families.base import ModelConfig
 from framework.stages.training import train
 
 

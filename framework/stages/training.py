@@ -10,7 +10,7 @@ from framework.artifacts import Checkpoint, TokenizerDir
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
-from framework.models.spec import ModelConfig
+from framework.models.families.base import ModelConfig
 
 if TYPE_CHECKING:
     from framework.roles.supervised_data import ChatData, RowData

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from framework.models.spec import ModelConfig
+from framework.models.families.base import ModelConfig
 from jobs.bench._checkpoints import save_checkpoint
 
 SHORT, LONG = 0, 1  # coordinates of the flags

@@ -22,8 +22,10 @@ from torch import nn
 
 from framework.engines.deepspeed_engine import DeepSpeedConfig, TrainingEngine
 from framework.engines.expert_parallel import moe_layers
-from framework.models.estimate import RankLayout, training_memory
-from framework.models.spec import ModelConfig, build_model, parameter_counts
+from framework.models.estimate import training_memory
+from framework.models.families.base import ModelConfig, RankLayout
+from framework.models.families.deepseek_v3 import DeepseekV3
+from framework.models.spec import build_model, parameter_counts
 from jobs.bench._common import report, run_as_worker, spread
 
 WARM_UP = 2
@@ -51,9 +53,9 @@ class Shape:
     top_k: int
     width: int
 
-    def model(self, layers: int = 1, vocabulary: int = 512, heads: int = 4) -> ModelConfig:
+    def model(self, layers: int = 1, vocabulary: int = 512, heads: int = 4) -> DeepseekV3:
         """A V3 model of such layers; attention as small as it gets."""
-        return ModelConfig(
+        return DeepseekV3(
             name=self.name, vocab_size=vocabulary, hidden_size=self.hidden, num_hidden_layers=layers,
             num_attention_heads=heads, intermediate_size=self.width, max_position_embeddings=8192, q_lora_rank=64,
             kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32, n_routed_experts=self.experts,

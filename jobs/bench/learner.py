@@ -19,8 +19,10 @@ from framework.engines.cpu_matmul import stock_matmul
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.engines.policy_learner import DeepSpeedLearner, Packer
+from framework.models.families.base import ModelConfig
+from framework.models.families.deepseek_v3 import DeepseekV3
 from framework.models.packed_attention import packed_logprobs, use_packed_attention
-from framework.models.spec import ModelConfig, build_model
+from framework.models.spec import build_model
 from framework.types import Minibatch, TrainSample
 from jobs.bench._common import report, run_as_worker, spread
 
@@ -32,7 +34,7 @@ WARM_UP = 3
 
 def model_config(vocabulary: int = 1024) -> ModelConfig:
     """5.5M parameters: 4 layers, hidden 256, 8 routed experts."""
-    return ModelConfig(
+    return DeepseekV3(
         name="bench", vocab_size=vocabulary, hidden_size=256, num_hidden_layers=4, num_attention_heads=4,
         intermediate_size=768, max_position_embeddings=1024, q_lora_rank=96, kv_lora_rank=64, qk_nope_head_dim=32,
         qk_rope_head_dim=16, v_head_dim=32, n_routed_experts=8, num_experts_per_tok=2, n_group=4, topk_group=2,

@@ -26,8 +26,13 @@ import torch
 from framework.algorithms.lm_loss import lm_loss
 from framework.engines.deepspeed_engine import DeepSpeedConfig, TrainingEngine
 from framework.engines.mtp_step import MtpStep
-from framework.models.estimate import PARTS, RankLayout, TrainingMemory, training_memory
-from framework.models.spec import ModelConfig, build_model, parameter_counts
+from framework.models.estimate import PARTS, TrainingMemory, training_memory
+from framework.models.families.base import ModelConfig, RankLayout, recast
+from framework.models.families.deepseek import DeepseekMoe
+from framework.models.families.deepseek_v2 import DeepseekV2
+from framework.models.families.deepseek_v3 import DeepseekV3
+from framework.models.families.qwen2 import Qwen2
+from framework.models.spec import build_model, parameter_counts
 from jobs.bench._common import report
 
 MIB = 2**20
@@ -183,20 +188,20 @@ def _replay(profiler: Any) -> tuple[list[int], dict[str, int]]:
 
 def families(hidden: int, layers: int, vocabulary: int) -> dict[str, ModelConfig]:
     """One model of each kind: eight experts, keys and values of 64, which the CPU has a fused attention kernel for."""
-    v3 = ModelConfig(
+    v3 = DeepseekV3(
         name="v3", vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, dtype="float32",
         num_attention_heads=hidden // 64, intermediate_size=8 * hidden // 3, max_position_embeddings=4096,
         q_lora_rank=hidden // 3, kv_lora_rank=hidden // 3, qk_nope_head_dim=48, qk_rope_head_dim=16, v_head_dim=64,
         n_routed_experts=8, num_experts_per_tok=4, n_group=4, topk_group=2, moe_intermediate_size=hidden // 2,
         first_k_dense_replace=1,
     )  # fmt: skip
-    softmax = replace(v3, norm_topk_prob=False, n_shared_experts=2)
+    softmax = {"norm_topk_prob": False, "n_shared_experts": 2}
     return {
         "v3": v3,
         "v3 mtp": replace(v3, name="v3 mtp", num_nextn_predict_layers=1),
-        "v2": replace(softmax, name="v2", architecture="deepseek_v2"),
-        "moe": replace(softmax, name="moe", architecture="deepseek"),
-        "dense": replace(v3, name="dense", architecture="qwen2", num_key_value_heads=hidden // 64 // 2),
+        "v2": recast(v3, DeepseekV2, name="v2", **softmax),
+        "moe": recast(v3, DeepseekMoe, name="moe", **softmax),
+        "dense": recast(v3, Qwen2, name="dense", num_key_value_heads=hidden // 64 // 2),
     }
 
 

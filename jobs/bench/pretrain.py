@@ -25,7 +25,8 @@ from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
-from framework.models.spec import ModelConfig, build_model, parameter_counts
+from framework.models.families.base import ModelConfig
+from framework.models.spec import build_model, parameter_counts
 from framework.roles.cluster import ray_session
 from framework.stages.pretrain import Pretrain, PretrainConfig, PretrainInputs
 from jobs.bench._checkpoints import save_tokenizer

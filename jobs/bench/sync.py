@@ -11,7 +11,8 @@ from typing import Any
 
 from framework.engines.vllm_engine import VllmConfig
 from framework.engines.weights import flatten
-from framework.models.spec import ModelConfig, build_model
+from framework.models.families.base import ModelConfig
+from framework.models.spec import build_model
 from framework.roles.rollout import RolloutWorker
 from framework.types import PublishedWeights
 from jobs.bench._checkpoints import dense, save_checkpoint, tiny_v3

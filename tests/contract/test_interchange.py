@@ -24,7 +24,13 @@ from framework.engines.lr_schedule import LrSchedule
 from framework.engines.policy_learner import DeepSpeedLearner
 from framework.engines.sharded_load import load_sharded
 from framework.engines.vllm_engine import VllmConfig, VllmSampler
-from framework.models.spec import ModelConfig, build_model
+from framework.models.families.base import ModelConfig, recast
+from framework.models.families.deepseek import DeepseekMoe
+from framework.models.families.deepseek_v2 import DeepseekV2
+from framework.models.families.deepseek_v3 import DeepseekV3
+from framework.models.families.llama import Llama
+from framework.models.families.qwen2 import Qwen2
+from framework.models.spec import build_model
 from framework.types import Float32, Minibatch, Prompt, PublishedWeights, SamplingParams, TrainSample
 from tests.distributed import run_ranks
 
@@ -32,29 +38,29 @@ pytestmark = pytest.mark.slow
 
 CONTEXT = 160
 # Rotary embeddings stretched from 16 tokens, so nearly all positions feel it; weights so large that routes differ.
-V3 = ModelConfig(
+V3 = DeepseekV3(
     name="tiny", vocab_size=320, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128,
     max_position_embeddings=CONTEXT, dtype="float32", q_lora_rank=32, kv_lora_rank=32, qk_nope_head_dim=16,
     qk_rope_head_dim=16, v_head_dim=24, n_routed_experts=8, num_experts_per_tok=3, n_group=4, topk_group=2,
     moe_intermediate_size=32, first_k_dense_replace=1, initializer_range=0.15, rope_factor=10.0,
     original_max_position_embeddings=16,
 )  # fmt: skip
-V2 = replace(
-    V3, architecture="deepseek_v2", norm_topk_prob=False, n_shared_experts=2, rope_mscale=0.707,
+V2 = recast(
+    V3, DeepseekV2, norm_topk_prob=False, n_shared_experts=2, rope_mscale=0.707,
     routed_scaling_factor=16.0,
 )  # fmt: skip
-MOE = replace(
-    V2, architecture="deepseek", num_attention_heads=2, n_group=1, topk_group=1, rope_factor=1.0,
+MOE = recast(
+    V2, DeepseekMoe, num_attention_heads=2, n_group=1, topk_group=1, rope_factor=1.0,
     routed_scaling_factor=1.0,
 )  # fmt: skip
-V1 = replace(V3, architecture="llama", num_attention_heads=2, num_key_value_heads=1, rope_factor=1.0, rms_norm_eps=1e-5)
+V1 = recast(V3, Llama, num_attention_heads=2, num_key_value_heads=1, rope_factor=1.0, rms_norm_eps=1e-5)
 LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}  # as published
 FAMILIES = {
     "v1": V1,
     "moe": MOE,
     "v2": V2,
     "v3": replace(V3, num_nextn_predict_layers=1),
-    "qwen": replace(V1, architecture="qwen2"),
+    "qwen": recast(V1, Qwen2),
     "llama": replace(V1, rope_type="llama3", rope_factor=8.0, rope_theta=5e5),
     "v2_lite_latent": replace(V2, q_lora_rank=None, n_group=1, topk_group=1, routed_scaling_factor=1.0, **LATENT),
     "v3_latent": replace(V3, **LATENT),

@@ -128,6 +128,22 @@ def sft(*overrides: str) -> tuple[str, ...]:
     return ("run", "job=sft", "runs_dir={tmp}/runs", *files, *overrides)
 
 
+def grpo(*overrides: str) -> tuple[str, ...]:
+    """`framework run` of GRPO on the user's model and prompts."""
+    return ("run", "job=grpo", "runs_dir={tmp}/runs", "base={tmp}/base", "data.train={tmp}/train.jsonl", *overrides)
+
+
+def grpo_files(*lines: str) -> Callable[[Path], None]:
+    """A file of prompts, and what is looked at of a base checkpoint before a run."""
+
+    def prepare(tmp: Path) -> None:
+        sft_files()(tmp)
+        question = {"question": "What is 1 + 2?", "answer": "1 + 2 = 3\n#### 3"}
+        (tmp / "train.jsonl").write_text("\n".join(lines or [json.dumps(question)]))
+
+    return prepare
+
+
 def sft_files(*lines: str, model_type: str = "deepseek_v3") -> Callable[[Path], None]:
     """A file of conversations, and what is looked at of a base checkpoint before a run."""
 

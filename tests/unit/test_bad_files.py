@@ -15,6 +15,8 @@ from tests.unit.bad_input import (
     checkpoint,
     damaged_checkpoint,
     full_disk,
+    grpo,
+    grpo_files,
     own_prompts,
     prompt_files,
     prompt_line,
@@ -147,13 +149,24 @@ CASES = (
     Case(
         "no such conversations", sft("data.chats_file={tmp}/chat.jsonl"), ("did you mean 'chats.jsonl'",), sft_files()
     ),
-    Case("no such base", sft("base={tmp}/bases"), ("{tmp}/bases/config.json: got 'no such file'",), sft_files(CHAT)),
+    Case("no such base", sft("base={tmp}/bases"), ("base: got '{tmp}/bases'", "hub id"), sft_files(CHAT)),
     Case(
         "base of another model",
-        sft(),
+        sft("model=v3_tiny"),
         ("model: got 'v3_tiny'", "config.json says qwen2"),
         sft_files(model_type="qwen2"),
     ),
+    Case(
+        "base of other sizes",
+        sft("model=v3_tiny"),
+        ("model: got 'v3_tiny'", "has first_k_dense_replace=1, but", "says 3"),
+        sft_files(CHAT),
+    ),
+    Case("an encoder", sft(), ("config.json: got 'model_type=bert'", "an encoder"), sft_files(CHAT, model_type="bert")),
+    Case("no train prompts", grpo("data.train={tmp}/none.jsonl"), ("none.jsonl", "no such file"), grpo_files()),
+    Case("no answer", grpo(), ("train.jsonl:1", "answer"), grpo_files('{"question": "1 + 1?"}')),
+    Case("nothing held out", grpo(), ("data.heldout_share", "name data.heldout"), grpo_files()),
+    Case("no base for GRPO", ("run", "job=grpo", "data.train={tmp}/train.jsonl"), ("base: got None",), grpo_files()),
     Case(
         "bad conversation",
         sft(),

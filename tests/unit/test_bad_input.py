@@ -102,7 +102,7 @@ CASES = (
     Case(
         "MTP modules for a family without any",
         r1_zero("model=v2_tiny", "model.num_nextn_predict_layers=1"),
-        ("model.num_nextn_predict_layers: got 1", "only deepseek_v3"),
+        ("model.num_nextn_predict_layers: got 1", "unknown key"),
     ),
     Case(
         "a batch that ramps down",

@@ -231,7 +231,14 @@ def test_every_shipped_yaml_loads(file: str, tmp_path: Path) -> None:
     assert group in GROUPS, f"{file} is in no group of the configuration"
     if group == "job":
         sft_files(CHAT)(tmp_path)
-        given = [f"data.chats_file={tmp_path}/chats.jsonl", f"base={tmp_path}/base"] if name == "sft" else []
+        lines = (f'{{"question": "{i} + 1?", "answer": "#### {i + 1}"}}' for i in range(40))
+        (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+        data = {
+            "sft": f"data.chats_file={tmp_path}/chats.jsonl",
+            "grpo": f"data.train={tmp_path}/prompts.jsonl",
+            "eval": f"data.heldout={tmp_path}/prompts.jsonl",
+        }
+        given = [data[name], f"base={tmp_path}/base"] if name in data else []
         build_graph(compose([f"job={name}", *given])).check()
     else:
         config = compose([*(item for item in TOY if item != f"~{group}"), f"{group}={name}"], TOY_CONF)

@@ -18,7 +18,8 @@ from framework.engines.expert_parallel import own_tensors
 from framework.engines.lm_trainer import DeepSpeedTrainer
 from framework.engines.lr_schedule import LrSchedule, StepwiseValue
 from framework.engines.policy_learner import DeepSpeedLearner
-from framework.models.spec import ModelConfig, build_model
+from framework.models.families.base import ModelConfig
+from framework.models.spec import build_model
 from tests.distributed import run_ranks
 from tests.learners import TINY_V3, VOCAB, minibatch
 

@@ -27,7 +27,7 @@ from framework.models.public_layout import (
     model_tensors,
     read_config,
 )
-from framework.models.spec import build_model, hf_config
+from framework.models.spec import build_model
 from tests.unit.models.test_spec import TINY
 
 Tensors = dict[str, torch.Tensor]
@@ -357,7 +357,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {  # config.json as published, without wh
 def test_shipped_sizes_are_the_published_config(name: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
     spec = build_component(yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()), where="model")
-    theirs, ours = read_config(tmp_path).to_dict(), hf_config(spec).to_dict()
+    theirs, ours = read_config(tmp_path).to_dict(), spec.hf_config().to_dict()
     theirs["rope_parameters"].pop("type", None)  # its old name
     different = {key for key in theirs if theirs[key] != ours.get(key)}
     assert different <= {

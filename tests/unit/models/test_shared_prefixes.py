@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,11 @@ from hypothesis import strategies as st
 
 from framework.data.packing import pack
 from framework.models import shared_prefixes as prefixes_module
+from framework.models.families.base import ModelConfig, recast
+from framework.models.families.qwen2 import Qwen2
 from framework.models.packed_attention import SegmentLayout, packed_logprobs, use_packed_attention
 from framework.models.shared_prefixes import WORTH, shared_prefixes
-from framework.models.spec import ModelConfig, build_model
+from framework.models.spec import build_model
 from framework.types import TrainSample
 from tests.learners import TINY_V3, VOCAB
 
@@ -55,7 +56,7 @@ def groups(sizes: tuple[int, ...] = (4, 3, 1)) -> tuple[TrainSample, ...]:
     return tuple(made)
 
 
-@pytest.mark.parametrize("spec", [TINY_V3, replace(TINY_V3, architecture="qwen2", num_key_value_heads=1)],
+@pytest.mark.parametrize("spec", [TINY_V3, recast(TINY_V3, Qwen2, num_key_value_heads=1)],
                          ids=["v3", "qwen2"])  # fmt: skip
 @pytest.mark.parametrize("aligned", [1, 7])
 def test_shared_prefixes_change_neither_logprobs_nor_gradients(

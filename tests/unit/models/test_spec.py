@@ -12,16 +12,20 @@ import yaml
 from framework.config import CONF, build_component
 from framework.errors import UserError
 from framework.models.estimate import (
-    RankLayout,
     describe_parameters,
     pretraining_hours,
     rl_hours,
     sampler_memory,
     training_memory,
 )
-from framework.models.spec import ModelConfig, build_model, hf_config, model_class, parameter_counts
+from framework.models.families.base import ModelConfig, RankLayout, recast
+from framework.models.families.deepseek_v2 import DeepseekV2
+from framework.models.families.deepseek_v3 import DeepseekV3
+from framework.models.families.llama import Llama
+from framework.models.families.qwen2 import Qwen2
+from framework.models.spec import build_model, model_class, parameter_counts
 
-TINY = ModelConfig(
+TINY = DeepseekV3(
     name="tiny",
     vocab_size=64,
     hidden_size=32,
@@ -109,7 +113,7 @@ def test_counts_of_experts_and_dense_models() -> None:
 
 
 def test_students_have_their_families_details() -> None:
-    qwen, math, llama = (hf_config(shipped(name)) for name in ("qwen_14b", "qwen_1_5b", "llama_70b"))
+    qwen, math, llama = (shipped(name).hf_config() for name in ("qwen_14b", "qwen_1_5b", "llama_70b"))
     assert (qwen.rms_norm_eps, math.rms_norm_eps, math.tie_word_embeddings) == (1e-5, 1e-6, False)
     with torch.device("meta"):
         attention = build_model(replace(shipped("qwen_7b"), num_hidden_layers=1), 0).model.layers[0].self_attn
@@ -122,14 +126,14 @@ def test_students_have_their_families_details() -> None:
 
 @pytest.mark.parametrize(("name", "method"), [("v2_236b", "group_limited_greedy"), ("v2_lite", "greedy")])
 def test_v2_routes_as_published(name: str, method: str) -> None:
-    config = hf_config(shipped(name))
+    config = shipped(name).hf_config()
     assert (config.topk_method, config.scoring_func, config.norm_topk_prob) == (method, "softmax", False)
     assert config.rope_parameters["mscale_all_dim"] == 0.707
     assert config.routed_scaling_factor == (16.0 if name == "v2_236b" else 1.0)
 
 
 def test_deepseek_config_carries_what_vllm_needs() -> None:
-    config = hf_config(TINY).to_dict()
+    config = TINY.hf_config().to_dict()
     wanted: dict[str, Any] = {
         "topk_method": "noaux_tc",
         "scoring_func": "sigmoid",
@@ -143,8 +147,8 @@ def test_deepseek_config_carries_what_vllm_needs() -> None:
 
 
 def test_yarn_once_the_context_is_extended() -> None:
-    assert hf_config(TINY).rope_parameters["rope_type"] == "default"
-    rope = hf_config(shipped("v3_671b")).rope_parameters
+    assert TINY.hf_config().rope_parameters["rope_type"] == "default"
+    rope = shipped("v3_671b").hf_config().rope_parameters
     assert (rope["rope_type"], rope["factor"], rope["mscale_all_dim"]) == ("yarn", 40, 1.0)
 
 
@@ -164,8 +168,9 @@ def test_fresh_model_is_seeded_and_leaves_the_generator_alone() -> None:
 
 @pytest.mark.parametrize("name", ["v1_tiny", "moe_tiny", "v2_tiny", "v3_tiny", "qwen_tiny"])
 def test_fresh_weights_are_distributed_as_transformers_draws_them(name: str) -> None:
-    spec = replace(shipped(name), dtype="float32", num_nextn_predict_layers=int(name == "v3_tiny"))
-    model, theirs = build_model(spec, seed=0), model_class(hf_config(spec))._from_config(hf_config(spec))
+    modules: dict[str, Any] = {"num_nextn_predict_layers": 1} if name == "v3_tiny" else {}
+    spec = replace(shipped(name), dtype="float32", **modules)
+    model, theirs = build_model(spec, seed=0), model_class(spec.hf_config())._from_config(spec.hf_config())
     expected = dict(theirs.named_parameters())
     for key, ours in model.named_parameters():
         if ours.dim() == 1:
@@ -194,14 +199,15 @@ def test_correction_bias_stays_in_float32() -> None:
         ({"hidden_size": 0}, "must be at least 1"),
         ({"n_routed_experts": 0}, "must be at least 1"),
         ({"qk_rope_head_dim": 7}, "must be even"),
-        ({"architecture": "deepseek_v2", "norm_topk_prob": True}, "must be false"),
-        ({"architecture": "llama", "hidden_size": 34, "num_attention_heads": 4}, "even multiple of num_attention_h"),
-        ({"architecture": "qwen2", "num_key_value_heads": 3}, "must divide num_attention_heads=2: 1, 2"),
+        ({"family": DeepseekV2, "norm_topk_prob": True}, "must be false"),
+        ({"family": Llama, "hidden_size": 34, "num_attention_heads": 4}, "even multiple of num_attention_h"),
+        ({"family": Llama, "head_dim": 7}, "must be even"),
+        ({"family": Qwen2, "num_key_value_heads": 3}, "must divide num_attention_heads=2: 1, 2"),
     ],
 )
 def test_sizes_that_contradict_each_other(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        replace(TINY, **change)
+        recast(TINY, change.pop("family", DeepseekV3), **change)
     assert error.value.where.rpartition(".")[2] in change
 
 
@@ -239,7 +245,7 @@ def test_mtp_modules_train_as_layers_or_stand_by() -> None:
 
 def test_activations_by_hand() -> None:
     """A dense layer: two norms (8 bytes each on a CPU), attention, and the four widths of its feed-forward part."""
-    spec = ModelConfig("dense", 64, 32, 3, 2, 48, 64, "llama", dtype="float32", num_key_value_heads=1)
+    spec = Llama("dense", 64, 32, 3, 2, 48, 64, dtype="float32", num_key_value_heads=1)
     norm, attention = 8 * 32, (3 * 2 + 2) * 16 * 4 + 4 * 2
     layer = 2 * norm + attention + 4 * 48 * 4
     logits, chunk = norm + 2 * 64 * 4, 4 * 64

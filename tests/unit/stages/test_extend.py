@@ -13,7 +13,8 @@ from framework.config import build_graph, compose
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule, StepwiseValue
 from framework.errors import UserError
-from framework.models.spec import ModelConfig, build_model
+from framework.models.families.base import ModelConfig
+from framework.models.spec import build_model
 from framework.stages.extend import before_extension, extensions, stretched
 from framework.stages.pretrain import ContextPhase, PretrainConfig
 from tests.learners import TINY_V3

@@ -1,0 +1,33 @@
+"""The model that a run starts from: a checkpoint directory, or a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from framework.errors import UserError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+WITHOUT_WEIGHTS = ("*.json", "tokenizer*", "*.jinja", "merges.txt", "*.model", "LICENSE*", "README*")
+WEIGHTS = ("*.safetensors",)
+
+
+def find_base(name: str, weights: bool = True) -> Path:
+    """Return the directory of a base model; a hub id is fetched into Hugging Face's cache, with its token.
+
+    Without `weights` only what `plan` reads is fetched. Raises UserError for what is neither, or cannot be fetched.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.absolute()
+    if not HUB_ID.fullmatch(name) or path.parent.is_dir():
+        raise UserError("base", name, "no such directory: must be a checkpoint directory or a hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+
+    patterns = [*WITHOUT_WEIGHTS, *(WEIGHTS if weights else ())]
+    ignored = [] if weights else ["*.index.json"]  # which would name weights that are not there
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=ignored))
+    except Exception as error:  # its own, requests' and the file system's
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError("base", name, f"no such directory, and the hub could not give it ({reason})") from error
