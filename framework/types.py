@@ -6,7 +6,7 @@ E experts, L MoE layers, S segments of a packed row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -80,7 +80,7 @@ class RewardScore:
 
 @dataclass(frozen=True)
 class ScoredGroup:
-    """A response group with its rewards; `advantages_G` is filled by the loop."""
+    """A response group with its rewards."""
 
     group: ResponseGroup
     scores: tuple[RewardScore, ...]  # G
@@ -93,7 +93,7 @@ class TrainSample:
     prompt_id: str
     prompt_ids: Int32  # [P]
     response_ids: Int32  # [R]
-    advantage: float
+    advantage: float  # 0 without signal in its group, or without a score of its own
     sampler_logprobs: Float32  # [R]
     weight_versions: Int32  # [R]
     old_logprobs: Float32 | None = None  # [R], pi_old of the ratio; None: the sampler's
@@ -101,10 +101,20 @@ class TrainSample:
 
 @dataclass(frozen=True)
 class Minibatch:
-    """What one optimizer step trains on. Groups without signal are not in `samples` but counted in `n_responses`."""
+    """What one optimizer step trains on: every response of its groups, those with advantage 0 included.
+
+    The KL term is defined on all of them (R1 eq. 1), and so are the metrics. Responses that were skipped because their
+    loss is 0 (`algorithm.skip_idle`) are not in `samples`, but still count in both denominators.
+    """
 
     samples: tuple[TrainSample, ...]
-    n_responses: int  # responses that the step stands for, dropped ones included: GRPO's denominator
+    n_responses: int  # that the step stands for: the denominator of a mean over responses
+    n_tokens: int  # of these responses: the denominator of a mean over tokens
+
+    @classmethod
+    def of(cls, samples: Sequence[TrainSample]) -> Minibatch:
+        """Return the minibatch of these responses, none skipped."""
+        return cls(tuple(samples), len(samples), sum(len(sample.response_ids) for sample in samples))
 
 
 @dataclass(frozen=True)

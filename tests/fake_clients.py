@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from framework.algorithms.mismatch import Mismatch
+from framework.algorithms.mismatch import Mismatch, check_mismatch
 from framework.algorithms.policy_loss import GrpoConfig
 from framework.roles.ledger import Ledger
 from framework.roles.rl_batch import TrainBatch
@@ -35,6 +35,7 @@ class FakeRollouts:
         self.held: deque[tuple[int, Prompt, SamplingParams]] = deque()
         self.issued: list[tuple[int, int]] = []  # ticket, version
         self.limits: dict[int, set[int]] = {}  # version -> max_tokens
+        self.seeds: dict[tuple[int, int], set[int | None]] = {}  # version, ticket -> seeds given
         self.rng = random.Random(seed)
 
     def free_slots(self) -> int:
@@ -43,6 +44,7 @@ class FakeRollouts:
     def submit(self, ticket: int, prompt: Prompt, params: SamplingParams) -> None:
         self.issued.append((ticket, self.version))
         self.limits.setdefault(self.version, set()).add(params.max_tokens)
+        self.seeds.setdefault((self.version, ticket), set()).add(params.seed)
         self.held.append((ticket, prompt, params))
 
     def poll(self) -> list[tuple[int, ResponseGroup | None]]:
@@ -121,6 +123,8 @@ class FakeLearnerClient:
             return None
         learner = self._called("poll")
         batch, self.batch = self.batch, None
+        if self.mismatch is not None:
+            check_mismatch(self.mismatch, batch.gate)
         self.trained.append(batch)
         steps = tuple(learner.train_minibatch(minibatch) for minibatch in batch.minibatches)
         return TrainResult(steps, self.mismatch, 0.1, 10)
@@ -189,7 +193,7 @@ def make_loop(tmp_path: Path, **changes) -> RlLoop:  # type: ignore[no-untyped-d
     return RlLoop(
         config=config,
         algorithm=changes.get("algorithm", GrpoConfig()),
-        ledger=Ledger(PROMPTS, config.prompts_per_batch, config.max_staleness, seed=0),
+        ledger=Ledger(PROMPTS, config.prompts_per_batch, config.max_staleness, changes.get("seed", 0)),
         rollouts=changes.get("rollouts") or FakeRollouts(),
         rewards=changes.get("rewards") or FakeRewards(ones),
         learner=changes.get("learner") or FakeLearnerClient(),

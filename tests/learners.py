@@ -40,6 +40,8 @@ def tiny_learner(
     *,
     kl_coef: float = 0.01,
     denominator: Any = "response",
+    old_logprobs: Any = "sampler",
+    temperature: float = 1.0,
     lr: float = 3e-3,
     packer: Packer = pack,
     **engine: Any,
@@ -48,8 +50,8 @@ def tiny_learner(
     values: dict[str, Any] = {"bias_update_speed": 1e-3, "clip": 0.5, "token_budget": 128} | engine
     config = DeepSpeedConfig(schedule=LrSchedule(lr=lr, warmup_steps=2), **values)
     length = 64 if denominator == "constant" else None
-    grpo = GrpoConfig(kl_coef=kl_coef, denominator=denominator, constant_length=length)
-    return DeepSpeedLearner(tiny_model(seed), config, grpo, packer=packer)
+    grpo = GrpoConfig(kl_coef=kl_coef, denominator=denominator, constant_length=length, old_logprobs=old_logprobs)
+    return DeepSpeedLearner(tiny_model(seed), config, grpo, temperature=temperature, packer=packer)
 
 
 def samples(n: int = 9, seed: int = 0) -> tuple[TrainSample, ...]:
@@ -72,5 +74,6 @@ def samples(n: int = 9, seed: int = 0) -> tuple[TrainSample, ...]:
 
 
 def minibatch(n: int = 9, seed: int = 0) -> Minibatch:
-    """`n` samples that stand for `n + 3` responses: three had no signal."""
-    return Minibatch(samples(n, seed), n_responses=n + 3)
+    """`n` samples that stand for `n + 3` responses: three of 20 tokens each were skipped."""
+    made = samples(n, seed)
+    return Minibatch(made, n_responses=n + 3, n_tokens=sum(len(sample.response_ids) for sample in made) + 60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 STD_EPSILON = 1e-6  # keeps a nearly constant group from blowing up
+NOISE = 1e-6  # rewards closer than this, relative to the largest (or to 1), are equal: float32 carries 6e-8
 
 
 def group_advantages(rewards_G: torch.Tensor, std: bool = True) -> torch.Tensor:
@@ -12,7 +13,7 @@ def group_advantages(rewards_G: torch.Tensor, std: bool = True) -> torch.Tensor:
 
     DeepSeekMath section 4.1.2 and R1 eq. 3. They do not say which standard deviation; this is the population's
     (divided by G, not G - 1): it is defined for G = 1 and gives binary rewards at p = 1/2 advantages of exactly +-1.
-    `std=False` leaves out the division (Dr.GRPO; DeepSeek-V3.2 section 3.1). A group whose rewards are all equal gets
+    `std=False` leaves out the division (Dr.GRPO; DeepSeek-V3.2 section 3.1). A group without signal gets
     zeros. Raises ValueError on an empty group or a reward that is not finite.
     """
     if not has_signal(rewards_G):
@@ -25,10 +26,11 @@ def group_advantages(rewards_G: torch.Tensor, std: bool = True) -> torch.Tensor:
 
 
 def has_signal(rewards_G: torch.Tensor) -> bool:
-    """Whether the group's rewards differ, so that some advantage is not zero.
+    """Whether the group's rewards differ by more than float noise, so that some advantage is not zero.
 
-    Compares exactly: a mean of equal floats may be off by an ulp, which a test on the std would take for signal.
+    0.1 + 0.2 and 0.3 are one reward, whatever their last bits say: divided by a std of 1e-17 they would train.
     """
     if rewards_G.numel() == 0 or not bool(torch.isfinite(rewards_G).all()):
         raise ValueError(f"rewards of a group must be finite and at least one, got {rewards_G.tolist()}")
-    return bool(rewards_G.max() > rewards_G.min())
+    rewards = rewards_G.to(torch.float64)
+    return bool(rewards.max() - rewards.min() > NOISE * max(1.0, float(rewards.abs().max())))

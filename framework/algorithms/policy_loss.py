@@ -37,9 +37,13 @@ class GrpoConfig:
     tis_cap: PositiveFloat | None = None  # truncated importance sampling of the learner's old over sampler; None: off
     offpolicy_mask_delta: PositiveFloat | None = None  # V3.2's off-policy sequence mask; nats per token; None: off
     reference_reset_steps: NonNegativeInt = 400  # optimizer steps between reference := policy; 0: never
+    # With kl_coef 0 a response with advantage 0 has no loss: true saves its forward; metrics are of the others then.
+    skip_idle: bool = False
 
     def __post_init__(self) -> None:
         """Raise UserError on a value that no objective is defined for."""
+        if self.skip_idle and self.kl_coef:
+            raise UserError("algorithm.skip_idle", True, f"must be false with algorithm.kl_coef={self.kl_coef:g}")
         if self.tis_cap is not None and self.old_logprobs == "sampler":
             allowed = "needs algorithm.old_logprobs=learner: the sampler's over themselves are always 1"
             raise UserError("algorithm.tis_cap", self.tis_cap, allowed)
@@ -99,8 +103,8 @@ def policy_loss(
 def denominator(config: GrpoConfig, n_responses: int, n_tokens: float) -> float:
     """Return what the minibatch's summed loss is divided by.
 
-    `n_responses` counts every response that the step stands for, those of groups without signal included;
-    `n_tokens` is the number of trained tokens over all ranks. "response": mean over responses of each one's token
+    `n_responses` counts every response that the step stands for, with signal or not, and `n_tokens` their tokens over
+    all ranks. "response": mean over responses of each one's token
     mean (GRPO); "token": mean over tokens (DAPO); "constant": sum over tokens / constant_length, mean over responses
     (Dr.GRPO).
     """

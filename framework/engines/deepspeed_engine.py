@@ -196,11 +196,6 @@ class TrainingEngine:
                 bias_E += delta_E.to(bias_E.device)
         return StepStats(float(self._engine.get_global_grad_norm()), lr, self._without_idle(load_LE))
 
-    def skip_step(self) -> StepStats:
-        """Count a step that had nothing to train on: the schedule moves, the weights don't."""
-        self.steps += 1
-        return StepStats(0.0, self.config.schedule.at(self.steps - 1), self._without_idle(self.routing.take_counts()))
-
     def _without_idle(self, load_LE: torch.Tensor | None) -> torch.Tensor | None:
         """Leave out MTP modules that are switched off: nothing is routed in them."""
         return load_LE if load_LE is None else load_LE[: load_LE.shape[0] - self._idle_depths]

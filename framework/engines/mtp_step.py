@@ -49,5 +49,6 @@ class MtpStep:
             return {}
         found: dict[str, float] = {}
         for k, (nll, right, tokens) in enumerate(self._engine.sum_over_ranks(self._sums.to(self._engine.device)), 1):
-            found |= {f"mtp_loss_{k}": float(nll / tokens), f"mtp_accuracy_{k}": float(right / tokens)}
+            learned = max(float(tokens), 1.0)
+            found |= {f"mtp_loss_{k}": float(nll) / learned, f"mtp_accuracy_{k}": float(right) / learned}
         return found

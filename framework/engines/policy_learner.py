@@ -65,37 +65,34 @@ class DeepSpeedLearner:
     def train_minibatch(self, minibatch: Minibatch) -> StepResult:
         """One optimizer step on the whole minibatch; this rank computes its share of the samples.
 
-        Metrics are those of `policy_loss` as means over trained tokens, loss (the policy's), grad_norm, lr, tokens, and
-        where MTP modules train their mtp_loss_k and mtp_accuracy_k. A minibatch
-        without samples changes nothing but the step count. Raises UserError if a sample exceeds the token budget.
+        Metrics are those of `policy_loss` as means over the samples' tokens, loss (the policy's), grad_norm, lr, tokens
+        (of the samples), skipped_share (of responses left out because their loss is 0), and where MTP modules train
+        their mtp_loss_k and mtp_accuracy_k. Raises UserError if a sample exceeds the token budget.
         """
         engine = self.engine
         micros = self._pack(minibatch.samples)
         n_tokens = float(sum(len(sample.response_ids) for sample in minibatch.samples))
-        divisor = denominator(self.grpo, minibatch.n_responses, n_tokens) or 1.0
-        trains = bool(minibatch.samples)
-        if self.grpo.kl_coef and trains:
+        divisor = denominator(self.grpo, minibatch.n_responses, minibatch.n_tokens)
+        if self.grpo.kl_coef:
             micros = self._with_reference(micros)
         rows, names, mtp = [], [], MtpStep(engine)
-        with torch.set_grad_enabled(trains):
-            for index, micro in enumerate(micros):
-                model = partial(engine.forward, counted=bool(micro.sample_index_S))
-                more = mtp.inputs(micro.targets_T, micro.mask_T, micro.segment_lengths_S)
-                result = packed_logprobs(model, micro, self._temperature, entropy=self._entropy, mtp=more)
-                output = policy_loss(result.logprobs_T, micro, self.grpo, result.entropy_T)
-                policy = output.loss / divisor
-                loss = mtp.add(policy, result.mtp_logits, max(n_tokens, 1.0))
-                if trains:
-                    engine.backward(loss, last=index == len(micros) - 1)
-                names = list(output.metrics)
-                rows.append([float(policy.detach()), *output.metrics.values()])
-        stats = engine.step() if trains else engine.skip_step()
-        self._fresh = self._fresh and not trains
+        for index, micro in enumerate(micros):
+            model = partial(engine.forward, counted=bool(micro.sample_index_S))
+            more = mtp.inputs(micro.targets_T, micro.mask_T, micro.segment_lengths_S)
+            result = packed_logprobs(model, micro, self._temperature, entropy=self._entropy, mtp=more)
+            output = policy_loss(result.logprobs_T, micro, self.grpo, result.entropy_T)
+            policy = output.loss / divisor
+            engine.backward(mtp.add(policy, result.mtp_logits, max(n_tokens, 1.0)), last=index == len(micros) - 1)
+            names = list(output.metrics)
+            rows.append([float(policy.detach()), *output.metrics.values()])
+        stats = engine.step()
+        self._fresh = False
         sums = torch.tensor(rows, dtype=torch.float64, device=engine.device).sum(0)
         loss_sum, *totals = engine.sum_over_ranks(sums).tolist()
         metrics = {name: total / max(n_tokens, 1.0) for name, total in zip(names, totals, strict=True)}
         metrics |= mtp.metrics()
         metrics |= {"loss": loss_sum, "grad_norm": stats.grad_norm, "lr": stats.lr, "tokens": n_tokens}
+        metrics["skipped_share"] = 1 - len(minibatch.samples) / minibatch.n_responses
         load = stats.expert_load_LE
         return StepResult(engine.steps, metrics, None if load is None else load.double().cpu().numpy())
 

@@ -56,7 +56,12 @@ CURVES = (
         "share",
         zero=True,
     ),
-    Curves("Throughput", ("tokens_per_s", "train/tokens_per_s"), "tokens per second", zero=True),
+    Curves(
+        "Throughput",
+        ("sampled_tokens_per_s", "trained_tokens_per_s", "train/tokens_per_s"),
+        "tokens per second",
+        zero=True,
+    ),
     Curves("Expert load, maximum over mean", ("experts/max_over_mean",), "mean of layers, 1 is even"),
     Curves("Expert load of each MoE layer", ("experts/layer_*",), "maximum over mean, 1 is even", most=MAX_LAYERS),
 )

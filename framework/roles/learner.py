@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from framework.algorithms.mismatch import Mismatch, measure_mismatch, merge_mismatches
+from framework.algorithms.mismatch import Mismatch, check_mismatch, measure_mismatch, merge_mismatches
 from framework.algorithms.policy_loss import GrpoConfig
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.errors import FrameworkError, RunFailed
@@ -68,9 +68,14 @@ class LearnerWorker:
         )
 
     def train(self, batch: TrainBatch) -> TrainResult:
-        """One optimizer step a minibatch, after measuring the mismatch on the probe."""
+        """One optimizer step a minibatch; before the first raises MismatchTooLarge if the probe does not pass the gate.
+
+        A batch that engines disagree about must not move the weights.
+        """
         started = time.monotonic()
         mismatch = self._measure(batch) if batch.probe else None
+        if mismatch is not None:
+            check_mismatch(mismatch, batch.gate)
         minibatches = batch.minibatches
         if self._learner.grpo.old_logprobs == "learner":
             # pi_old is the policy that the batch starts from, so all come before the first step

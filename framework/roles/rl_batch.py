@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from framework.algorithms.advantages import group_advantages, has_signal
-from framework.algorithms.mismatch import Mismatch
+from framework.algorithms.mismatch import Mismatch, MismatchConfig
 from framework.algorithms.policy_loss import GrpoConfig
-from framework.types import Minibatch, Prompt, Response, SampleRow, ScoredGroup, StepResult, TrainSample
+from framework.types import (
+    Minibatch,
+    Prompt,
+    Response,
+    RewardScore,
+    SampleRow,
+    ScoredGroup,
+    StepResult,
+    TrainSample,
+)
 
 # What a step reports -> its name among a run's metrics, where the report and wandb group names by what precedes "/"
 STEP_METRICS = {
@@ -31,8 +41,9 @@ class TrainBatch:
     """One rollout batch as the learner receives it: an optimizer step a minibatch."""
 
     minibatches: tuple[Minibatch, ...]
-    probe: tuple[TrainSample, ...]  # responses to measure the mismatch on, without signal or not
+    probe: tuple[TrainSample, ...]  # responses to measure the mismatch on
     version: int  # policy version that the learner holds when it starts
+    gate: MismatchConfig = MismatchConfig()  # how large a mismatch the batch is still trained with
 
 
 def _scored_rewards(scored: ScoredGroup) -> torch.Tensor:
@@ -53,14 +64,25 @@ def advantages(scored: ScoredGroup, std: bool) -> dict[int, float]:
 
 
 def train_samples(scored: ScoredGroup, std: bool) -> list[TrainSample]:
-    """Responses with their advantages. Empty for a group without signal: it contributes nothing to the loss."""
-    if not group_has_signal(scored):
-        return []
-    group = scored.group
-    return [_sample(group.prompt, group.responses[i], value) for i, value in advantages(scored, std).items()]
+    """Every response with its advantage: 0 in a group without signal, and where the response could not be scored.
+
+    Such a response is in no baseline, but in the KL term, the denominators and the metrics like any other.
+    """
+    found, group = advantages(scored, std), scored.group
+    return [_sample(group.prompt, response, found.get(i, 0.0)) for i, response in enumerate(group.responses)]
 
 
-def _sample(prompt: Prompt, response: Response, advantage: float = 0.0) -> TrainSample:
+def with_finite_totals(scores: Sequence[RewardScore]) -> tuple[RewardScore, ...]:
+    """Count a reward that is not a finite number as one that failed: a group's mean would be none either."""
+    return tuple(
+        score
+        if score.error or math.isfinite(score.total)
+        else replace(score, total=0.0, error=f"the rewards add up to {score.total}, which is not a finite number")
+        for score in scores
+    )
+
+
+def _sample(prompt: Prompt, response: Response, advantage: float) -> TrainSample:
     return TrainSample(
         prompt_id=prompt.id,
         prompt_ids=np.asarray(prompt.token_ids, dtype=np.int32),
@@ -72,22 +94,33 @@ def _sample(prompt: Prompt, response: Response, advantage: float = 0.0) -> Train
 
 
 def build_batch(
-    groups: Sequence[ScoredGroup], algorithm: GrpoConfig, minibatches: int, version: int, probe: int
+    groups: Sequence[ScoredGroup],
+    algorithm: GrpoConfig,
+    minibatches: int,
+    version: int,
+    probe: int,
+    seed: int,
+    gate: MismatchConfig,
 ) -> TrainBatch:
     """Split a batch's responses at random into minibatches of equal size (R1: 8,192 outputs into 16 minibatches).
 
-    The order depends only on the version, so a resumed run splits alike.
+    Order and probe depend on the run's seed and the version alone, so a resumed run splits alike.
     """
-    responses = [(scored.group.prompt, response) for scored in groups for response in scored.group.responses]
     samples = [sample for scored in groups for sample in train_samples(scored, algorithm.advantage_std)]
-    order = np.random.default_rng(version).permutation(len(samples))
+    order = np.random.default_rng((seed, version)).permutation(len(samples))
     parts = [tuple(samples[i] for i in part) for part in np.array_split(order, minibatches)]
-    picked = np.random.default_rng(version).permutation(len(responses))[:probe]
+    picked = np.random.default_rng((seed, version, 1)).permutation(len(samples))[:probe]
     return TrainBatch(
-        tuple(Minibatch(part, len(responses) // minibatches) for part in parts),
-        tuple(_sample(*responses[i]) for i in picked),
+        tuple(_minibatch(part, algorithm.skip_idle) for part in parts),
+        tuple(samples[i] for i in picked),
         version,
+        gate,
     )
+
+
+def _minibatch(samples: tuple[TrainSample, ...], skip_idle: bool) -> Minibatch:
+    kept = tuple(sample for sample in samples if sample.advantage or not skip_idle)
+    return replace(Minibatch.of(samples), samples=kept)
 
 
 def batch_metrics(groups: Sequence[ScoredGroup], discarded: Sequence[ScoredGroup], version: int) -> dict[str, float]:
@@ -115,14 +148,14 @@ def batch_metrics(groups: Sequence[ScoredGroup], discarded: Sequence[ScoredGroup
 
 
 def step_metrics(steps: Sequence[StepResult]) -> dict[str, float]:
-    """Means over one batch's optimizer steps; a step that had nothing to train on counts for its learning rate only."""
-    trained = [step for step in steps if step.metrics["tokens"]]
-    metrics = {"train/lr": float(np.mean([step.metrics["lr"] for step in steps]))}
-    for name in steps[0].metrics:
-        if trained and name != "lr":
-            value = float(np.mean([step.metrics[name] for step in trained]))
-            metrics[STEP_METRICS.get(name, f"train/{name}")] = value
-    return metrics
+    """Means over those of a batch's optimizer steps that have the metric: one that was skipped has few."""
+    names = dict.fromkeys(name for step in steps for name in step.metrics)
+    return {
+        STEP_METRICS.get(name, f"train/{name}"): float(
+            np.mean([step.metrics[name] for step in steps if name in step.metrics])
+        )
+        for name in names
+    }
 
 
 def sample_rows(groups: Sequence[ScoredGroup], std: bool, prompts: int = 4) -> list[SampleRow]:

@@ -17,9 +17,9 @@ class TrainResult:
     """What the learner did with one batch."""
 
     steps: tuple[StepResult, ...]
-    mismatch: Mismatch | None
+    mismatch: Mismatch | None  # measured, and found small enough, before the first step
     seconds: float
-    tokens: int
+    tokens: int  # of prompts and responses, those of skipped responses left out
 
 
 class LearnerLost(Exception):

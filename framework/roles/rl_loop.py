@@ -23,9 +23,10 @@ import numpy as np
 import torch
 
 from framework.algorithms.balance import load_imbalance
-from framework.algorithms.mismatch import MismatchConfig, check_mismatch
+from framework.algorithms.mismatch import MismatchConfig
 from framework.algorithms.policy_loss import GrpoConfig
 from framework.bounds import Bound, NonNegativeInt, PositiveInt, bounded, count_of, divisors
+from framework.data.shuffle import seed_of
 from framework.engines.lr_schedule import StepwiseValue, value_at, values_of
 from framework.errors import RunFailed, Stopped, UserError
 from framework.protocols import Tracker
@@ -40,6 +41,7 @@ from framework.roles.rl_batch import (
     mismatch_metrics,
     sample_rows,
     step_metrics,
+    with_finite_totals,
 )
 from framework.roles.rl_clients import LearnerClient, LearnerLost, Rewards, Rollouts, TrainResult
 from framework.types import ResponseGroup, SamplingParams, ScoredGroup
@@ -91,9 +93,10 @@ class RlConfig:
         """Tokens of the longest response of the whole run."""
         return int(max(values_of(self.max_tokens)))
 
-    def sampling(self, step: int) -> SamplingParams:
+    def sampling(self, step: int, seed: int | None = None) -> SamplingParams:
         """How responses are sampled for a batch issued at optimizer step `step`, from 0."""
-        return SamplingParams(self.temperature, self.top_p, int(value_at(self.max_tokens, step)), self.group_size)
+        limit = int(value_at(self.max_tokens, step))
+        return SamplingParams(self.temperature, self.top_p, limit, self.group_size, seed)
 
 
 @dataclass
@@ -144,7 +147,8 @@ class RlLoop:
         count = min(self.ledger.to_issue(self.version), self.rollouts.free_slots(), left)
         for _ in range(count):
             ticket = self.ledger.issue(self.version)
-            self.rollouts.submit(ticket, self.ledger.prompt(ticket), self.config.sampling(self._steps))
+            params = self.config.sampling(self._steps, seed_of(self.ledger.seed, self.version, ticket))
+            self.rollouts.submit(ticket, self.ledger.prompt(ticket), params)
             self._clock.issued(ticket)
         return max(count, 0)
 
@@ -169,7 +173,7 @@ class RlLoop:
             if scores is None:
                 self.rewards.submit(ticket, self._groups[ticket])
                 continue
-            scored = ScoredGroup(self._groups.pop(ticket), scores)
+            scored = ScoredGroup(self._groups.pop(ticket), with_finite_totals(scores))
             self._clock.scored(ticket)
             refill = self.algorithm.zero_std == "refill" and not group_has_signal(scored)
             self.ledger.finish(ticket, scored, refill)
@@ -200,18 +204,24 @@ class RlLoop:
         discarded = [item.scored for item in self.ledger.discarded(self._training)]
         check_scores(scored + discarded, self.max_failed_share)
         probe = self.config.probe_responses
-        batch = build_batch(scored, self.algorithm, self.config.minibatches_per_rollout, self.version, probe)
+        batch = build_batch(
+            scored,
+            self.algorithm,
+            self.config.minibatches_per_rollout,
+            self.version,
+            probe,
+            self.ledger.seed,
+            self.config.mismatch,
+        )
         self.learner.train(batch)
         return 1
 
     def _learn(self) -> int:
-        """Take the learner's result: gate, ledger, checkpoint, next version."""
+        """Take the learner's result: ledger, checkpoint, next version."""
         if (result := self.learner.poll()) is None:
             return 0
         assert self._training is not None
         batch, self._training = self._training, None
-        if result.mismatch is not None:
-            check_mismatch(result.mismatch, self.config.mismatch)
         discarded = self.ledger.discarded(batch)
         self.ledger.train(batch)
         if self.ledger.batches_trained > self._furthest:
@@ -261,7 +271,9 @@ class RlLoop:
                 print(f"step {step}: mismatch not measured, the learner has no version that sampled", flush=True)
         metrics |= {**phases, "time/train_s": result.seconds}
         seconds = metrics["time/step_s"]
-        metrics["tokens_per_s"] = result.tokens / seconds
+        sampled = [item.scored.group for item in (*batch, *discarded)]
+        metrics["sampled_tokens_per_s"] = sum(len(r.token_ids) for g in sampled for r in g.responses) / seconds
+        metrics["trained_tokens_per_s"] = result.tokens / seconds
         loads = [one.expert_load_LE for one in result.steps if one.expert_load_LE is not None]
         if loads:
             load_LE = np.sum(loads, axis=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from framework.artifacts import Checkpoint, EvalReport, PromptSet
 from framework.bounds import Bound, FilledStr, NonNegativeInt, PositiveInt, bounded
 from framework.data.readers import read_prompts, write_rows
+from framework.data.shuffle import seed_of
 from framework.data.templates import tokenize_prompts
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
@@ -114,7 +115,10 @@ def sample_and_score(
     in_flight: int,
     runtime: Runtime,
 ) -> list[ScoredGroup]:
-    """Sample a group per prompt and score it; results in the prompts' order. Work of dead actors is done again."""
+    """Sample a group per prompt and score it; results in the prompts' order. Work of dead actors is done again.
+
+    Seeds come from the run's and the prompt: whatever worker serves it, and again after a resume.
+    """
     to_sample, to_score = list(range(len(prompts)))[::-1], deque[int]()
     groups: dict[int, ResponseGroup] = {}
     scored: dict[int, ScoredGroup] = {}
@@ -122,7 +126,8 @@ def sample_and_score(
         for worker in rollout.ready():
             while to_sample and rollout.load(worker) < in_flight:
                 index = to_sample.pop()
-                rollout.call(worker, "generate", prompts[index], params, tag=index)
+                seeded = replace(params, seed=seed_of(runtime.seed, "evaluate", prompts[index].id))
+                rollout.call(worker, "generate", prompts[index], seeded, tag=index)
         for worker in free_workers(reward) if to_score else ():
             if to_score:
                 index = to_score.popleft()

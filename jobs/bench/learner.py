@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     plain, learner = TorchLoop(arguments.dtype, budget), deepspeed_learner(arguments.dtype, budget)
     vocabulary = model_config().vocab_size
     for tokens in arguments.tokens:
-        batch = Minibatch(samples([64] * (tokens // 64), vocabulary), tokens // 64)
+        batch = Minibatch.of(samples([64] * (tokens // 64), vocabulary))
         steps = {
             "torch": lambda b=batch: plain.stock_step(b),
             "torch, our products": lambda b=batch: plain.step(b),
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for loop in list(steps)[:2]:
             notes[f"deepspeed / {loop}, {tokens} tokens a step"] = ratio(seconds[loop], seconds["deepspeed"])
     lengths = skewed(4 * budget, longest=min(512, budget))
-    batch = Minibatch(samples(lengths, vocabulary), len(lengths))
+    batch = Minibatch.of(samples(lengths, vocabulary))
     padding = deepspeed_learner(arguments.dtype, budget, pack_padded)
     steps = {
         "packed": lambda: learner.train_minibatch(batch),

@@ -108,7 +108,7 @@ def learn(directory: Path) -> dict[str, Learned]:
         before = learner.logprobs(sequences())
         if name in ("v1", "v3"):
             _check_sharded_loading(directory / name / "before", config, before)
-        learner.train_minibatch(Minibatch(sequences(), len(sequences())))
+        learner.train_minibatch(Minibatch.of(sequences()))
         published = learner.publish()
         learner.export(directory / name / "after")
         found[name] = Learned({"before": before, "after": learner.logprobs(sequences())}, published)
@@ -122,7 +122,7 @@ def _check_sharded_loading(checkpoint: Path, config: DeepSpeedConfig, expected: 
         engine = replace(config, zero_stage=stage)
         learner = DeepSpeedLearner(load(checkpoint, engine), engine, GrpoConfig(kl_coef=0.0))
         assert all(np.array_equal(a, b) for a, b in zip(expected, learner.logprobs(sequences()), strict=True))
-        learner.train_minibatch(Minibatch(sequences(), len(sequences())))
+        learner.train_minibatch(Minibatch.of(sequences()))
         learned.append(np.concatenate(learner.logprobs(sequences())))
     np.testing.assert_array_equal(learned[1], learned[2])
     assert _relative_error(learned[0], learned[1]) <= 1e-4

@@ -214,14 +214,6 @@ class TestDeepSpeed:
             torch.testing.assert_close(tensor, theirs.pop(name), rtol=1e-4, atol=1e-5)
         assert not theirs
 
-    def test_a_minibatch_without_signal_only_counts(self) -> None:
-        learner = tiny_learner()
-        before = learner.logprobs(samples())
-        empty = learner.train_minibatch(Minibatch((), n_responses=8))
-        assert equal(before, learner.logprobs(samples()))
-        assert empty.step == 1
-        assert empty.metrics.keys() == learner.train_minibatch(minibatch()).metrics.keys()
-
     @pytest.mark.parametrize("damage", ["missing", "truncated", "zero_stage"])
     def test_damaged_state_is_refused_by_name(self, damage: str, tmp_path: Path) -> None:
         learner = tiny_learner()
@@ -261,7 +253,7 @@ class TestDeepSpeed:
     def test_a_sample_beyond_the_token_budget_is_refused(self) -> None:
         long = replace(samples()[0], prompt_ids=np.zeros(200, np.int32))
         with pytest.raises(UserError, match="token_budget"):
-            tiny_learner().train_minibatch(Minibatch((long,), 1))
+            tiny_learner().train_minibatch(Minibatch.of([long]))
 
 
 @pytest.mark.slow

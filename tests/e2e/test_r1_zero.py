@@ -52,7 +52,7 @@ def test_metrics_carry_the_names_that_the_report_charts(whole_run: Run) -> None:
         *("staleness/mean", "staleness/max", "groups/zero_std_share"),
         *("mismatch/mean_abs", "mismatch/max_abs", "mismatch/k3"),
         *("clip/low", "clip/high", "kl/reference", "kl/old", "loss/policy"),
-        *("train/entropy", "train/grad_norm", "train/lr", "tokens_per_s"),
+        *("train/entropy", "train/grad_norm", "train/lr", "sampled_tokens_per_s"),
         *("time/step_s", "time/wait_s", "time/train_s", "time/sync_s"),
     }
     assert names <= grpo.keys()

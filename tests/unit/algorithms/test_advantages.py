@@ -29,6 +29,18 @@ def test_equal_rewards_give_exact_zeros(rewards: list[float], std: bool) -> None
     assert group_advantages(rewards_G, std).tolist() == [0.0] * len(rewards)
 
 
+@pytest.mark.parametrize("rewards", [[0.1 + 0.2, 0.3], [1e6 + 0.1, 1e6 + 0.2], [-0.7, -0.1 * 7], [1e-9, 0.0]])
+def test_float_noise_is_no_signal(rewards: list[float]) -> None:
+    rewards_G = torch.tensor(rewards, dtype=torch.float64)
+    assert rewards_G[0] != rewards_G[1]
+    assert not has_signal(rewards_G)
+    assert group_advantages(rewards_G).tolist() == [0.0, 0.0]
+    float32_G = torch.tensor([0.3, 0.3 + 3e-8], dtype=torch.float32).double()  # what a model's reward may come to
+    assert not has_signal(float32_G)
+    assert has_signal(torch.tensor([0.3, 0.301]))
+    assert has_signal(torch.tensor([1000.0, 1000.01], dtype=torch.float64))
+
+
 @given(st.lists(st.integers(-5, 5).map(float), min_size=2, max_size=16))
 @settings(max_examples=50, deadline=None)
 def test_invariants(rewards: list[float]) -> None:

@@ -72,7 +72,7 @@ def grpo(run_dir: Path, steps: int, layers: int, experts: int, finished: bool) -
             "staleness/mean": 0.5, "staleness/max": 1.0, "groups/zero_std_share": 0.2 + 0.3 * share,
             "time/generate_s": 1.8 + 0.2 * noise.random(), "time/score_s": 0.1, "time/train_s": 1.1,
             "time/sync_s": 0.08, "time/wait_s": 0.2 * noise.random(), "time/step_s": 2.4 + 0.2 * noise.random(),
-            "tokens_per_s": 3900 + 80 * noise.normal(), "train/grad_norm": 0.4 + 0.2 * noise.random(),
+            "sampled_tokens_per_s": 3900 + 80 * noise.normal(), "train/grad_norm": 0.4 + 0.2 * noise.random(),
             "train/lr": 1e-5, "train/entropy": 1.1 - 0.6 * share,
         }  # fmt: skip
         if step == steps // 3:

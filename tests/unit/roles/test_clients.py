@@ -1,9 +1,11 @@
-"""The rollout client over a pool that answers when it is told to."""
+"""The rollout and reward clients over a pool that answers when it is told to."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 from typing import Any, cast
+
+import pytest
 
 from framework.roles.clients import RayRewards, RayRollouts
 from framework.roles.pool import Done, Lost, WorkerPool
@@ -37,11 +39,11 @@ class Pool:
         return sum(at == worker and method == "generate" for at, method, _ in self.out)
 
     def answer(self, worker: int, method: str) -> None:
-        self._end(worker, method, lambda tag: Done(worker, tag, None))
+        self._end(worker, method, lambda tag: Done(worker, tag, f"result of {tag}"))
 
     def kill(self, worker: int) -> None:
         self.alive = [other for other in self.alive if other != worker]
-        for method in ("update_weights", "generate"):
+        for method in ("update_weights", "generate", "score"):
             self._end(worker, method, lambda tag: Lost(worker, tag))
 
     def _end(self, worker: int, method: str, outcome: Any) -> None:
@@ -147,3 +149,43 @@ def test_groups_wait_while_no_reward_worker_is_ready_and_a_recovery_forgets_them
     pool.answer(0, "score")
     assert rewards.poll() == []
     assert pool.load(0) == 0
+
+
+@pytest.mark.parametrize("ends", ["answer", "kill"])
+def test_groups_sampled_before_a_recovery_are_not_taken_for_those_after_it(ends: str):
+    """The same ticket is issued again; what the old call returns, or that its worker died, is not about that."""
+    pool, rollouts = make()
+    for worker in (0, 1):
+        pool.answer(worker, "update_weights")
+    rollouts.poll()
+    submit(rollouts, range(2))
+    assert (pool.sampling(0), pool.sampling(1)) == (1, 1)
+    rollouts.forget()
+    rollouts.publish(0, ["weights"])
+    pool.answer(0, "generate") if ends == "answer" else pool.kill(0)
+    assert rollouts.poll() == []
+    for worker in (0, 1):
+        pool.answer(worker, "update_weights")
+    rollouts.poll()
+    submit(rollouts, range(1))
+    for worker in (0, 1):
+        pool.answer(worker, "generate")
+    found = rollouts.poll()
+    assert [ticket for ticket, _ in found] == [0], "and not ticket 1, of before"
+    assert "era=1" in str(found[0][1])
+
+
+@pytest.mark.parametrize("ends", ["answer", "kill"])
+def test_scores_of_before_a_recovery_are_not_taken_for_those_after_it(ends: str):
+    pool = Pool()
+    rewards = RayRewards(cast(WorkerPool, pool))
+    group = ResponseGroup(Prompt("p", "", "", ""), ())
+    rewards.submit(0, group)
+    rewards.forget()
+    pool.answer(0, "score") if ends == "answer" else pool.kill(0)
+    assert rewards.poll() == []
+    rewards.submit(0, group)
+    pool.answer(0, "score") or pool.answer(1, "score")
+    ((ticket, scores),) = rewards.poll()
+    assert ticket == 0
+    assert "era=1" in str(scores)

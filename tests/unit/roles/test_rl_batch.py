@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from framework.algorithms.mismatch import MismatchConfig
 from framework.algorithms.policy_loss import GrpoConfig
-from framework.roles.rl_batch import batch_metrics, build_batch, group_has_signal, sample_rows, train_samples
+from framework.roles.rl_batch import (
+    TrainBatch,
+    batch_metrics,
+    build_batch,
+    group_has_signal,
+    sample_rows,
+    train_samples,
+    with_finite_totals,
+)
 from framework.types import Prompt, ResponseGroup, RewardScore, ScoredGroup
 from tests.fake_clients import response
 
@@ -30,27 +41,66 @@ def test_advantages_are_relative_to_the_group() -> None:
 
 def test_a_response_without_a_score_leaves_the_group() -> None:
     samples = train_samples(scored([1.0, 9.0, 0.0], errors=(1,)), std=False)
-    assert [sample.advantage for sample in samples] == [0.5, -0.5]
-    assert [len(sample.response_ids) for sample in samples] == [1, 3]
+    assert [sample.advantage for sample in samples] == [0.5, 0.0, -0.5]  # it is in no baseline, but in the KL term
+    assert [len(sample.response_ids) for sample in samples] == [1, 2, 3]
     assert not group_has_signal(scored([1.0, 0.0], errors=(0,)))
+    assert [sample.advantage for sample in train_samples(scored([1.0, 0.0], errors=(0, 1)), std=True)] == [0.0, 0.0]
 
 
-def test_equal_rewards_train_nothing_but_count_in_the_denominator() -> None:
-    groups = [scored([1.0, 1.0, 1.0, 1.0]), scored([1.0, 0.0, 1.0, 0.0])]
-    batch = build_batch(groups, GrpoConfig(), minibatches=2, version=3, probe=2)
-    assert [len(minibatch.samples) for minibatch in batch.minibatches] == [2, 2]
-    assert [minibatch.n_responses for minibatch in batch.minibatches] == [4, 4]
+def test_a_reward_that_is_not_finite_has_failed() -> None:
+    good, bad, worse = with_finite_totals(
+        [RewardScore(1.0), RewardScore(float("-inf"), {"a": 1.0}), RewardScore(0.0, {}, "raised")]
+    )
+    assert (good, worse.error) == (RewardScore(1.0), "raised")
+    assert (bad.total, bad.components) == (0.0, {"a": 1.0})
+    assert "-inf" in bad.error
+
+
+GROUPS = [scored([1.0, 1.0, 1.0, 1.0]), scored([1.0, 0.0, 1.0, 0.0])]
+
+
+def built(
+    groups: list[ScoredGroup], minibatches: int, version: int, probe: int = 0, seed: int = 0, **changes: Any
+) -> TrainBatch:
+    return build_batch(groups, GrpoConfig(**changes), minibatches, version, probe, seed, MismatchConfig())
+
+
+def test_equal_rewards_are_trained_on_with_advantage_zero() -> None:
+    batch = built(GROUPS, minibatches=2, version=3, probe=2)
+    assert [(len(m.samples), m.n_responses) for m in batch.minibatches] == [(4, 4), (4, 4)]
+    assert sum(m.n_tokens for m in batch.minibatches) == 2 * (1 + 2 + 3 + 4)
+    assert sorted(s.advantage for m in batch.minibatches for s in m.samples)[2:6] == [0.0] * 4
     assert len(batch.probe) == 2
-    assert len(build_batch(groups, GrpoConfig(), 2, version=3, probe=99).probe) == 8  # without signal too
+    assert len(built(GROUPS, 2, version=3, probe=99).probe) == 8
+
+
+def test_skipped_responses_stay_in_the_denominators() -> None:
+    whole, skipped = (built(GROUPS, 2, version=3, kl_coef=0.0, skip_idle=skip) for skip in (False, True))
+    for all_of_them, some in zip(whole.minibatches, skipped.minibatches, strict=True):
+        kept = [sample.advantage for sample in all_of_them.samples if sample.advantage]
+        assert [sample.advantage for sample in some.samples] == kept
+        assert (some.n_responses, some.n_tokens) == (all_of_them.n_responses, all_of_them.n_tokens)
+    assert sum(len(m.samples) for m in skipped.minibatches) == 4
+
+
+def test_the_split_and_the_probe_depend_on_the_runs_seed() -> None:
+    def keys(seed: int) -> tuple[list[list[list[int]]], list[list[int]]]:
+        batch = built([scored([1.0, 0.0, float(i % 3), 0.5]) for i in range(8)], 4, version=9, probe=6, seed=seed)
+        split = [[s.response_ids.tolist() for s in m.samples] for m in batch.minibatches]
+        return split, [s.response_ids.tolist() for s in batch.probe]
+
+    assert keys(0) == keys(0)
+    assert keys(0)[0] != keys(1)[0]
+    assert keys(0)[1] != keys(1)[1]
 
 
 def test_minibatches_split_every_sample_once_and_alike_after_a_resume() -> None:
     groups = [scored([1.0, 0.0, float(i % 3), 0.5]) for i in range(8)]
-    one, two = (build_batch(groups, GrpoConfig(), 4, version=9, probe=0) for _ in range(2))
+    one, two = (built(groups, 4, version=9) for _ in range(2))
     keys = [[s.response_ids.tolist() for s in m.samples] for m in one.minibatches]
     assert keys == [[s.response_ids.tolist() for s in m.samples] for m in two.minibatches]
     assert sum(map(len, keys)) == 32
-    other = build_batch(groups, GrpoConfig(), 4, version=10, probe=0)
+    other = built(groups, 4, version=10)
     assert keys != [[s.response_ids.tolist() for s in m.samples] for m in other.minibatches]
 
 
@@ -74,6 +124,6 @@ def test_sample_rows_show_best_and_worst() -> None:
 def test_sample_rows_show_the_advantages_that_are_trained_on() -> None:
     group = scored([3.0, 9.0, 1.0], errors=(1,))
     (best, worst), samples = sample_rows([group], std=False), train_samples(group, std=False)
-    assert [best.advantage, worst.advantage] == [sample.advantage for sample in samples] == [1.0, -1.0]
+    assert [best.advantage, worst.advantage] == [samples[0].advantage, samples[2].advantage] == [1.0, -1.0]
     (failed,) = sample_rows([scored([1.0, 1.0], errors=(0, 1))], std=True)
     assert (failed.reward, failed.advantage) == (0.0, 0.0)

@@ -153,9 +153,41 @@ def test_mismatch_gate_names_the_worst_sample(tmp_path: Path) -> None:
     learner = FakeLearnerClient(mismatch=Mismatch(0.5, 2.0, 0.3, 100, worst))
     with pytest.raises(MismatchTooLarge, match="p3"):
         make_loop(tmp_path, learner=learner, mismatch=MismatchConfig(stop_above=0.1)).run()
+    assert learner.trained == []
 
 
-def test_groups_without_signal_are_kept_out_of_the_loss_or_refilled(tmp_path: Path) -> None:
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_seeds_belong_to_run_version_and_ticket_whatever_died(tmp_path: Path, staleness: int) -> None:
+    def seeds(name: str, seed: int = 0, dies_at: tuple[int, ...] = ()) -> dict[tuple[int, int], set[int | None]]:
+        rollouts = FakeRollouts(dies_at=dies_at)
+        make_loop(tmp_path / name, rollouts=rollouts, seed=seed, max_staleness=staleness).run()
+        return rollouts.seeds
+
+    whole = seeds("whole")
+    given = [seed for found in whole.values() for seed in found]
+    assert len(given) == len(whole) == len(set(given)) == 48  # one a ticket, no two alike
+    again = seeds("killed", dies_at=(2, 5))  # tickets are issued twice, with the seed that they had
+    assert all(len(found) == 1 for found in again.values())
+    assert {key: again[key] for key in whole if key in again}.items() <= whole.items()
+    other = [seed for found in seeds("other", seed=1).values() for seed in found]
+    assert not set(other) & set(given)
+
+
+def test_rewards_that_are_not_finite_count_as_failed(tmp_path: Path) -> None:
+    def sometimes(response: Response) -> RewardScore:
+        return RewardScore(float("inf")) if response.token_ids.sum() == 4 else ones(response)
+
+    loop = make_loop(tmp_path, rewards=FakeRewards(sometimes))
+    loop.max_failed_share = 0.3
+    loop.run()
+    assert isinstance(loop.tracker, RecordingTracker)
+    assert any(m["reward/failed_share"] > 0 for _, m in loop.tracker.metrics)
+    assert all(np.isfinite(m["reward/mean"]) for _, m in loop.tracker.metrics)
+    with pytest.raises(RunFailed, match=r"16 of 16 samples.*add up to nan, which is not a finite number"):
+        make_loop(tmp_path / "all", rewards=FakeRewards(lambda _: RewardScore(float("nan")))).run()
+
+
+def test_groups_without_signal_are_trained_on_or_refilled(tmp_path: Path) -> None:
     def same_for_half(response: Response) -> RewardScore:
         return RewardScore(1.0, {}) if response.token_ids.sum() < 3 else RewardScore(0.0, {})
 
@@ -167,13 +199,16 @@ def test_groups_without_signal_are_kept_out_of_the_loss_or_refilled(tmp_path: Pa
     refilled.run()
     assert isinstance(kept.tracker, RecordingTracker)
     assert any(m["groups/zero_std_share"] > 0 for _, m in kept.tracker.metrics)
+    assert isinstance(kept.learner, FakeLearnerClient)
+    for trained in kept.learner.trained:  # KL term, denominators and metrics are of all
+        assert [len(minibatch.samples) for minibatch in trained.minibatches] == [8, 8]
     check_trained_once(kept)
     outcomes = [entry.outcome for entry in refilled.ledger.consumed]
     assert outcomes.count("trained") == 48
     assert "no_signal" in outcomes
     assert isinstance(refilled.learner, FakeLearnerClient)
     for batch in refilled.learner.trained:  # every prompt of a refilled batch has signal
-        assert sum(len(minibatch.samples) for minibatch in batch.minibatches) == 16
+        assert all(sample.advantage for minibatch in batch.minibatches for sample in minibatch.samples)
 
 
 @pytest.mark.parametrize("staleness", [0, 2])
