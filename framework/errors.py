@@ -40,6 +40,10 @@ class MismatchTooLarge(RunFailed):
     """Learner and sampler disagree on logprobs by more than `mismatch.stop_above`."""
 
 
+class NotFinite(RunFailed):
+    """A loss, logprob, gradient or weight is not a finite number; starting again would only repeat it."""
+
+
 class Stopped(FrameworkError):
     """The run was asked to stop (SIGINT, SIGTERM); it saved what it needs to resume."""
 

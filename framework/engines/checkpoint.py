@@ -114,6 +114,7 @@ def load_state(engine: TrainingEngine, directory: Path) -> tuple[dict[str, int],
     except (RuntimeError, EOFError, UnpicklingError, OSError) as error:
         raise UserError(str(directory), str(error).splitlines()[0], "must be an undamaged engine state") from error
     engine.steps = int(contents["counters"]["steps"])
+    engine.skipped = int(contents["counters"].get("skipped", 0))
     return contents["counters"], snapshots
 
 

@@ -29,9 +29,9 @@ from framework.bounds import (
     bounded,
     divisors,
 )
-from framework.engines import cpu_matmul, expert_parallel
+from framework.engines import cpu_matmul, expert_parallel, finite
 from framework.engines.lr_schedule import LrSchedule, StepwiseValue, value_at
-from framework.errors import UserError
+from framework.errors import NotFinite, UserError
 from framework.models.estimate import REDUCE_BUCKET
 from framework.models.rms_norm import use_fast_norms
 
@@ -68,6 +68,7 @@ class DeepSpeedConfig:
     # The modules learn, what they share with the main model does not, as RL wants it: nor do they count for `clip`.
     mtp_detached: bool = False
     gradient_checkpointing: bool = False
+    skip_nonfinite: NonNegativeInt = 0  # steps with a loss or gradient that is not finite left out before the run stops
     compile: bool = False
     threads: NonNegativeInt = 0  # torch threads of this process; 0 leaves them as they are
     keep_versions: NonNegativeInt = 0  # published versions kept, besides the newest, to recompute logprobs under
@@ -103,9 +104,10 @@ class Snapshot:
 class StepStats:
     """What one optimizer step did."""
 
-    grad_norm: float  # before clipping, without detached MTP modules
+    grad_norm: float  # before clipping, without detached MTP modules; inf where the step was left out
     lr: float
     expert_load_LE: torch.Tensor | None
+    taken: bool = True  # False: a loss or gradient was not finite, the weights are as they were
 
 
 def init_process_group(timeout_s: float) -> None:
@@ -165,7 +167,9 @@ class TrainingEngine:
             allowed = "0: this model's routers have no correction bias; engine.balance_alpha balances them"
             raise UserError("engine.bias_update_speed", config.bias_update_speed, allowed)
         self._parameters = list(self.model.parameters())
+        self._names = finite.parameter_names(self.model)
         self.steps = 0
+        self.skipped = 0  # of them, left out because something was not finite
 
     def forward(self, *, counted: bool = True, **inputs: Any) -> Any:
         """The model's forward for training; call `backward` on a loss made from it next.
@@ -180,21 +184,59 @@ class TrainingEngine:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * self.world, scale_wrt_gas=False)  # DeepSpeed takes the mean over ranks
 
-    def step(self) -> StepStats:
-        """Clip, AdamW with the schedule's learning rate, then move the correction biases by the loads."""
+    def step(self, found: str = "") -> StepStats:
+        """Clip, AdamW with the schedule's learning rate, then move the correction biases by the loads.
+
+        `found` names what on this rank was not finite already; the loss was `finite.poisoned` then. Raises NotFinite if
+        that or a gradient of any rank is not, more than `skip_nonfinite` times, and if a weight has become so.
+        """
         from framework.algorithms.balance import bias_update
 
         lr, speed = self.config.schedule.at(self.steps), value_at(self.config.bias_update_speed, self.steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        self._engine.step()
+        gradient = self._native_step()
         self.steps += 1
         load_LE = self.routing.take_counts()
+        if self._engine.optimizer.overflow:
+            self.skipped += 1
+            said = finite.report(self.steps, self.rank, self.world, found, gradient)
+            finite.check_tolerated(said, self.skipped, self.config.skip_nonfinite)
+            print(f"{said}; step left out, {self.skipped} of {self.config.skip_nonfinite} allowed", flush=True)
+            return StepStats(math.inf, lr, None, taken=False)
+        self._check_weights()
         if load_LE is not None and speed:
             delta_LE = bias_update(load_LE, speed)
             for (_, bias_E), delta_E in zip(self.routing.biases(), delta_LE, strict=True):
                 bias_E += delta_E.to(bias_E.device)
         return StepStats(float(self._engine.get_global_grad_norm()), lr, self._without_idle(load_LE))
+
+    def _native_step(self) -> str:
+        """DeepSpeed's step, left out where the gradient norm is not finite; this rank's first such gradient then."""
+        optimizer, found = self._engine.optimizer, ""
+        verb = "clear_hp_grads" if hasattr(optimizer, "clear_hp_grads") else "zero_grad"
+        clear = getattr(optimizer, verb)
+
+        def look_and_clear(*args: Any, **kwargs: Any) -> None:
+            nonlocal found
+            if optimizer.overflow and not found:
+                found = finite.first_bad_gradient(optimizer, self._names)
+            clear(*args, **kwargs)
+
+        setattr(optimizer, verb, look_and_clear)  # called while the gradients are still there
+        try:
+            self._engine.step()
+        finally:
+            delattr(optimizer, verb)
+        return found
+
+    def _check_weights(self) -> None:
+        """Raise NotFinite on every rank if a weight of any rank is not finite after the step."""
+        weights = list(zip(self._names.values(), self._local_weights(), strict=True))
+        name = finite.first_bad_weight(weights)
+        if float(self.sum_over_ranks(torch.tensor(float(bool(name)), device=self.device))):
+            said = finite.report(self.steps, self.rank, self.world, weight=name)
+            raise NotFinite(f"{said} after the step; the newest checkpoint was saved before it")
 
     def _without_idle(self, load_LE: torch.Tensor | None) -> torch.Tensor | None:
         """Leave out MTP modules that are switched off: nothing is routed in them."""
@@ -303,7 +345,7 @@ def _initialize(model: nn.Module, config: DeepSpeedConfig, moe: bool) -> Any:
         "steps_per_print": None,
     }
     if config.dtype == "bfloat16":
-        section["bf16"] = {"enabled": True}
+        section["bf16"] = {"enabled": True, "check_grad_overflow": True}  # as float32 does without being asked
         section["data_types"] = {"grad_accum_dtype": "fp32"}
     if moe:
         section["expert_parallel"] = expert_parallel.autoep_section(model.config, config.ep_size, on_gpu)

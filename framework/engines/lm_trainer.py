@@ -20,6 +20,7 @@ from framework.algorithms.lm_loss import lm_loss
 from framework.data.packing import pack_documents, to_device
 from framework.engines.checkpoint import export_hf, load_state, save_state
 from framework.engines.deepspeed_engine import DeepSpeedConfig, TrainingEngine
+from framework.engines.finite import name_samples, poisoned
 from framework.engines.mtp_step import MtpStep
 from framework.models.packed_attention import SegmentLayout, use_packed_attention
 from framework.types import Int32, MicroBatch, StepResult
@@ -46,7 +47,12 @@ class _Micro:
     targets_N: torch.Tensor
     weights_N: torch.Tensor  # 1 where the target is learned
     lengths_S: torch.Tensor  # of the sequences that the balance losses are defined on
-    n_sequences: int  # of the global batch; 0: a placeholder that only keeps ranks in step
+    names: tuple[str, ...]  # of its sequences in the step's batch, for errors; empty: a placeholder to keep in step
+
+    @property
+    def n_sequences(self) -> int:
+        """Sequences of the global batch that it holds."""
+        return len(self.names)
 
 
 class DeepSpeedTrainer:
@@ -120,19 +126,24 @@ class DeepSpeedTrainer:
             lengths_S = torch.full((len(rows),), length - 1, device=engine.device)
             inputs = {"input_ids": rows[:, :-1], "use_cache": False}
             weights_N = mask[:, 1:].flatten().float() * bool(chosen)
-            yield _Micro(inputs, rows[:, 1:].flatten(), weights_N, lengths_S, len(chosen))
+            yield _Micro(inputs, rows[:, 1:].flatten(), weights_N, lengths_S, tuple(f"row {row}" for row in chosen))
 
     def _step(self, micros: Iterable[_Micro], tokens: float, n_sequences: int) -> StepResult:
         """One optimizer step; losses are parts of the mean over the global batch's `tokens` and `n_sequences`."""
         engine = self.engine
-        sums, micros, mtp = torch.zeros(2, device=engine.device), list(micros), MtpStep(engine)
+        sums, micros, mtp, found = torch.zeros(2, device=engine.device), list(micros), MtpStep(engine), ""
         for index, micro in enumerate(micros):
             loss, parts = self._loss(micro, tokens, n_sequences, mtp)
-            engine.backward(loss, last=index == len(micros) - 1)
+            if not found and not math.isfinite(float(loss.detach())):
+                found = f"the loss of {name_samples(micro.names)}"
+            engine.backward(poisoned(loss, found), last=index == len(micros) - 1)
             sums += parts.to(engine.device)
-        stats = engine.step()
+        stats = engine.step(found)
+        if not stats.taken:
+            return StepResult(engine.steps, {"lr": stats.lr, "tokens": tokens, "skipped_nonfinite": engine.skipped})
         loss_sum, balance = engine.sum_over_ranks(sums).tolist()
         metrics = {"loss": loss_sum / tokens, "grad_norm": stats.grad_norm, "lr": stats.lr, "tokens": tokens}
+        metrics["skipped_nonfinite"] = engine.skipped
         if engine.config.balance_losses:
             metrics["balance_loss"] = balance
         metrics |= mtp.metrics()
@@ -171,7 +182,7 @@ class DeepSpeedTrainer:
 
     def save(self, directory: Path) -> None:
         """Write engine state for an exact resume."""
-        save_state(self.engine, directory, {"steps": self.engine.steps}, {})
+        save_state(self.engine, directory, {"steps": self.engine.steps, "skipped": self.engine.skipped}, {})
 
     def load(self, directory: Path) -> None:
         """Restore what `save` wrote; raises UserError on a missing or damaged file or another topology."""
@@ -189,4 +200,5 @@ def _packed_micro(micro: MicroBatch) -> _Micro:
         "segments": SegmentLayout.of_lengths(micro.segment_lengths_S.tolist()),
         "use_cache": False,
     }
-    return _Micro(inputs, micro.targets_T, micro.mask_T, micro.segment_lengths_S, len(micro.sample_index_S))
+    names = tuple(f"document {index}" for index in micro.sample_index_S)
+    return _Micro(inputs, micro.targets_T, micro.mask_T, micro.segment_lengths_S, names)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -19,6 +20,7 @@ from framework.data.packing import pack, to_device, unpack_responses
 from framework.engines.checkpoint import export_hf, load_state, save_state
 from framework.engines.deepspeed_engine import DeepSpeedConfig, Snapshot, TrainingEngine
 from framework.engines.expert_parallel import own_tensors
+from framework.engines.finite import name_samples, poisoned
 from framework.engines.mtp_step import MtpStep
 from framework.errors import UserError
 from framework.models.packed_attention import packed_logprobs, use_packed_attention
@@ -76,22 +78,29 @@ class DeepSpeedLearner:
         if self.grpo.kl_coef:
             micros = self._with_reference(micros)
         rows, names, mtp = [], [], MtpStep(engine)
+        found = _bad_sample(minibatch.samples)
         for index, micro in enumerate(micros):
             model = partial(engine.forward, counted=bool(micro.sample_index_S))
             more = mtp.inputs(micro.targets_T, micro.mask_T, micro.segment_lengths_S)
             result = packed_logprobs(model, micro, self._temperature, entropy=self._entropy, mtp=more)
             output = policy_loss(result.logprobs_T, micro, self.grpo, result.entropy_T)
             policy = output.loss / divisor
-            engine.backward(mtp.add(policy, result.mtp_logits, max(n_tokens, 1.0)), last=index == len(micros) - 1)
+            loss = mtp.add(policy, result.mtp_logits, max(n_tokens, 1.0))
+            found = found or _bad_forward(loss, result.logprobs_T, [minibatch.samples[i] for i in micro.sample_index_S])
+            engine.backward(poisoned(loss, found), last=index == len(micros) - 1)
             names = list(output.metrics)
             rows.append([float(policy.detach()), *output.metrics.values()])
-        stats = engine.step()
-        self._fresh = False
+        stats = engine.step(found)
+        self._fresh = self._fresh and not stats.taken
         sums = torch.tensor(rows, dtype=torch.float64, device=engine.device).sum(0)
         loss_sum, *totals = engine.sum_over_ranks(sums).tolist()
         metrics = {name: total / max(n_tokens, 1.0) for name, total in zip(names, totals, strict=True)}
         metrics |= mtp.metrics()
         metrics |= {"loss": loss_sum, "grad_norm": stats.grad_norm, "lr": stats.lr, "tokens": n_tokens}
+        metrics["skipped_nonfinite"] = float(engine.skipped)
+        if not stats.taken:
+            kept = ("lr", "tokens", "skipped_nonfinite")
+            return StepResult(engine.steps, {name: metrics[name] for name in kept})
         metrics["skipped_share"] = 1 - len(minibatch.samples) / minibatch.n_responses
         load = stats.expert_load_LE
         return StepResult(engine.steps, metrics, None if load is None else load.double().cpu().numpy())
@@ -129,7 +138,12 @@ class DeepSpeedLearner:
         snapshots = {str(version): snapshot for version, snapshot in self._kept.items()}
         if self._reference is not None:
             snapshots[REFERENCE] = self._reference
-        counters = {"steps": self.engine.steps, "version": self.version, "fresh": int(self._fresh)}
+        counters = {
+            "steps": self.engine.steps,
+            "skipped": self.engine.skipped,
+            "version": self.version,
+            "fresh": int(self._fresh),
+        }
         save_state(self.engine, directory, counters, snapshots)
 
     def load(self, directory: Path) -> None:
@@ -185,3 +199,20 @@ class DeepSpeedLearner:
             kept = sorted(self._kept) or "none"
             raise UserError("policy version", version, f"kept are {kept}; raise engine.keep_versions")
         return self._kept[version]
+
+
+def _bad_sample(samples: Sequence[TrainSample]) -> str:
+    """Name the first of the step's samples with a number that is not finite, alike on every rank."""
+    for sample in samples:
+        for name in ("sampler_logprobs", "old_logprobs", "advantage"):
+            values = getattr(sample, name)
+            if values is not None and not np.isfinite(values).all():
+                return f"{name} of {name_samples([sample.prompt_id])}"
+    return ""
+
+
+def _bad_forward(loss: torch.Tensor, logprobs_T: torch.Tensor, samples: Sequence[TrainSample]) -> str:
+    """Name what of a micro-batch is not finite. A ratio is limited before it is used, so logprobs are looked at too."""
+    finite = torch.stack([logprobs_T.detach().isfinite().all(), loss.detach().isfinite()]).tolist()
+    bad = next((name for name, good in zip(("logprobs", "the loss"), finite, strict=True) if not good), "")
+    return f"{bad} of {name_samples(list(dict.fromkeys(s.prompt_id for s in samples)))}" if bad else ""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from framework.engines.deepspeed_engine import DeepSpeedConfig
-from framework.errors import DamagedState, RunFailed, Stopped, UserError
+from framework.errors import DamagedState, NotFinite, RunFailed, Stopped, UserError
 from framework.files import remove_tree
 from framework.graph.store import as_disk_error
 from framework.models.families.base import ModelConfig
@@ -109,7 +109,7 @@ def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> N
                 found = _as_framework_error(error, run.work_dir)
                 newest = saved.read_bytes() if saved.is_file() else None
                 failures, before = (failures + 1 if newest == before else 1), newest
-                if failures > run.max_failures or isinstance(found, UserError) or should_stop():
+                if failures > run.max_failures or isinstance(found, UserError | NotFinite) or should_stop():
                     outcome.append(found)
                 else:
                     logger.warning("%s; restarting from the newest checkpoint (%d)", found, failures)
