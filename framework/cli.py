@@ -78,8 +78,9 @@ def plan(arguments: argparse.Namespace) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Run the graph in this process; finished stages are skipped."""
     from framework.convert import to_plain
+    from framework.graph.ownership import owned
     from framework.graph.runner import Runner, StopFlag
-    from framework.graph.store import Store
+    from framework.graph.store import Store, disk_errors
     from framework.observe.report import write_report
     from framework.observe.tracking import RunTracking
     from framework.observe.wandb_sink import check_tracking
@@ -88,9 +89,11 @@ def run(arguments: argparse.Namespace) -> int:
     config, graph = _load(arguments)
     if config.tracking is not None:
         check_tracking(config.tracking)
-    plain, store, stop = to_plain(config), Store(config.run_dir), StopFlag()
-    runner = Runner(graph, store, config.cluster, config.seed, should_stop=stop)
+    plain, stop = to_plain(config), StopFlag()
     with ExitStack() as stack:
+        with disk_errors(config.run_dir):
+            store = Store(config.run_dir, stack.enter_context(owned(config.run_dir, _taken_over)))
+        runner = Runner(graph, store, config.cluster, config.seed, should_stop=stop)
         with store.claim(plain):
             if not runner.is_finished():
                 stack.enter_context(ray_session(config.cluster))
@@ -174,7 +177,7 @@ def find_checkpoint(path: Path) -> Path:
     if not path.is_dir():
         raise UserError("checkpoint", str(path), "must be a checkpoint directory, or a run's directory")
     if (path / "artifacts").is_dir():
-        found = sorted(path.glob(f"artifacts/*/*/{MANIFEST}"), key=lambda file: file.stat().st_mtime)
+        found = sorted(path.glob(f"artifacts/[!.]*/*/{MANIFEST}"), key=lambda file: file.stat().st_mtime)
         artifacts = [Artifact(file.parent) for file in found]
         checkpoints = [artifact.path for artifact in artifacts if artifact.manifest().type == Checkpoint.__name__]
         if not checkpoints:
@@ -200,6 +203,13 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 def _run_dir(run: str) -> Path:
     return Path(run) if Path(run).is_dir() or "/" in run else Path("runs") / run
+
+
+def _taken_over(other: object) -> NoReturn:
+    """End at once: two drivers that save into one directory would leave a checkpoint of neither."""
+    print(f"framework: this run was taken over by {other}, which took this process for dead: ended", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(EXIT_FAILED)
 
 
 def _log_to(file: Path) -> None:

@@ -80,6 +80,6 @@ def clear_way(path: Path) -> None:
 
 def write_atomically(file: Path, text: str) -> None:
     """Replace a file's content so that a reader sees the old or the new one, whole."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f"{file.name}.tmp")
     temporary.write_text(text)
     os.replace(temporary, file)

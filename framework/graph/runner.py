@@ -137,7 +137,9 @@ class Runner:
             return outputs
         if self.should_stop():
             raise Stopped(f"{node.name}: not started; the same command resumes the run")
-        if self.store.has_other(node, key):
+        if (damage := self.store.damage(node, key)) is not None:
+            logger.warning("%s: its result is damaged (%s): it is made again from the stage's own state", label, damage)
+        elif self.store.has_other(node, key):
             logger.info("%s: begins anew: its code, an input or a file has changed since it last ran", label)
         logger.info("%s: started (%s)", label, key)
         start = time.monotonic()

@@ -1,6 +1,7 @@
 """One run's directory: which nodes are finished, where their artifacts lie, and whose run it is.
 
 runs/<run>/config.json                      the configuration that the run belongs to
+           owner/                           which process works on it (`ownership`)
            artifacts/<node>-<key>/<output>/ one finished artifact each, manifest.json in it
            state/<node>-<key>/              engine state of the stage, to resume from
 """
@@ -23,8 +24,10 @@ from typing import Any
 from framework.artifacts import MANIFEST, Artifact, content_hash, write_manifest
 from framework.convert import to_plain
 from framework.errors import UserError
+from framework.files import clear_way, write_atomically
 from framework.graph.code import code_version, nested
 from framework.graph.nodes import Node, OutputRef
+from framework.graph.ownership import OWNER, Ownership
 
 # What a resumed run may change: where results are shown and what the run has to run on.
 FREE_KEYS = ("tracking", "cluster", "runs_dir", "plugins")
@@ -48,6 +51,7 @@ class Store:
     """Artifacts of one run on disk. Nothing is created before `claim` or `open_run`."""
 
     run_dir: Path
+    owner: Ownership | None = None  # this process's, where it is to write
 
     def check_place(self) -> None:
         """Raise UserError if the directory cannot be made or written, as far as can be seen without trying."""
@@ -70,7 +74,7 @@ class Store:
         file = self.run_dir / "config.json"
         if not self.run_dir.exists():
             return
-        if not self.run_dir.is_dir() or (not file.is_file() and any(self.run_dir.iterdir())):
+        if not self.run_dir.is_dir() or (not file.is_file() and self._others_files()):
             raise UserError(str(self.run_dir), "something that is not a run", "choose another run=NAME")
         if not file.is_file():
             return
@@ -89,7 +93,7 @@ class Store:
         self.check_owner(config)
         with disk_errors(self.run_dir):
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            _write_atomically(self.run_dir / "config.json", json.dumps(config, indent=1))
+            write_atomically(self.run_dir / "config.json", json.dumps(config, indent=1))
 
     @contextmanager
     def claim(self, config: Mapping[str, Any]) -> Iterator[None]:
@@ -103,13 +107,18 @@ class Store:
             yield
         except BaseException:
             with suppress(OSError):  # the error that is under way says more
-                if self.run_dir in created:
-                    shutil.rmtree(self.run_dir)
-                elif before is not None:
-                    _write_atomically(file, before)
-                for place in created[1:]:
+                if before is not None:
+                    write_atomically(file, before)
+                else:
+                    for path in self._others_files():
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                for place in created:
                     place.rmdir()
             raise
+
+    def _others_files(self) -> list[Path]:
+        """What lies in the directory besides the record of who owns it."""
+        return [path for path in self.run_dir.iterdir() if path.name != OWNER]
 
     def key(self, node: Node, input_hashes: Mapping[str, str], seed: int) -> str:
         """Return the hash of what the node's outputs depend on: stage and files it names, inputs, code, seed."""
@@ -118,15 +127,25 @@ class Store:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
     def outputs(self, node: Node, key: str) -> Any | None:
-        """Return the node's finished outputs, or None; raises UserError if one is damaged."""
+        """Return the node's finished outputs, or None: it has not run, or what it left is damaged (see `damage`)."""
         directory = self._artifacts(node, key)
-        if not directory.is_dir():
+        if not directory.is_dir() or self.damage(node, key) is not None:
             return None
-        found = {name: type_(directory / name) for name, type_ in node.output_types.items()}
-        for artifact in found.values():
-            artifact.manifest()
-            artifact.check()
-        return node.outputs_type(**found)
+        return node.outputs_type(**self._found(node, directory))
+
+    def damage(self, node: Node, key: str) -> UserError | None:
+        """Return what is wrong with the node's finished outputs, if anything: a file cut off, changed or gone."""
+        directory = self._artifacts(node, key)
+        try:
+            for artifact in self._found(node, directory).values() if directory.is_dir() else ():
+                artifact.manifest()
+                artifact.check()
+        except UserError as error:
+            return error
+        return None
+
+    def _found(self, node: Node, directory: Path) -> dict[str, Artifact]:
+        return {name: type_(directory / name) for name, type_ in node.output_types.items()}
 
     def input_hashes(self, inputs: Mapping[str, Artifact]) -> dict[str, str]:
         """Return each input's content hash, from its manifest where it has one."""
@@ -148,7 +167,7 @@ class Store:
         """Return a fresh directory to build the outputs in; what a killed run left there is removed."""
         building = self._building(node, key)
         with disk_errors(building):
-            shutil.rmtree(building, ignore_errors=True)
+            clear_way(building)
             building.mkdir(parents=True)
         return building
 
@@ -164,10 +183,16 @@ class Store:
                 artifact.check()
                 counts = _counts(artifact.path)
                 write_manifest(artifact, stage, to_plain(node.stage), input_hashes, code_version(node.stage), counts)
+            if self.owner is not None:
+                self.owner.check()
+            if final.exists():  # damaged, or this node would not have run
+                aside = final.with_name(f".damaged-{final.name}")
+                clear_way(aside)
+                final.rename(aside)
             building.rename(final)
-        finished = self.outputs(node, key)
-        assert finished is not None
-        return finished
+        if (damage := self.damage(node, key)) is not None:
+            raise damage
+        return node.outputs_type(**self._found(node, final))
 
     def has_other(self, node: Node, key: str) -> bool:
         """Return whether the node has run under another key, whose results and state do not serve this one."""
@@ -259,9 +284,3 @@ def _counts(directory: Path) -> dict[str, float]:
         with file.open("rb") as handle:
             counts[file.stem] = sum(1 for _ in handle)
     return counts
-
-
-def _write_atomically(file: Path, text: str) -> None:
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, file)

@@ -15,7 +15,6 @@ from framework.observe.metrics import METRICS, RunHistory, read_history
 from framework.types import EvalResult, EvalTask
 
 CONFIG = "config.json"  # the run's whole configuration, as the store writes it
-BUILDING = ".building-"  # the store's prefix for outputs of a stage that still runs
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def read_evaluation(path: Path) -> EvalResult:
 def _artifacts(run_dir: Path, notes: list[str]) -> list[FoundArtifact]:
     found = []
     for directory in sorted(p for p in run_dir.glob("artifacts/*/*") if p.is_dir()):
-        if directory.parent.name.startswith(BUILDING):
+        if directory.parent.name.startswith("."):  # of a stage that still runs, or damaged and made again since
             continue
         if not (directory / MANIFEST).is_file():
             notes.append(f"{directory.relative_to(run_dir)} is unfinished: it has no {MANIFEST} yet.")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -96,6 +99,42 @@ def test_stop_that_takes_ray_down_too_is_130(tmp_path: Path, capsys: pytest.Capt
     assert framework(tmp_path, "run", "stage.train.fail=killed") == 0
 
 
+PROCESS = """
+import sys
+from contextlib import nullcontext
+from framework import cli
+from framework.roles import cluster
+cluster.ray_session = lambda config: nullcontext()
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_second_start_of_a_run_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
+    toy = [item.replace("{tmp}", str(tmp_path)) for item in TOY]
+    command = [sys.executable, "-c", PROCESS, "run", *toy, "--config-dir", str(TOY_CONF), "stage.train.fail=sleep"]
+    at, text = Path(__file__).parents[2], {"stderr": subprocess.PIPE, "text": True}
+    first = subprocess.Popen(command, cwd=at, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 60
+        while not list(tmp_path.glob("runs/toy/state/train-*/calls")):
+            assert time.monotonic() < until
+            assert first.poll() is None
+            time.sleep(0.1)
+        second = subprocess.run(command, cwd=at, timeout=60, **text)  # type: ignore[call-overload]
+        assert second.returncode == 2
+        assert f"process {first.pid} on " in second.stderr
+        assert "choose another run=NAME" in second.stderr
+        assert len(second.stderr.splitlines()) == 1
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+    third = subprocess.run(command, cwd=at, timeout=60, **text)  # type: ignore[call-overload]
+    assert third.returncode == 0
+    assert f"taken over from process {first.pid}" in third.stderr
+    assert next(tmp_path.glob("runs/toy/state/train-*/calls")).read_text() == "2"
+
+
 def test_a_run_that_is_refused_before_it_starts_leaves_no_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,7 +142,7 @@ def test_a_run_that_is_refused_before_it_starts_leaves_no_trace(
         raise UserError("cluster.num_nodes x cluster.gpus_per_node", 8, "the Ray cluster has 0 GPUs")
 
     def everything() -> list[Path]:
-        return sorted(tmp_path.rglob("*"))
+        return sorted(path for path in tmp_path.rglob("*") if path.parent.name != "owner")
 
     for refused in ((cluster_module, "ray_session"), (tracking_module, "RunTracking")):
         with monkeypatch.context() as patch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class Train:
     """Counts its calls in its work_dir, and stops or fails when told to."""
 
     lr: float = 1e-3
-    fail: str = ""  # "stop", "killed" (with all of its group), "error", "full", "crash": at the first call
+    fail: str = ""  # "stop", "killed" (with all of its group), "error", "full", "crash", "sleep": at the first call
     base: str = ""  # directory of a checkpoint; see build_on_base
 
     def run(self, inputs: TrainIn, runtime: Runtime) -> Model:
@@ -73,6 +74,8 @@ class Train:
             raise RunFailed("the toy stage failed")
         if done == 0 and self.fail == "full":
             raise OSError(28, "No space left on device", str(runtime.out_dir / "weights"))
+        if done == 0 and self.fail == "sleep":
+            time.sleep(60)
         if done == 0 and self.fail == "crash":
             raise ValueError("a bug\nover two lines")
         if done == 0 and self.fail in ("stop", "killed"):
