@@ -8,7 +8,6 @@ it mostly does not: what reinforcement learning then amplifies.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from framework.bounds import Probability, bounded
+from framework.data.entries import decode_entry
 from framework.data.templates import render_r1_zero
 from framework.errors import UserError, did_you_mean
 from framework.types import Prompt
@@ -48,7 +48,7 @@ class Solution:
 
 def _sum(prompt: Prompt, slip: random.Random | None) -> Solution:
     """Term by term, 7 + 8 - 9 -> 7+8=15 15-9=6; two-digit terms as tens and ones, see `_add_large`."""
-    expression = json.loads(prompt.entry)["metadata"]["expression"].split()
+    expression = decode_entry(prompt.entry)["metadata"]["expression"].split()
     total, steps = int(expression[0]), []
     for sign, term in zip(expression[1::2], map(int, expression[2::2]), strict=True):
         if term > 10:
@@ -74,7 +74,7 @@ def _add_large(total: int, sign: str, term: int, slip: random.Random | None) -> 
 
 def _simple_equations(prompt: Prompt, slip: random.Random | None) -> Solution:
     """Take the constants to the right, then divide: 8*e + 5 = 61 -> 61-5=56 56/8=7."""
-    metadata = json.loads(prompt.entry)["metadata"]
+    metadata = decode_entry(prompt.entry)["metadata"]
     left, right = metadata["equation"].split(" = ")
     total, factor, steps = int(right), 0, []
     for sign, term in re.findall(r"(-?)\s*([\w*]+)", left.replace("+ ", "")):
@@ -102,7 +102,7 @@ def _slipped(value: int, slip: random.Random | None) -> int:
 
 def _spell_backward(prompt: Prompt, slip: random.Random | None) -> Solution:
     """Spell the word, then its letters from last to first."""
-    letters = list(json.loads(prompt.entry)["metadata"]["word"])
+    letters = list(decode_entry(prompt.entry)["metadata"]["word"])
     backward = letters[::-1]
     if slip is not None and len(set(backward)) > 1:
         first, second = slip.sample(range(len(backward)), 2)

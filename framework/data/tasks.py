@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from framework.bounds import PositiveFloat, bounded
+from framework.data.entries import encode_entry
 from framework.errors import UserError, did_you_mean
 from framework.types import Prompt
+
+# Where reasoning-gym puts an answer that its verifier accepts, for questions that have several and so state none.
+EXAMPLES = ("example_correct_answer", "example_answer", "possible_answer")
 
 
 @dataclass(frozen=True)
@@ -22,13 +27,18 @@ class TaskConfig:
     weight: PositiveFloat = 1.0
 
 
+def same_text(text: str) -> str:
+    """Return what two texts share that differ in case, white space or the width of characters alone."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
 def split_of(text: str, heldout_share: float) -> str:
-    """Return "train" or "heldout", decided by the question's text alone.
+    """Return "train" or "heldout", decided by the question's text alone; see `same_text` for what is one text.
 
     Every part of a run (pretraining text, RL prompts, evaluation) asks this one function, so a held-out question can
     reach neither training set, whatever seeds and sizes are chosen.
     """
-    draw = int.from_bytes(hashlib.sha256(b"split:" + text.encode()).digest()[:8], "big") / 2**64
+    draw = int.from_bytes(hashlib.sha256(b"split:" + same_text(text).encode()).digest()[:8], "big") / 2**64
     return "heldout" if draw < heldout_share else "train"
 
 
@@ -38,25 +48,55 @@ def prompt_id(task: str, text: str) -> str:
 
 
 def check_task(task: str) -> None:
-    """Raise UserError unless reasoning-gym has a data set of this name."""
+    """Raise UserError unless reasoning-gym has a data set of this name that can be used by itself."""
     from reasoning_gym.factory import DATASETS
 
     if task not in DATASETS:
         raise UserError(f"data.tasks.{task}", task, f"{did_you_mean(task, DATASETS)}must name a reasoning-gym data set")
+    if task == "composite":
+        raise UserError(f"data.tasks.{task}", task, "name its parts under data.tasks instead, each with its weight")
 
 
 def generate(task: str, config: TaskConfig, seed: int, size: int) -> Iterator[Prompt]:
-    """Yield `size` prompts of one task; repeats are possible. Raises UserError for an unknown task or parameter."""
+    """Yield up to `size` prompts of one task; repeats are possible. A question is kept to the letter, white space too.
+
+    A question that states no answer of its own goes out with the example that reasoning-gym gives, and is left out
+    where the task's verifier refuses that. Raises UserError for a task that is unknown or cannot be verified, and for
+    parameters that it does not take.
+    """
     import reasoning_gym
 
     check_task(task)
     try:
         dataset = reasoning_gym.create_dataset(task, size=size, seed=seed, **config.params)
-    except (TypeError, AssertionError, ValueError) as error:
-        raise UserError(f"data.tasks.{task}.params", dict(config.params), f"reasoning-gym says: {error}") from None
-    for entry in dataset:
-        text = " ".join(entry["question"].split())
-        yield Prompt(prompt_id(task, text), text, task, entry["answer"], entry=json.dumps(entry, default=str))
+        for entry in dataset:
+            example = None if entry["answer"] is not None else _example(task, entry)
+            if example is None or dataset.score_answer(example, entry) >= 1:
+                yield _prompt(task, entry, entry["answer"] if example is None else example, config.params)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a data set raises for parameters that its own checks let pass
+        reason = f"reasoning-gym says: {type(error).__name__}: {error}"
+        raise UserError(f"data.tasks.{task}.params", dict(config.params), reason) from None
+
+
+def _example(task: str, entry: Mapping[str, Any]) -> str:
+    """The example of an answer in a record's metadata; raises UserError if there is none."""
+    found = next((entry["metadata"][name] for name in EXAMPLES if entry["metadata"].get(name) is not None), None)
+    if found is None:
+        reason = "states no answer to its questions, so nothing can show that its verifier works"
+        raise UserError(f"data.tasks.{task}", task, reason)
+    return found if isinstance(found, str) else json.dumps(found)
+
+
+def _prompt(task: str, entry: Mapping[str, Any], answer: str, params: Mapping[str, Any]) -> Prompt:
+    """One reasoning-gym record as a prompt. The parameters go along: some verifiers need those of their task."""
+    try:
+        record = encode_entry({**entry, "params": dict(params)})
+    except TypeError as error:
+        raise UserError(f"data.tasks.{task}", task, f"its record cannot be kept: {error}") from None
+    text = entry["question"]
+    return Prompt(prompt_id(task, text), text, task, answer, entry=record)
 
 
 def unique_prompts(

@@ -56,7 +56,7 @@ R1_CHAT_TEMPLATE = _CHAT.replace(
 
 # R1-Zero has no turns: the last message is the question, and the rest of the conversation is not shown to it.
 R1_ZERO_CHAT_TEMPLATE = (
-    "{%- set question = messages[-1]['content'] | trim -%}"
+    "{%- set question = messages[-1]['content'].rstrip().lstrip('\\r\\n') -%}"
     f"{{{{- bos_token + {_BEFORE!r} + question -}}}}"
     "{{- '' if question[-1:] in ['.', '?', '!', '。', '？', '！'] else '.' -}}"
     f"{{{{- {' ' + _AFTER!r} -}}}}"
@@ -73,7 +73,7 @@ class TextEncoder(Protocol):
 
 def render_r1_zero(question: str) -> str:
     """Put a question into R1-Zero's template; ends in "Assistant:". A question's own full stop is not doubled."""
-    question = question.strip()
+    question = question.rstrip().lstrip("\r\n")  # a first line may be indented: code, a drawing
     stop = "" if question.endswith((".", "?", "!", "。", "？", "！")) else "."
     return f"{_BEFORE}{question}{stop} {_AFTER}"
 

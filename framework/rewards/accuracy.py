@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
+from framework.data.entries import decode_entry, encode_entry
 from framework.errors import UserError, did_you_mean
 from framework.rewards.answers import CLOSE, OPEN, check_place, extract_answer
 from framework.rewards.base import Reward
@@ -98,19 +98,24 @@ class Accuracy(Reward):
 
 
 def gym_score(prompt: Prompt, answer: str) -> float:
-    """Return the task's own score of `answer`, in [0, 1]. A prompt without a stored entry is judged by its answer."""
-    entry = (
-        json.loads(prompt.entry) if prompt.entry else {"question": prompt.text, "answer": prompt.answer, "metadata": {}}
-    )
-    return _gym_verifier(prompt.task)(answer, entry)
+    """Return the task's own score of `answer`, in [0, 1]. A prompt without a stored entry is judged by its answer.
+
+    Each call reads the record anew: a verifier may change what it is given.
+    """
+    entry: dict[str, Any] = {"question": prompt.text, "answer": prompt.answer, "metadata": {}}
+    if prompt.entry:
+        entry = decode_entry(prompt.entry)
+    params = entry.get("params")
+    return _gym_verifier(prompt.task, encode_entry(params if isinstance(params, dict) else {}))(answer, entry)
 
 
 @cache
-def _gym_verifier(task: str) -> Verifier:
+def _gym_verifier(task: str, params: str) -> Verifier:
+    """The verifier of a data set with these parameters: some look at theirs (digits kept, numbers allowed, words)."""
     import reasoning_gym
 
     try:
-        verifier: Verifier = reasoning_gym.get_score_answer_fn(task)
+        verifier: Verifier = reasoning_gym.create_dataset(task, **decode_entry(params)).score_answer
     except ValueError:
         raise ValueError(f"task {task!r} is neither a reasoning-gym data set nor one of math_tasks") from None
     return verifier

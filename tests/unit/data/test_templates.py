@@ -43,7 +43,7 @@ def test_r1_zero_is_the_published_text() -> None:
 
 @pytest.mark.parametrize(
     ("question", "rendered"),
-    [("2+2 =", "2+2 =."), ("Add.", "Add."), (" prompt. {x} \n", "prompt. {x}."), ("几?", "几?")],
+    [("2+2 =", "2+2 =."), ("Add.", "Add."), ("\nprompt. {x} \n", "prompt. {x}."), ("几?", "几?")],
 )
 def test_r1_zero_ends_the_question_with_one_stop(question: str, rendered: str) -> None:
     assert render_r1_zero(question).endswith(f". User: {rendered} Assistant:")

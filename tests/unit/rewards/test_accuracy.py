@@ -160,7 +160,7 @@ def test_a_verifier_that_raises_on_an_answer_calls_it_wrong(monkeypatch: pytest.
     def score(answer: str, entry: dict[str, object]) -> float:
         return 1.0 if answer == "5" else 1 / 0
 
-    monkeypatch.setattr(accuracy, "_gym_verifier", lambda task: score)
+    monkeypatch.setattr(accuracy, "_gym_verifier", lambda task, params: score)
     assert Accuracy()(chain_sum(), response_of("<answer>6</answer>")) == 0.0
     broken = replace(chain_sum(), answer="7")
     with pytest.raises(UserError, match=r"prompt p0: answer.*ZeroDivisionError"):
