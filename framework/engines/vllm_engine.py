@@ -16,6 +16,7 @@ from framework.artifacts import Checkpoint
 from framework.bounds import Bound, NonNegativeInt, PositiveFloat, PositiveInt, Seed, bounded
 from framework.engines.cpu_kernels import register_cpu_kernels
 from framework.engines.engine_loop import EngineLoop
+from framework.engines.response_text import decode, hidden_token_ids
 from framework.engines.weights import TRANSPORT, check_safetensors, common_version, register_transport
 from framework.errors import RunFailed, UserError
 from framework.models import public_layout
@@ -93,6 +94,7 @@ class VllmSampler:
         self._loop = EngineLoop(lambda: _build_engine(self.config, checkpoint, version))
         await asyncio.wrap_future(self._loop.start())
         self._tokenizer = await asyncio.wrap_future(self._loop.call(lambda engine: engine.get_tokenizer()))
+        self._hidden = hidden_token_ids(self._tokenizer)
         self.version = version
         if self.config.warm_up:
             await self._warm_up()
@@ -109,7 +111,8 @@ class VllmSampler:
         except asyncio.CancelledError:
             self._running().abort(submission.id)
             raise
-        texts = self._tokenizer.batch_decode([c.token_ids for c in output.outputs], skip_special_tokens=True)
+        ended = [completion.finish_reason == "stop" for completion in output.outputs]
+        texts = decode(self._tokenizer, self._hidden, [list(c.token_ids) for c in output.outputs], ended)
         responses = tuple(_response(c, text) for c, text in zip(output.outputs, texts, strict=True))
         self._groups += 1
         self._tokens += sum(len(response.token_ids) for response in responses)

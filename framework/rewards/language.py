@@ -12,6 +12,20 @@ from framework.types import Prompt, Response
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]+(?:['’-][A-Za-z\u00c0-\u024f]+)*")
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _LETTERS = re.compile(r"[^\W\d_]+")
+_URL = re.compile(r"(?:https?://|www\.)[^\s\u3400-\u9fff]+|[\w.+-]{1,64}@[\w-]{1,64}\.[\w.-]{1,64}")
+_TAG = re.compile(r"</?[A-Za-z][\w-]{0,30}>")
+# Every span stops at the next of its own openings, so that each character is looked at a bounded number of times.
+_MATHS = re.compile(
+    r"\$\$[^$]{1,2000}\$\$|\$(?!\s)[^$\n]{1,500}(?<!\s)\$(?!\d)|\\\((?:(?!\\[()]).){1,2000}\\\)"
+    r"|\\\[(?:(?!\\[\[\]]).){1,2000}\\\]|\\begin\{(?P<name>\w{1,20})\*?\}(?:(?!\\begin|\\end).){1,2000}\\end\{(?P=name)\*?\}",
+    re.DOTALL,
+)
+_WORDS_IN_MATHS = re.compile(r"\\(?:text\w{0,4}|mbox|emph)\s{0,9}\{([^{}]{0,500})\}")
+_COMMAND = re.compile(r"\\[A-Za-z]+\*?(?:\[[^\[\]\n]{0,50}\])?(?:\s?\{[^{}\n]{0,200}\})*(?:[_^]\{?[\w]{1,20}\}?)*")
+_CODE = re.compile(r"`[^`\n]{1,500}`")
+_SYMBOLS = re.compile(r"[A-Za-z\u00c0-\u024f\u0370-\u03ff]+")  # in mathematics and code: names, no words
+_NAME = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*(?:\(\))?")
+_NO_WORD = re.compile(r"[\d_]|[a-z][A-Z]|\(\)")  # in a name: my_var, x2, maxTokens, run()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +33,8 @@ class LanguageConsistency(Reward):
     """Words of the target language over all words of the reasoning (R1 eq. 7); not used for R1-Zero.
 
     The paper's word segmentation is not stated. Here a word's language is its script: a run of Latin letters is one
-    English word, a Han character one Chinese word, any other run of letters one foreign word. Reasoning without a word
-    scores 0, so that saying nothing does not pay.
+    English word, a Han character one Chinese word, any other run of letters one foreign word. LaTeX, code, names of
+    code, tags and URLs are no words. Reasoning without a word scores 0, so that saying nothing does not pay.
     """
 
     target: Literal["prompt", "en", "zh"] = "prompt"  # "prompt": the language of the question
@@ -39,11 +53,32 @@ def reasoning_of(text: str) -> str:
 
 
 def count_words(text: str) -> tuple[int, int, int]:
-    """Return the number of English, Chinese and other words, told apart by script."""
+    """Return the number of English, Chinese and other words, told apart by script; see `prose_of` for what is none."""
+    text = prose_of(text)
     chinese = len(_HAN.findall(text))
     text = _HAN.sub(" ", text)
     english = len(_LATIN.findall(text))
     return english, chinese, len(_LETTERS.findall(_LATIN.sub(" ", text)))
+
+
+def prose_of(text: str) -> str:
+    """Return `text` without what is written alike in every language: LaTeX, code, names, tags, URLs.
+
+    Chinese inside mathematics or code stays, so that no language can hide there; so do the words in `\\text{…}`.
+    """
+    parts = text.split("```")  # every second one is code, also where the last is not closed
+    text = " ".join(_SYMBOLS.sub(" ", part) if place % 2 else part for place, part in enumerate(parts))
+    text = _TAG.sub(" ", _URL.sub(" ", text))
+    text = _MATHS.sub(lambda span: _without_symbols(span[0]), text)
+    text = _CODE.sub(lambda span: _SYMBOLS.sub(" ", span[0]), text)
+    text = _WORDS_IN_MATHS.sub(r" \1 ", text)
+    text = _COMMAND.sub(lambda command: _SYMBOLS.sub(" ", command[0]), text)
+    return _NAME.sub(lambda name: " " if _NO_WORD.search(name[0]) else name[0], text)
+
+
+def _without_symbols(span: str) -> str:
+    words = " ".join(match[1] for match in _WORDS_IN_MATHS.finditer(span))
+    return f" {_SYMBOLS.sub(' ', _WORDS_IN_MATHS.sub(' ', span))} {words} "
 
 
 def main_language(text: str) -> str:

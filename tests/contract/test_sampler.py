@@ -23,6 +23,8 @@ from tests.fakes import FakeSampler
 
 MAX_MODEL_LEN = 320
 VERSION_AT_START = 3
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+SPECIAL = (*TAGS, "<|im_end|>", "<｜User｜>")
 
 
 class TinyPolicy:
@@ -33,7 +35,7 @@ class TinyPolicy:
         from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
 
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        vocab = {token: index for index, token in enumerate(["<pad>", "<bos>", "<eos>", *alphabet])}
+        vocab = {token: index for index, token in enumerate(["<pad>", "<bos>", "<eos>", *alphabet, *SPECIAL])}
         tokenizer = Tokenizer(models.BPE(vocab, []))
         tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
         torch.manual_seed(0)
@@ -51,7 +53,11 @@ class TinyPolicy:
         self.perturb(0)
         self.model.save_pretrained(directory)
         PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+            tokenizer_object=tokenizer,
+            pad_token="<pad>",
+            bos_token="<bos>",
+            eos_token="<eos>",
+            additional_special_tokens=[*SPECIAL],
         ).save_pretrained(directory)
 
     def perturb(self, seed: int) -> None:
@@ -310,3 +316,19 @@ def assert_samples_from(policy: TinyPolicy, group: ResponseGroup) -> None:
 
 def ids_of(group: ResponseGroup) -> Sequence[tuple[int, ...]]:
     return [tuple(response.token_ids.tolist()) for response in group.responses]
+
+
+@pytest.mark.slow
+def test_tags_that_are_special_tokens_stay_in_the_text_and_control_tokens_go(vllm_sampler: VllmSampler) -> None:
+    group = asyncio.run(vllm_sampler.generate(PROMPT, SamplingParams(max_tokens=200, n=8, seed=1)))
+    first = 3 + 256  # the tokenizer's ids: three control tokens, the bytes, then SPECIAL
+    sampled: set[int] = set()
+    for response in group.responses:
+        ids = response.token_ids.tolist()
+        sampled |= set(ids)
+        for place, tag in enumerate(TAGS):
+            assert response.text.count(tag) == ids.count(first + place)
+        for control in ("<pad>", "<bos>", "<eos>", "<|im_end|>", "<｜User｜>"):
+            assert control not in response.text
+    assert {first, first + 1} & sampled  # else nothing was shown
+    assert {0, 1, 2, first + 4, first + 5} & sampled

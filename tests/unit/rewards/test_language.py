@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from framework.errors import UserError
@@ -40,6 +42,68 @@ def test_words_are_told_apart_by_script(text: str, counts: tuple[int, int, int])
 def test_share_of_the_target_language(target: str, question: str, text: str, reward: float) -> None:
     score = LanguageConsistency(target=target)(Prompt("p0", question, "t", "a"), response_of(text))
     assert score == pytest.approx(reward)
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"),
+    [
+        ("so \\frac{1}{2} holds", (2, 0, 0)),
+        ("所以 \\frac{a}{b} 等于 $\\sqrt{x}$", (0, 4, 0)),
+        ("thus $x = \\alpha \\cdot y$ holds", (2, 0, 0)),
+        ("thus \\(x + abc\\) and \\[ \\int f(x) dx \\] hold", (3, 0, 0)),
+        ("as \\begin{align} x &= ab \\end{align} shows", (2, 0, 0)),
+        ("$x \\text{ is even}$", (2, 0, 0)),
+        ("因此 $x \\text{ 是偶数}$", (0, 5, 0)),
+        ("$因为$ so", (1, 2, 0)),  # no language hides in mathematics
+        ("it costs $5 and then $6 more", (5, 0, 0)),  # dollars, no mathematics
+        ("run ```python\nfor item in items:\n    print(item)\n``` now", (2, 0, 0)),
+        ("run ```python\nfor item in items", (1, 0, 0)),
+        ("运行 `print(total)` 得到", (0, 4, 0)),
+        ("see https://example.org/some/page?x=words for more", (3, 0, 0)),
+        ("参见 https://example.org/页 了", (0, 4, 0)),
+        ("1,000 + 2.5e10 = 3x2 \\leq \\infty", (0, 0, 0)),
+        ("\\boxed{5} done", (1, 0, 0)),
+        ("x_1 and my_var and f2", (2, 0, 0)),
+        ("<b>bold</b> text", (2, 0, 0)),
+        ("мы видим $\\frac{1}{2}$", (0, 0, 2)),
+    ],
+)
+def test_what_is_written_alike_in_every_language_is_no_word(text: str, counts: tuple[int, int, int]) -> None:
+    assert count_words(text) == counts
+
+
+def test_latex_does_not_make_chinese_reasoning_english() -> None:
+    text = "<think>" + "我们计算 \\frac{1}{2} \\times \\sqrt{16} = 2 。" * 20 + "</think>"
+    prompt = Prompt("p0", "计算 $\\frac{1}{2} \\times \\sqrt{16}$", "t", "a")
+    assert LanguageConsistency()(prompt, response_of(text)) == 1.0
+    assert LanguageConsistency(target="en")(prompt, response_of(text)) == 0.0
+
+
+PIECES = [*"$`a", "$$", "\\(", "\\[", "```", "\\begin{a}", "\\text{", "\\a{", "a_", "<a", "a@", "www.", "\\a[", "x."]
+    "$",
+    "$$",
+    "\\(",
+    "\\[",
+    "```",
+    "`",
+    "\\begin{a}",
+    "\\text{",
+    "\\a{",
+    "a",
+    "a_",
+    "<a",
+    "a@",
+    "www.",
+    "\\a[",
+    "x.",
+)
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_counting_words_takes_linear_time(piece: str) -> None:
+    began = time.process_time()
+    count_words(piece * 20_000)  # a quadratic pattern takes minutes
+    assert time.process_time() - began < 15
 
 
 def test_reasoning_and_main_language() -> None:
