@@ -80,23 +80,6 @@ def test_latex_does_not_make_chinese_reasoning_english() -> None:
 
 
 PIECES = [*"$`a", "$$", "\\(", "\\[", "```", "\\begin{a}", "\\text{", "\\a{", "a_", "<a", "a@", "www.", "\\a[", "x."]
-    "$",
-    "$$",
-    "\\(",
-    "\\[",
-    "```",
-    "`",
-    "\\begin{a}",
-    "\\text{",
-    "\\a{",
-    "a",
-    "a_",
-    "<a",
-    "a@",
-    "www.",
-    "\\a[",
-    "x.",
-)
 
 
 @pytest.mark.parametrize("piece", PIECES)
