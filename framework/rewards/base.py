@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import ClassVar
 
 from framework.bounds import FiniteFloat, NonNegativeInt, Probability, Seconds, bounded
 from framework.errors import UserError, did_you_mean
+from framework.rewards.blame import place_of_error
 from framework.types import Prompt, Response, RewardScore
 
 MAX_ERROR_CHARS = 500  # an exception may quote a whole response
@@ -76,16 +79,38 @@ class RewardConfig:
                 self.components[name].check(prompt)
 
 
-def score_response(components: Mapping[str, Reward], prompt: Prompt, response: Response) -> RewardScore:
-    """Score one response in this process; never raises for a bad reward, reports it in RewardScore.error."""
+def score_response(
+    components: Mapping[str, Reward],
+    prompt: Prompt,
+    response: Response,
+    given: Mapping[str, float] | None = None,
+    before: Callable[[str], None] = lambda name: None,
+) -> RewardScore:
+    """Score one response in this process; never raises for a bad reward, reports it in RewardScore.error.
+
+    Components in `given` are not asked: their values are known. `before` hears of each that is.
+    """
     values: dict[str, float] = {}
     for name in prompt.rewards or components:
+        if given is not None and name in given:
+            values[name] = given[name]
+            continue
+        before(name)
         try:
             values[name] = _finite(components[name](prompt, response))
         except Exception as error:  # the verifier is anyone's code: a failed sample is counted, the run goes on
-            reason = f"reward {name} raised {type(error).__name__}: {error}"
-            return RewardScore(0.0, values, reason[:MAX_ERROR_CHARS])
+            return RewardScore(0.0, values, describe_error(f"reward {name}", prompt, error))
     return RewardScore(sum(components[name].weight * value for name, value in values.items()), values)
+
+
+def describe_error(what: str, prompt: Prompt, error: Exception) -> str:
+    """Return one line with the author's file and line, and print the traceback, which goes to the worker's log."""
+    place = place_of_error(error)
+    if place or not isinstance(error, ValueError):
+        lines = "".join(line[:MAX_ERROR_CHARS].rstrip("\n") + "\n" for line in traceback.format_exception(error))
+        print(f"prompt {prompt.id}: {what} raised:\n{lines}", file=sys.stderr)
+    where = f" ({place})" if place else ""
+    return f"{what} raised {type(error).__name__}: {error}"[: MAX_ERROR_CHARS - len(where)] + where
 
 
 def _finite(value: object) -> float:

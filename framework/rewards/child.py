@@ -1,62 +1,132 @@
 """The reward process: runs anyone's reward code away from the run. Started by framework.roles.isolation.
 
-Requests come in as length-prefixed pickles. Results go out as JSON lines, one a response, because the parent must not
-unpickle what this process says: a reward may execute code that a model wrote.
+Two processes: one loads the rewards and then only forks; its child, the worker, scores. A worker that hangs or dies is
+replaced by the next fork in milliseconds, where loading the rewards again would take seconds.
+
+Requests come in as length-prefixed pickles. Results go out as JSON lines, because the parent must not unpickle what
+these processes say: a reward may execute code that a model wrote.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import pickle
 import resource
 import signal
+import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
-from framework.rewards.base import Reward, score_response
+from framework.rewards.base import Reward, describe_error, score_response
+from framework.rewards.blame import place_of_error
+from framework.types import Prompt, Response
 
 HEADER_BYTES = 8  # big-endian length of the pickle that follows
+FORK, REAP = b"f", b"r"  # what the parent asks of the loader
+CHECK = "the check of the reference answer"
 
 
-def main(parent: int, memory_limit_mb: int) -> None:
-    """Load the rewards, then score every group asked for until the parent closes the pipe."""
+def main(parent: int, memory_limit_mb: int, control_fd: int) -> None:
+    """Load the rewards, then fork a worker whenever the parent asks, until it closes the socket."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory_limit_mb:
         resource.setrlimit(resource.RLIMIT_AS, (memory_limit_mb << 20, memory_limit_mb << 20))
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    requests, results = _take_over_pipes()
+    control = socket.socket(fileno=control_fd)
     try:
-        components: Mapping[str, Reward] = pickle.loads(_read(requests))
+        with control.makefile("rb", buffering=0) as stream:
+            components: Mapping[str, Reward] = pickle.loads(_read(stream))
         for reward in components.values():
             reward.prepare()
     except Exception as error:
-        _write(results, {"fatal": f"{type(error).__name__}: {error}"})
+        traceback.print_exc()
+        place = place_of_error(error)
+        reason = f"{type(error).__name__}: {error}" + (f" ({place})" if place else "")
+        _write(control_fd, {"fatal": reason})
         return
-    _write(results, {"ready": True})
-    while request := _read(requests):
-        group, start = pickle.loads(request)
-        for response in group.responses[start:]:
-            score = score_response(components, group.prompt, response)
-            _write(results, {"total": score.total, "components": dict(score.components), "error": score.error})
+    _write(control_fd, {"ready": True})
+    worker = 0
+    while True:
+        order, pipes, _, _ = socket.recv_fds(control, 1, 3)
+        if not order:
+            return
+        if order == REAP:
+            _write(control_fd, {"status": os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])})
+            continue
+        loader = os.getpid()
+        worker = os.fork()
+        if worker == 0:
+            control.close()
+            _work(components, loader, *pipes)
+        os.setpgid(worker, worker)  # so that a kill reaches what a reward started, and not this process
+        for pipe in pipes:
+            os.close(pipe)
+        _write(control_fd, {"pid": worker})
 
 
-def _take_over_pipes() -> tuple[BinaryIO, int]:
-    """Move the pipes off stdin and stdout: a reward that prints or reads must not disturb the protocol."""
-    requests, results = os.fdopen(os.dup(0), "rb"), os.dup(1)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.dup2(2, 1)
-    os.close(null)
-    return requests, results
+def _work(components: Mapping[str, Reward], loader: int, requests_fd: int, results: int, stacks: int) -> NoReturn:
+    """Score every group asked for until the parent closes the pipe; never returns."""
+    code = 0
+    try:
+        if os.getpgid(0) != os.getpid():
+            os.setpgid(0, 0)
+        faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=False)
+        threading.Thread(target=_die_with, args=(loader,), daemon=True).start()
+        with os.fdopen(requests_fd, "rb") as requests:
+            while request := _read(requests):
+                group, start, given = pickle.loads(request)
+                _score_group(components, group.prompt, group.responses[start:], given, results)
+    except SystemExit as leaving:  # a reward that calls sys.exit
+        code = leaving.code if isinstance(leaving.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _score_group(
+    components: Mapping[str, Reward],
+    prompt: Prompt,
+    responses: tuple[Response, ...],
+    given: Mapping[str, float],
+    results: int,
+) -> None:
+    def before(name: str) -> None:
+        _write(results, {"running": name})
+
+    broken = ""
+    for name in prompt.rewards or components:
+        if components[name].fails_as_wrong:
+            before(CHECK)
+            try:
+                components[name].check(prompt)
+            except Exception as error:
+                broken = broken or describe_error(f"reward {name}, checking the reference answer,", prompt, error)
+    for place, response in enumerate(responses):
+        if broken:
+            _write(results, {"total": 0.0, "components": {}, "error": broken})
+            continue
+        score = score_response(components, prompt, response, given if place == 0 else None, before)
+        _write(results, {"total": score.total, "components": dict(score.components), "error": score.error})
 
 
 def _read(pipe: BinaryIO) -> bytes:
-    header = pipe.read(HEADER_BYTES)
-    return pipe.read(int.from_bytes(header, "big")) if header else b""
+    header = _read_exactly(pipe, HEADER_BYTES)
+    return _read_exactly(pipe, int.from_bytes(header, "big")) if header else b""
+
+
+def _read_exactly(pipe: BinaryIO, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size and (block := pipe.read(size - len(data))):
+        data += block
+    return bytes(data)
 
 
 def _write(pipe: int, message: dict[str, Any]) -> None:
@@ -73,4 +143,4 @@ def _die_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(parent=int(sys.argv[1]), memory_limit_mb=int(sys.argv[2]))
+    main(*map(int, sys.argv[1:4]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from framework.errors import RunFailed
@@ -22,13 +23,13 @@ class RewardWorker:
     Losing the actor loses nothing but its current group: the caller sees a RayActorError and asks another worker.
     """
 
-    def __init__(self, config: RewardConfig) -> None:
-        self._config = config
+    def __init__(self, config: RewardConfig, log: Path | None = None) -> None:
+        self._config, self._log = config, log  # the log: where what rewards print goes
         beat()
 
     @cached_property
     def _scorer(self) -> IsolatedScorer:  # also without `start`: Ray restarts an idle worker unnoticed
-        return IsolatedScorer(self._config)
+        return IsolatedScorer(self._config, self._log)
 
     def start(self) -> None:
         """Load the rewards; raises UserError if they cannot be loaded, RunFailed if their process does not start."""
@@ -53,9 +54,16 @@ class RewardWorker:
 
 def check_scores(groups: Sequence[ScoredGroup], max_share: float) -> None:
     """Raise RunFailed if more than `max_share` of the groups' responses could not be scored."""
-    scores = [score for scored in groups for score in scored.scores]
-    errors = [score.error for score in scores if score.error]
-    check_failed_share(len(errors), len(scores), max_share, errors[0] if errors else "")
+    errors = failures(groups)
+    total = sum(len(scored.scores) for scored in groups)
+    check_failed_share(len(errors), total, max_share, errors[0] if errors else "")
+
+
+def failures(groups: Sequence[ScoredGroup]) -> list[str]:
+    """What went wrong with each response that could not be scored, with its prompt's id."""
+    return [
+        f"prompt {scored.group.prompt.id}: {score.error}" for scored in groups for score in scored.scores if score.error
+    ]
 
 
 def check_failed_share(failed: int, total: int, max_share: float, example: str = "") -> None:

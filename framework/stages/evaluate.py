@@ -90,7 +90,8 @@ class Evaluate:
         found = read_prompts(inputs.prompts.path / "heldout.jsonl")[: config.max_prompts or None]
         prompts = tokenize_prompts(tokenizer, found, self.engine.max_model_len, config.max_tokens)
         params = SamplingParams(config.temperature, config.top_p, config.max_tokens, config.k)
-        with sampling_pools(runtime.cluster, self.engine, self.rewards, inputs.checkpoint.path) as pools:
+        checkpoint, logs = inputs.checkpoint.path, runtime.work_dir
+        with sampling_pools(runtime.cluster, self.engine, self.rewards, checkpoint, logs) as pools:
             scored = sample_and_score(pools.rollout, pools.reward, prompts, params, config.groups_in_flight, runtime)
         check_scores(scored, self.rewards.max_failed_share)  # a broken verifier is no wrong answer
         result = summarise(self.label, scored, config)

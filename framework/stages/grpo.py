@@ -90,7 +90,7 @@ class Grpo:
             "runtime_env": {"env_vars": worker_environment(cluster.learner_cpus, bool(cluster.gpus))},
         }
         directory = runtime.artifact_dir("policy")
-        with sampling_pools(cluster, self.rollout, self.rewards, base) as pools:
+        with sampling_pools(cluster, self.rollout, self.rewards, base, runtime.work_dir) as pools:
             learner = LearnerGroup(
                 learner_config, cluster.learner_workers, actor_options=[options] * cluster.learner_workers
             )

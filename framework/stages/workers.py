@@ -26,9 +26,12 @@ class SamplingPools:
 
 @contextmanager
 def sampling_pools(
-    cluster: ClusterConfig, engine: VllmConfig, rewards: RewardConfig, checkpoint: Path
+    cluster: ClusterConfig, engine: VllmConfig, rewards: RewardConfig, checkpoint: Path, logs: Path | None = None
 ) -> Iterator[SamplingPools]:
-    """Start the actors (they get ready in the background) and kill them at the end."""
+    """Start the actors (they get ready in the background) and kill them at the end.
+
+    What rewards print, and the tracebacks of what they raise, goes to reward-N.log in `logs`, a file a worker.
+    """
     import ray
 
     gpus = engine.tensor_parallel_size * cluster.gpu_share
@@ -48,7 +51,10 @@ def sampling_pools(
         ),
         WorkerPool(
             "reward",
-            [reward_class.remote(rewards) for _ in range(cluster.reward_workers)],
+            [
+                reward_class.remote(rewards, logs and logs / f"reward-{place}.log")
+                for place in range(cluster.reward_workers)
+            ],
             set_up=lambda actor: actor.start.remote(),
             deadlines=cluster.deadlines,
             least_s={"score": lambda group: response_s * len(group.responses)},

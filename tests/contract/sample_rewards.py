@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -51,6 +52,19 @@ class Obedient(Reward):
             case "environment":
                 return float(argument in os.environ)
         return float(command)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verifier(Obedient):
+    """The same as a verifier: what it cannot bear is wrong. A prompt with the answer "bad" has no usable reference."""
+
+    fails_as_wrong: ClassVar[bool] = True
+
+    def check(self, prompt: Prompt) -> None:
+        if prompt.answer == "bad":
+            raise ValueError("no such reference")
+        if prompt.answer == "hang":
+            time.sleep(3600)
 
 
 @dataclass(frozen=True, kw_only=True)

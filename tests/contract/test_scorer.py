@@ -13,8 +13,11 @@ import pytest
 
 from framework.errors import FrameworkError, RunFailed, UserError
 from framework.protocols import Scorer
+from framework.rewards.format import Format
 from framework.roles.isolation import InProcessScorer, IsolatedScorer
-from tests.contract.sample_rewards import CONFIG, Obedient, Suicidal, Unpreparable, group_of
+from framework.types import RewardScore
+from tests.contract import sample_rewards
+from tests.contract.sample_rewards import CONFIG, Obedient, Suicidal, Unpreparable, Verifier, group_of
 from tests.fakes import FakeScorer
 
 
@@ -131,6 +134,76 @@ def test_rewards_that_cannot_be_loaded_stop_the_run(
 ) -> None:
     with pytest.raises(error, match=reason):
         IsolatedScorer(replace(CONFIG, components={"bad": reward}))
+
+
+@pytest.fixture(scope="module")
+def verifying() -> Iterator[IsolatedScorer]:
+    components = {"format": Format(), "verifier": Verifier(weight=2.0)}
+    with IsolatedScorer(replace(CONFIG, components=components)) as scorer:
+        yield scorer
+
+
+@pytest.mark.parametrize("text", ["hang", "exit", "segfault"])
+def test_an_answer_that_a_verifier_cannot_bear_is_wrong_and_its_other_rewards_count(
+    verifying: IsolatedScorer, text: str
+) -> None:
+    scores = verifying.score(group_of("1", text, text, text, "3"))
+    zero = RewardScore(0.0, {"format": 0.0, "verifier": 0.0})
+    assert scores[1:4] == (zero, zero, zero)
+    assert [scores[0].total, scores[4].total] == [2.0, 6.0]
+    assert not any(score.error for score in scores)
+
+
+@pytest.mark.parametrize(("answer", "reason"), [("bad", "no such reference"), ("hang", "reference answer timed out")])
+def test_a_reference_that_cannot_be_judged_fails_its_group(verifying: IsolatedScorer, answer: str, reason: str) -> None:
+    began = time.monotonic()
+    scores = verifying.score(group_of("1", "2", "3", answer=answer))
+    assert all(reason in score.error for score in scores)
+    assert time.monotonic() - began < 5  # once for the group
+    assert verifying.score(group_of("1"))[0].total == 2.0
+
+
+@pytest.mark.parametrize("text", ["raise", "hang"])
+def test_an_error_names_the_authors_file_and_line(isolated: IsolatedScorer, text: str) -> None:
+    (score,) = isolated.score(group_of(text))
+    file = sample_rewards.__file__
+    lines = Path(file).read_text().splitlines()
+    line = next(n for n, source in enumerate(lines, 1) if f'case "{text}":' in source) + 1
+    assert f"({file}:{line})" in score.error
+
+
+def test_a_reward_that_always_hangs_is_told_within_twice_its_limit(isolated: IsolatedScorer) -> None:
+    began = time.monotonic()
+    scores = isolated.score(group_of(*["hang"] * 16))
+    assert time.monotonic() - began < 2 * 1.0 + 2
+    assert all("timed out after 1 s" in score.error for score in scores)
+    assert "not tried" in scores[15].error
+
+
+def test_what_a_reward_prints_and_its_traceback_are_in_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "reward-0.log"
+    with IsolatedScorer(CONFIG, log) as scorer:
+        scorer.score(group_of("print", "raise", "exit", "raise"))
+    text = log.read_text()
+    assert "x" * 100_000 in text
+    assert text.count("prompt p0: reward obedient raised:") == 2
+    assert "sample_rewards.py" in text
+    assert "ZeroDivisionError: no such luck" in text
+
+
+def test_a_replaced_process_costs_no_second_import(isolated: IsolatedScorer) -> None:
+    began = time.monotonic()
+    for _ in range(20):
+        isolated.score(group_of("exit"))
+    assert time.monotonic() - began < 10  # loading the rewards takes longer than half a second
+
+
+def test_the_loader_is_replaced_too(isolated: IsolatedScorer) -> None:
+    loader = isolated._loader._process.pid
+    os.kill(loader, signal.SIGKILL)
+    isolated.score(group_of("exit"))
+    assert isolated.score(group_of("4"))[0].total == 8.0
+    assert isolated._loader._process.pid != loader
 
 
 def is_dead(pid: int) -> bool:

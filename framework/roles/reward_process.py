@@ -1,0 +1,209 @@
+"""One reward process as its parent sees it: framework.rewards.child at the other end of a socket and three pipes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from framework.errors import RunFailed, UserError
+from framework.rewards.base import RewardConfig
+from framework.rewards.blame import place_of_dump
+from framework.rewards.child import FORK, HEADER_BYTES, REAP
+from framework.types import ResponseGroup, RewardScore
+
+# What any program needs. Keys and tokens of the run stay out of reach of reward code.
+ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+REPLY_LIMIT_S = 10.0  # of the loader, which only forks and waits
+STACK_LIMIT_S = 0.3  # of a worker asked where it is
+
+
+class RewardLoader:
+    """The process that has the rewards loaded, in its own session; it forks workers."""
+
+    def __init__(self, config: RewardConfig, log: Path | None = None) -> None:
+        self._config, self._ready = config, False
+        environment = {name: os.environ[name] for name in (*ENVIRONMENT, *config.environment) if name in os.environ}
+        environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)  # plug-ins import too
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        ours, theirs = socket.socketpair()
+        arguments = [str(os.getpid()), str(config.memory_limit_mb), str(theirs.fileno())]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(theirs)
+            output = stack.enter_context(log.open("ab")) if log is not None else sys.__stderr__
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "framework.rewards.child", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        self._control = ours
+        self._lines = _Lines(ours.fileno())
+
+    def wait_ready(self) -> None:
+        """Return once the rewards are imported; raises UserError with the child's reason if that fails."""
+        if self._ready:
+            return
+        deadline = time.monotonic() + self._config.startup_limit_s
+        try:
+            _send(self._control.fileno(), pickle.dumps(dict(self._config.components)), deadline)
+            message = self._lines.next(deadline)
+        except TimeoutError:
+            self.kill()
+            raise RunFailed(f"the reward process was not ready after {self._config.startup_limit_s:g} s") from None
+        except (EOFError, BrokenPipeError, ConnectionError):
+            raise RunFailed(f"the reward process died while it started: {self.kill()}") from None
+        if "fatal" in message:
+            self.kill()
+            names = ", ".join(self._config.components)
+            raise UserError("reward.components", names, f"the rewards cannot be loaded: {message['fatal']}")
+        self._ready = True
+
+    def fork(self, *pipes: int) -> int:
+        """Return the process id of a new worker; raises EOFError or TimeoutError if this process is not up to it."""
+        try:
+            socket.send_fds(self._control, [FORK], pipes)
+        except OSError:
+            raise EOFError from None
+        return int(self._lines.next(time.monotonic() + REPLY_LIMIT_S)["pid"])
+
+    def reap(self) -> str:
+        """Return how the worker that has just ended did so, in words."""
+        try:
+            self._control.send(REAP)
+            return _ending(int(self._lines.next(time.monotonic() + REPLY_LIMIT_S)["status"]))
+        except (OSError, EOFError, TimeoutError, KeyError):
+            return self.kill()
+
+    def kill(self) -> str:
+        """Kill this process and return how it ended, in words."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # one that closed its socket is about to end by itself: let it say how
+            self._process.wait(timeout=0.5 if self._lines.at_end() else 0)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._control.close()
+        return _ending(self._process.wait())
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
+
+class RewardWorkerProcess:
+    """One forked worker: the process that scores."""
+
+    def __init__(self, config: RewardConfig, loader: RewardLoader) -> None:
+        self._config, self._loader = config, loader
+        self.running = ""  # what it does now: a reward's name, or the check of the reference
+        requests, self._requests = os.pipe()
+        self._results, results = os.pipe()
+        self._stacks, stacks = os.pipe()
+        os.set_blocking(self._requests, False)  # a stopped child must not block the parent's write
+        try:
+            self.pid = loader.fork(requests, results, stacks)
+        finally:
+            for pipe in (requests, results, stacks):
+                os.close(pipe)
+        self._lines = _Lines(self._results)
+
+    def request(self, group: ResponseGroup, start: int, given: Mapping[str, float]) -> None:
+        """Ask for the scores of responses start, start + 1, … of the group; of the first, `given` is known already."""
+        message = pickle.dumps((group, start, dict(given)), protocol=pickle.HIGHEST_PROTOCOL)
+        _send(self._requests, message, time.monotonic() + self._config.time_limit_s)
+
+    def next_score(self) -> RewardScore:
+        """Return the next response's score; raises TimeoutError past its limit, EOFError if the child failed."""
+        deadline = time.monotonic() + self._config.time_limit_s
+        while "running" in (message := self._lines.next(deadline)):
+            self.running = str(message["running"])
+        try:
+            components = {str(name): float(value) for name, value in message["components"].items()}
+            return RewardScore(float(message["total"]), components, str(message["error"]))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise EOFError from None
+
+    def where(self) -> str:
+        """Return the author's "file:line" that it is at, if it can tell: a stopped process cannot."""
+        dump = b""
+        with contextlib.suppress(ProcessLookupError, TimeoutError):
+            os.kill(self.pid, signal.SIGUSR1)
+            deadline = time.monotonic() + STACK_LIMIT_S
+            while not place_of_dump(dump.decode(errors="replace")):
+                _wait(self._stacks, select.POLLIN, deadline)
+                if not (block := os.read(self._stacks, 1 << 16)):
+                    break
+                dump += block
+        return place_of_dump(dump.decode(errors="replace"))
+
+    def kill(self) -> str:
+        """Kill it and everything it started; return how it ended, in words."""
+        if self._lines.at_end():
+            time.sleep(0.05)  # it is about to end by itself: let it say how
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        ending = self._loader.reap()
+        for pipe in (self._requests, self._results, self._stacks):
+            os.close(pipe)
+        return ending
+
+
+class _Lines:
+    """Reads JSON lines from a descriptor, each before a deadline."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._received = descriptor, b""
+
+    def next(self, deadline: float) -> dict[str, Any]:
+        while b"\n" not in self._received:
+            _wait(self._descriptor, select.POLLIN, deadline)
+            try:
+                block = os.read(self._descriptor, 1 << 16)
+            except OSError:
+                raise EOFError from None
+            if not block:
+                raise EOFError
+            self._received += block
+        line, self._received = self._received.split(b"\n", 1)
+        try:
+            message: dict[str, Any] = json.loads(line)
+        except ValueError:  # code under a reward got hold of the pipe
+            raise EOFError from None
+        return message
+
+    def at_end(self) -> bool:
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        return any(event & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0))
+
+
+def _send(descriptor: int, message: bytes, deadline: float) -> None:
+    data = memoryview(len(message).to_bytes(HEADER_BYTES, "big") + message)
+    while data:
+        _wait(descriptor, select.POLLOUT, deadline)
+        data = data[os.write(descriptor, data[: 1 << 16]) :]
+
+
+def _wait(descriptor: int, event: int, deadline: float) -> None:
+    poll = select.poll()
+    poll.register(descriptor, event)
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise TimeoutError
+
+
+def _ending(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
