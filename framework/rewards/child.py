@@ -117,12 +117,12 @@ def _score_group(
         _write(results, {"total": score.total, "components": dict(score.components), "error": score.error})
 
 
-def _read(pipe: BinaryIO) -> bytes:
+def _read(pipe: BinaryIO | socket.SocketIO) -> bytes:
     header = _read_exactly(pipe, HEADER_BYTES)
     return _read_exactly(pipe, int.from_bytes(header, "big")) if header else b""
 
 
-def _read_exactly(pipe: BinaryIO, size: int) -> bytes:
+def _read_exactly(pipe: BinaryIO | socket.SocketIO, size: int) -> bytes:
     data = bytearray()
     while len(data) < size and (block := pipe.read(size - len(data))):
         data += block

@@ -33,7 +33,8 @@ from framework.protocols import Tracker
 from framework.roles.checkpoints import Checkpoints
 from framework.roles.ledger import FinishedTicket, Ledger
 from framework.roles.phases import PhaseClock
-from framework.roles.reward import check_scores
+from framework.roles.reward import check_scores, failures
+from framework.roles.reward_watch import RewardWatch
 from framework.roles.rl_batch import (
     batch_metrics,
     build_batch,
@@ -119,6 +120,7 @@ class RlLoop:
     _training: list[FinishedTicket] | None = field(default=None, init=False)
     _groups: dict[int, ResponseGroup] = field(default_factory=dict, init=False)  # being scored
     _clock: PhaseClock = field(default_factory=PhaseClock, init=False)
+    _watch: RewardWatch = field(default_factory=RewardWatch, init=False)
     _furthest: int = field(default=0, init=False)  # most batches trained before any death
     _learner_deaths: int = field(default=0, init=False)  # since then
 
@@ -177,9 +179,18 @@ class RlLoop:
             self._clock.scored(ticket)
             refill = self.algorithm.zero_std == "refill" and not group_has_signal(scored)
             self.ledger.finish(ticket, scored, refill)
+            if self._watch.arrived(scored):
+                self._check_failures()
             if refill:
                 self._check_refills()
         return len(results)
+
+    def _check_failures(self) -> None:
+        """Stop as soon as some batch that is being collected must have more failed samples than allowed."""
+        live = self.config.prompts_per_batch * self.config.group_size * (self.config.max_staleness + 1)
+        found = self.ledger.scored()
+        if self.algorithm.zero_std != "refill" and len(failures(found)) > self.max_failed_share * live:
+            check_scores(found, self.max_failed_share)
 
     def _check_refills(self) -> None:
         """Stop where no batch would ever be whole: rewards that all fail, or that are all equal."""
@@ -280,6 +291,7 @@ class RlLoop:
             metrics["experts/max_over_mean"] = float(load_imbalance(torch.from_numpy(load_LE)).mean())
             self.tracker.expert_load(step, load_LE)
         self.tracker.log(step, metrics)
+        self._watch.trained(scored)
         if self.version % self.config.samples_every == 1 or self.config.samples_every == 1:
             self.tracker.samples(step, sample_rows(scored, self.algorithm.advantage_std))
         reward, length = metrics["reward/mean"], metrics["response/length_mean"]

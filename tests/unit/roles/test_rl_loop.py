@@ -183,7 +183,7 @@ def test_rewards_that_are_not_finite_count_as_failed(tmp_path: Path) -> None:
     assert isinstance(loop.tracker, RecordingTracker)
     assert any(m["reward/failed_share"] > 0 for _, m in loop.tracker.metrics)
     assert all(np.isfinite(m["reward/mean"]) for _, m in loop.tracker.metrics)
-    with pytest.raises(RunFailed, match=r"16 of 16 samples.*add up to nan, which is not a finite number"):
+    with pytest.raises(RunFailed, match=r"4 of 4 samples.*add up to nan, which is not a finite number"):
         make_loop(tmp_path / "all", rewards=FakeRewards(lambda _: RewardScore(float("nan")))).run()
 
 
