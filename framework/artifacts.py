@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from framework.errors import UserError
+from framework.files import shares
 
 MANIFEST = "manifest.json"
+Digests = MutableMapping[str, tuple[int, int, int, str]]  # absolute path -> bytes, mtime in ns, inode, SHA-256
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,18 @@ class Artifact:
                     raise UserError(str(file), f"{found} bytes", f"the manifest says {size} bytes: damaged or changed")
         return self
 
-    def verify(self) -> Self:
-        """Read every file that the manifest has a digest of; raises UserError for one that differs in content."""
+    def verify(self, rank: int = 0, world: int = 1) -> Self:
+        """Read every file that the manifest has a digest of; raises UserError for one that differs in content.
+
+        Given a rank of `world`, only its share of the bytes: all ranks together read everything once.
+        """
         if (self.path / MANIFEST).is_file():
             self.check()
-            for name, expected in self.manifest().digests.items():
-                if (found := file_digest(self.path / name)) != expected:
+            manifest = self.manifest()
+            sizes = {name: manifest.files[name] for name in manifest.digests}
+            share = shares(sizes, dict.fromkeys(sizes, range(world))).get(rank, ())
+            for name, found in file_digests(self.path, share).items():
+                if found != (expected := manifest.digests[name]):
                     allowed = f"the manifest says {expected[:12]}: damaged or changed"
                     raise UserError(str(self.path / name), f"SHA-256 {found[:12]}", allowed)
         return self
@@ -138,13 +148,35 @@ class EvalReport(Artifact):
     required = ("report.json",)
 
 
-def content_hash(directory: Path) -> tuple[str, dict[str, int], dict[str, str]]:
-    """Return the SHA-256 over names and digests of all files but the manifest; each file's size, and its digest."""
+def content_hash(directory: Path, known: Digests | None = None) -> tuple[str, dict[str, int], dict[str, str]]:
+    """Return the SHA-256 over names and digests of all files but the manifest; each file's size, and its digest.
+
+    What `known` has of a file that has not been touched since is not read again; it learns what is.
+    """
     found = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
     names = {file.relative_to(directory).as_posix(): file for file in found}
-    digests = {name: file_digest(file) for name, file in names.items()}
+    digests = file_digests(directory, names, known)
     lines = "".join(f"{name}\0{digest}\0" for name, digest in digests.items())
     return hashlib.sha256(lines.encode()).hexdigest(), {n: f.stat().st_size for n, f in names.items()}, digests
+
+
+def file_digests(directory: Path, names: Iterable[str], known: Digests | None = None) -> dict[str, str]:
+    """Return name -> SHA-256 of files in `directory`, a few at a time: one thread reads 1.6 GiB/s at best."""
+    listed = list(names)
+    known = {} if known is None else known
+
+    def digest(name: str) -> str:
+        file = (directory / name).absolute()
+        stat = file.stat()
+        stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        if (before := known.get(str(file))) is not None and before[:3] == stamp:
+            return before[3]
+        found = file_digest(file)
+        known[str(file)] = (*stamp, found)
+        return found
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(listed, pool.map(digest, listed), strict=True))
 
 
 def file_digest(file: Path) -> str:

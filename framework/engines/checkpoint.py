@@ -187,8 +187,8 @@ def load_hf(directory: Path, dtype: str, ep_size: int = 1) -> Any:
 
 def checked_tensors(directory: Path) -> tuple[Any, dict[str, public_layout.StoredTensor]]:
     """Return the config and the tensors of a checkpoint, not read yet; raises UserError as `load_hf`."""
-    if os.environ.get("RANK", "0") == "0":  # one rank's reading is enough
-        Checkpoint(directory).verify()
+    # Each rank its share: one alone would read for longer than the others wait in their first collective.
+    Checkpoint(directory).verify(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     config = public_layout.read_config(directory)
     return config, public_layout.model_tensors(directory, config)
 

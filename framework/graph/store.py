@@ -1,6 +1,7 @@
 """One run's directory: which nodes are finished, where their artifacts lie, and whose run it is.
 
 runs/<run>/config.json                      the configuration that the run belongs to
+           inputs.json                      digests of files from elsewhere, by size, time and inode
            owner/                           which process works on it (`ownership`)
            artifacts/<node>-<key>/<output>/ one finished artifact each, manifest.json in it
            state/<node>-<key>/              engine state of the stage, to resume from
@@ -17,11 +18,11 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from framework.artifacts import MANIFEST, Artifact, content_hash, write_manifest
+from framework.artifacts import MANIFEST, Artifact, Digests, content_hash, file_digests, write_manifest
 from framework.convert import to_plain
 from framework.errors import UserError
 from framework.files import clear_way, write_atomically
@@ -32,6 +33,7 @@ from framework.graph.ownership import OWNER, Ownership
 # What a resumed run may change: where results are shown and what the run has to run on.
 FREE_KEYS = ("tracking", "cluster", "runs_dir", "plugins")
 ABSENT = "absent"
+INPUTS = "inputs.json"
 _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -52,6 +54,7 @@ class Store:
 
     run_dir: Path
     owner: Ownership | None = None  # this process's, where it is to write
+    _digests: Digests = field(default_factory=dict, init=False, repr=False, compare=False)  # of inputs from elsewhere
 
     def check_place(self) -> None:
         """Raise UserError if the directory cannot be made or written, as far as can be seen without trying."""
@@ -122,7 +125,9 @@ class Store:
 
     def key(self, node: Node, input_hashes: Mapping[str, str], seed: int) -> str:
         """Return the hash of what the node's outputs depend on: stage and files it names, inputs, code, seed."""
-        files = {str(part): content_digest(part) for part in nested(node.stage) if _is_file(part)}
+        named = [part.absolute() for part in nested(node.stage) if _is_file(part)]
+        with self._known_digests() as known:
+            files = {str(p): file_digests(p.parent, [p.name], known)[p.name] for p in named}
         parts = [to_plain(node.stage), files, dict(sorted(input_hashes.items())), code_version(node.stage), seed]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -149,12 +154,26 @@ class Store:
 
     def input_hashes(self, inputs: Mapping[str, Artifact]) -> dict[str, str]:
         """Return each input's content hash, from its manifest where it has one."""
-        return {
-            name: artifact.manifest().content_hash
-            if (artifact.path / MANIFEST).is_file()
-            else content_hash(artifact.path)[0]
-            for name, artifact in inputs.items()
-        }
+        with self._known_digests() as known:
+            return {
+                name: artifact.manifest().content_hash
+                if (artifact.path / MANIFEST).is_file()
+                else content_hash(artifact.path, known)[0]
+                for name, artifact in inputs.items()
+            }
+
+    @contextmanager
+    def _known_digests(self) -> Iterator[Digests]:
+        """Digests of files from elsewhere, kept with the run: a base of a terabyte is read once, not at each start."""
+        file = self.run_dir / INPUTS
+        if not self._digests and file.is_file():
+            with suppress(ValueError, TypeError):  # a torn one is made again
+                self._digests.update({path: tuple(entry) for path, entry in json.loads(file.read_text()).items()})
+        before = len(self._digests), [*self._digests.values()]
+        yield self._digests
+        if before != (len(self._digests), [*self._digests.values()]) and self.run_dir.is_dir():
+            with disk_errors(file):
+                write_atomically(file, json.dumps(self._digests, indent=1))
 
     def work_dir(self, node: Node, key: str) -> Path:
         """Return the stage's own directory, which survives a kill."""
@@ -224,12 +243,6 @@ def resolve_inputs(node: Node, finished: Mapping[str, Any]) -> dict[str, Artifac
 def _is_file(value: Any) -> bool:
     """Whether a configured value is a file: its content counts, not its name alone."""
     return isinstance(value, Path) and value.is_file()
-
-
-def content_digest(file: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def first_difference(theirs: Any, ours: Any, where: str = "") -> tuple[str, Any, Any] | None:

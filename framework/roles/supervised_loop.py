@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.errors import DamagedState, NotFinite, RunFailed, Stopped, UserError
-from framework.files import remove_tree
+from framework.files import remove_tree, write_atomically
 from framework.graph.store import as_disk_error
 from framework.models.families.base import ModelConfig
 from framework.protocols import Tracker
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 KEPT = 2  # checkpoints: the newest, and one to fall back to
 METRICS, STOP, SAVING = "worker_metrics.jsonl", "STOP", "saving-"
+RELAYED = "relayed"  # how far METRICS has gone to the tracker
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
 STOP_CHECK_STEPS = 10  # steps between looks at the stop file: the ranks must agree
 
@@ -156,8 +157,18 @@ class _Relay:
 
     def __init__(self, file: Path, tracker: Tracker, steps: int) -> None:
         self._file, self._tracker, self._steps = file, tracker, steps
-        self._offset = 0
-        self.step = 0
+        self._mark = file.with_name(RELAYED)
+        self._offset, self.step = self._relayed()
+        if self.step:
+            tracker.progress(self.step, steps)
+
+    def _relayed(self) -> tuple[int, int]:
+        """Bytes that an earlier process has relayed, and the last step in them: none of it is sent again."""
+        try:
+            offset, step = map(int, self._mark.read_text().split())
+        except (FileNotFoundError, ValueError):
+            return 0, 0
+        return (offset, step) if offset <= self._file.stat().st_size else (0, 0)
 
     def pump(self) -> None:
         """Log what has been written since the last call."""
@@ -168,6 +179,8 @@ class _Relay:
         self._offset += len(whole)
         for line in whole.splitlines():
             self._log(json.loads(line))
+        if whole:
+            write_atomically(self._mark, f"{self._offset} {self.step}")
 
     def _log(self, record: dict[str, Any]) -> None:
         import numpy as np
