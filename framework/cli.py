@@ -93,7 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         with disk_errors(config.run_dir):
             store = Store(config.run_dir, stack.enter_context(owned(config.run_dir, _taken_over)))
-        runner = Runner(graph, store, config.cluster, config.seed, should_stop=stop)
+        runner = Runner(
+            graph, store, config.cluster, config.seed, should_stop=stop, rerun_changed=arguments.rerun_changed
+        )
         with store.claim(plain):
             if not runner.is_finished():
                 stack.enter_context(ray_session(config.cluster))
@@ -113,11 +115,12 @@ def submit(arguments: argparse.Namespace) -> int:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    config_dir = ["--config-dir", str(arguments.config_dir)] if arguments.config_dir else []
+    options = ["--config-dir", str(arguments.config_dir)] if arguments.config_dir else []
+    options += ["--rerun-changed"] if arguments.rerun_changed else []
     try:
         client = JobSubmissionClient(arguments.address)
         job = client.submit_job(
-            entrypoint=shlex.join(["framework", "run", *arguments.overrides, *config_dir]),
+            entrypoint=shlex.join(["framework", "run", *arguments.overrides, *options]),
             runtime_env={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}},
             metadata={"run": config.run},
         )
@@ -256,6 +259,9 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text)
         command.add_argument("overrides", nargs="*", help="e.g. job=r1_zero model=v3_tiny seed=1")
         command.add_argument("--config-dir", type=Path, help="a directory with further yaml files in conf/'s groups")
+        if name != "plan":
+            text = "make anew what other code made; by default finished and begun stages survive a change of code"
+            command.add_argument("--rerun-changed", action="store_true", help=text)
         if name == "submit":
             command.add_argument("--address", required=True, help="Ray dashboard, e.g. http://head:8265")
     commands.add_parser("report", help="write a run's HTML report").add_argument("run", help="its directory or name")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -104,6 +105,7 @@ class Runner:
     seed: int = 0
     tracker_of: TrackerOf = no_tracking
     should_stop: Callable[[], bool] = never_stop
+    rerun_changed: bool = False  # make anew what other code made
 
     def run(self) -> dict[str, Any]:
         """Run every node that is not finished; returns node name -> outputs.
@@ -121,8 +123,9 @@ class Runner:
         finished: dict[str, Any] = {}
         for node in self.graph.order():
             hashes = self.store.input_hashes(resolve_inputs(node, finished))
-            outputs = self.store.outputs(node, self.store.key(node, hashes, self.seed))
-            if outputs is None:
+            key = self.store.key(node, hashes, self.seed)
+            outputs = self.store.outputs(node, key)
+            if outputs is None or (self.rerun_changed and self.store.changed_code(node, key)):
                 return False
             finished[node.name] = outputs
         return True
@@ -131,23 +134,30 @@ class Runner:
         inputs = resolve_inputs(node, finished)
         hashes = self.store.input_hashes(inputs)
         key = self.store.key(node, hashes, self.seed)
+        code = self.store.changed_code(node, key)
+        if code and self.rerun_changed:
+            logger.info("%s: made anew: its code has changed (%s)", label, code)
+            self.store.set_aside(node, key)
         outputs = self.store.outputs(node, key)
         if outputs is not None:
-            logger.info("%s: finished before, skipped (%s)", label, key)
+            other = f"; made by other code ({code}): --rerun-changed makes it anew" if code else ""
+            logger.info("%s: finished before, skipped (%s)%s", label, key, other)
             return outputs
         if self.should_stop():
             raise Stopped(f"{node.name}: not started; the same command resumes the run")
         if (damage := self.store.damage(node, key)) is not None:
             logger.warning("%s: its result is damaged (%s): it is made again from the stage's own state", label, damage)
-        elif self.store.has_other(node, key):
-            logger.info("%s: begins anew: its code, an input or a file has changed since it last ran", label)
+        if (other_run := self.store.adopt(node, key)) is not None:
+            logger.info("%s: taken from run %s, which has made the same (%s)", label, other_run.name, key)
+            return self.store.outputs(node, key)
+        work_dir = self._work_dir(node, hashes, key, label)
         logger.info("%s: started (%s)", label, key)
         start = time.monotonic()
         for artifact in inputs.values():
             artifact.check()
         runtime = Runtime(
             node=node.name,
-            work_dir=self.store.work_dir(node, key),
+            work_dir=work_dir,
             out_dir=self.store.begin(node, key),
             seed=self.seed,
             cluster=self.cluster,
@@ -170,6 +180,22 @@ class Runner:
         outputs = self.store.commit(node, key, built, hashes)
         logger.info("%s: finished in %.1f s", label, time.monotonic() - start)
         return outputs
+
+    def _work_dir(self, node: Node, hashes: Mapping[str, str], key: str, label: str) -> Path:
+        """The stage's own directory; says what becomes of one that other settings or other code began."""
+        before = self.store.states(node)
+        work_dir = self.store.work_dir(node, hashes, self.seed)
+        code = self.store.changed_code(node, key, work_dir)
+        if code and self.rerun_changed:
+            self.store.set_aside(node, key, work_dir)
+            work_dir = self.store.work_dir(node, hashes, self.seed)
+            logger.info("%s: begins anew: its code has changed (%s)", label, code)
+        elif code:
+            text = "%s: goes on from its last checkpoint, though its code has changed (%s): --rerun-changed begins anew"
+            logger.info(text, label, code)
+        elif before and work_dir.name not in before:
+            logger.info("%s: begins anew: a setting, an input or a file has changed since it last ran", label)
+        return work_dir
 
 
 def _first_line(error: Exception) -> str:

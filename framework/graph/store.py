@@ -13,6 +13,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -29,11 +30,13 @@ from framework.files import clear_way, write_atomically
 from framework.graph.code import code_version, nested
 from framework.graph.nodes import Node, OutputRef
 from framework.graph.ownership import OWNER, Ownership
+from framework.graph.settings import ABSENT, differences, setting, settings_of, without
 
 # What a resumed run may change: where results are shown and what the run has to run on.
 FREE_KEYS = ("tracking", "cluster", "runs_dir", "plugins")
-ABSENT = "absent"
 INPUTS = "inputs.json"
+LENGTH, CODE = "length", "code"  # files of a stage's own directory: steps asked for, and the code that began it
+_LENGTH_SETTING = re.compile(r"stage\.[^.]+(\.config)?\.steps")
 _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -46,6 +49,8 @@ _DISK_ERRORS = {
 _TELLS_OF_FILES = re.compile(
     r"\(os error |write\(\): |strerror: |\[Errno |inline_container.*(unexpected pos|failed writ)"
 )
+
+logger = logging.getLogger("framework.graph")
 
 
 @dataclass(frozen=True)
@@ -85,10 +90,11 @@ class Store:
             owner = json.loads(file.read_text())
         except json.JSONDecodeError as error:
             raise UserError(str(file), f"not JSON: {error}", "choose another run=NAME") from None
-        difference = first_difference(_owned(owner), _owned(config))
-        if difference:
-            key, theirs, ours = difference
-            allowed = f"{self.run_dir} was made with {key}={_shown(theirs)}; choose another run=NAME"
+        for key, theirs, ours in differences(_owned(owner), _owned(config)):
+            longer = _LENGTH_SETTING.fullmatch(key) and isinstance(theirs, int) and isinstance(ours, int)
+            if ABSENT in (theirs, ours) or (longer and ours > theirs):  # a setting of other code; a stage extended
+                continue
+            allowed = f"{self.run_dir} was made with {key}={_shown(theirs)}: give that, or choose another run=NAME"
             raise UserError(key, ours, allowed)
 
     def open_run(self, config: Mapping[str, Any]) -> None:
@@ -124,11 +130,18 @@ class Store:
         return [path for path in self.run_dir.iterdir() if path.name != OWNER]
 
     def key(self, node: Node, input_hashes: Mapping[str, str], seed: int) -> str:
-        """Return the hash of what the node's outputs depend on: stage and files it names, inputs, code, seed."""
+        """Return the hash of what the node's outputs depend on: its settings, the files they name, inputs, seed.
+
+        The code is not among them: a run survives its code (see `changed_code`). Nor are settings at their defaults, so
+        that one more of them changes no key, nor the modules that classes live in.
+        """
+        return self._hash(node, settings_of(node.stage), input_hashes, seed)
+
+    def _hash(self, node: Node, settings: Any, input_hashes: Mapping[str, str], seed: int) -> str:
         named = [part.absolute() for part in nested(node.stage) if _is_file(part)]
         with self._known_digests() as known:
             files = {str(p): file_digests(p.parent, [p.name], known)[p.name] for p in named}
-        parts = [to_plain(node.stage), files, dict(sorted(input_hashes.items())), code_version(node.stage), seed]
+        parts = [settings, files, dict(sorted(input_hashes.items())), seed]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
     def outputs(self, node: Node, key: str) -> Any | None:
@@ -175,12 +188,73 @@ class Store:
             with disk_errors(file):
                 write_atomically(file, json.dumps(self._digests, indent=1))
 
-    def work_dir(self, node: Node, key: str) -> Path:
-        """Return the stage's own directory, which survives a kill."""
+    def work_dir(self, node: Node, input_hashes: Mapping[str, str], seed: int) -> Path:
+        """Return the stage's own directory, which survives a kill, and its code.
+
+        A stage whose class names its `length` (a dotted setting, in steps) shares it with its longer selves: what is
+        trained of a short one is the beginning of the long one. A shorter one than has been asked for begins anew.
+        """
+        key, length = self.key(node, input_hashes, seed), getattr(node.stage, "length", "")
         directory = self.run_dir / "state" / f"{node.name}-{key}"
+        if length:
+            settings, steps = without(settings_of(node.stage), length), setting(node.stage, length)
+            shared = self.run_dir / "state" / f"{node.name}-{self._hash(node, settings, input_hashes, seed)}"
+            asked = shared / LENGTH
+            before = int(asked.read_text()) if asked.is_file() else 0
+            if before <= steps:
+                directory = shared
+                if 0 < before < steps:
+                    text = "%s: goes on from the last checkpoint of its %d steps, to %d"
+                    logger.info(text, node.name, before, steps)
+                with disk_errors(directory):
+                    directory.mkdir(parents=True, exist_ok=True)
+                    write_atomically(asked, str(steps))
         with disk_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
+            if not (directory / CODE).is_file():
+                write_atomically(directory / CODE, code_version(node.stage))
         return directory
+
+    def changed_code(self, node: Node, key: str, work_dir: Path | None = None) -> str:
+        """Say which code made the node's results, or began its `work_dir`, if that is not today's; else ""."""
+        artifact = next((self._artifacts(node, key) / name for name in node.output_types), None)
+        before, now = "", code_version(node.stage)
+        if work_dir is not None:
+            before = (work_dir / CODE).read_text()
+        elif artifact is not None and (artifact / MANIFEST).is_file() and self.damage(node, key) is None:
+            before = Artifact(artifact).manifest().code_version
+        return f"{before}, now {now}" if before and before != now else ""
+
+    def set_aside(self, node: Node, key: str, work_dir: Path | None = None) -> None:
+        """Give the results of a node, or its `work_dir`, another name: it is to begin anew."""
+        place = work_dir or self._artifacts(node, key)
+        if place.exists():
+            aside = place.with_name(f".before-{place.name}")
+            with disk_errors(aside):
+                clear_way(aside)
+                place.rename(aside)
+
+    def adopt(self, node: Node, key: str) -> Path | None:
+        """Take over the results of the same settings and inputs from another run beside this one, if one has them.
+
+        They become this run's own: hard links (copies on another file system), so that either run can be deleted.
+        Only whole results of today's code are taken. Returns the other run's directory.
+        """
+        for place in sorted(self.run_dir.parent.glob(f"*/artifacts/[!.]*-{key}")):
+            other = Store(place.parent.parent)
+            found = {name: type_(place / name) for name, type_ in node.output_types.items()}
+            try:
+                whole = all(a.check().manifest().code_version == code_version(node.stage) for a in found.values())
+            except UserError:  # damaged, or on its way: made here instead
+                continue
+            if other.run_dir != self.run_dir and whole:
+                building = self.begin(node, key)
+                with disk_errors(building):
+                    for name in found:
+                        shutil.copytree(place / name, building / name, copy_function=_link)
+                self._publish(node, key)
+                return other.run_dir
+        return None
 
     def begin(self, node: Node, key: str) -> Path:
         """Return a fresh directory to build the outputs in; what a killed run left there is removed."""
@@ -202,6 +276,15 @@ class Store:
                 artifact.check()
                 counts = _counts(artifact.path)
                 write_manifest(artifact, stage, to_plain(node.stage), input_hashes, code_version(node.stage), counts)
+        self._publish(node, key)
+        if (damage := self.damage(node, key)) is not None:
+            raise damage
+        return node.outputs_type(**self._found(node, final))
+
+    def _publish(self, node: Node, key: str) -> None:
+        """Rename what was built into place."""
+        building, final = self._building(node, key), self._artifacts(node, key)
+        with disk_errors(building):
             if self.owner is not None:
                 self.owner.check()
             if final.exists():  # damaged, or this node would not have run
@@ -209,16 +292,12 @@ class Store:
                 clear_way(aside)
                 final.rename(aside)
             building.rename(final)
-        if (damage := self.damage(node, key)) is not None:
-            raise damage
-        return node.outputs_type(**self._found(node, final))
 
-    def has_other(self, node: Node, key: str) -> bool:
-        """Return whether the node has run under another key, whose results and state do not serve this one."""
+    def states(self, node: Node) -> set[str]:
+        """Names of the directories that the node has worked in, under any key."""
+        pattern = rf"{re.escape(node.name)}-[0-9a-f]{{12}}"
         found = {place.name for place in self.run_dir.glob(f"state/{node.name}-*")}
-        return any(
-            re.fullmatch(rf"{re.escape(node.name)}-[0-9a-f]{{12}}", name) for name in found - {f"{node.name}-{key}"}
-        )
+        return {name for name in found if re.fullmatch(pattern, name)}
 
     def latest(self, node: str, output: str) -> Path | None:
         """Return the newest finished artifact of a node, e.g. for `framework report`."""
@@ -245,16 +324,13 @@ def _is_file(value: Any) -> bool:
     return isinstance(value, Path) and value.is_file()
 
 
-def first_difference(theirs: Any, ours: Any, where: str = "") -> tuple[str, Any, Any] | None:
-    """Return (dotted key, their value, our value) of the first difference of two plain configurations."""
-    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
-        for key in sorted({*theirs, *ours}):
-            path = f"{where}.{key}" if where else str(key)
-            found = first_difference(theirs.get(key, ABSENT), ours.get(key, ABSENT), path)
-            if found:
-                return found
-        return None
-    return None if theirs == ours else (where, theirs, ours)
+def _link(source: str, target: str) -> str:
+    """Link a file, or copy it where that can't be; a manifest is copied: its age says when this run got it."""
+    if Path(source).name != MANIFEST:
+        with suppress(OSError):  # another file system, or one without links
+            os.link(source, target)
+            return target
+    return shutil.copyfile(source, target)
 
 
 @contextmanager

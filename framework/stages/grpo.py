@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from framework.algorithms.policy_loss import GrpoConfig
 from framework.artifacts import Checkpoint, PromptSet
@@ -38,6 +39,8 @@ class GrpoOutputs:
 @dataclass(frozen=True)
 class Grpo:
     """The stage."""
+
+    length: ClassVar[str] = "config.steps"  # more of them go on from the last checkpoint
 
     config: RlConfig
     algorithm: GrpoConfig

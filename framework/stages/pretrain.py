@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from framework.artifacts import Checkpoint, TokenizerDir, TokenShards
 from framework.bounds import NonNegativeInt, PositiveFloat, PositiveInt, bounded
@@ -85,6 +86,8 @@ class Pretrained:
 @dataclass(frozen=True)
 class Pretrain:
     """The stage."""
+
+    length: ClassVar[str] = "config.steps"  # more of them go on from the last checkpoint
 
     config: PretrainConfig
     model: ModelConfig

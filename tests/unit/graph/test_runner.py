@@ -6,22 +6,25 @@ import errno
 import json
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from framework.artifacts import MANIFEST
+from framework import artifacts
+from framework.artifacts import MANIFEST, Checkpoint, TextSet
 from framework.errors import RunFailed, Stopped, UserError
 from framework.graph import store as store_module
 from framework.graph.cluster import ClusterConfig
-from framework.graph.nodes import Graph
+from framework.graph.nodes import Graph, Runtime
 from framework.graph.runner import Runner, StopFlag
-from framework.graph.store import Store, disk_errors, first_difference
-from tests.unit.toy_graph import Evaluate, Train, Write
+from framework.graph.settings import differences, settings_of
+from framework.graph.store import Store, disk_errors
+from tests.unit.toy_graph import Evaluate, Nothing, Texts, Train, Write
 
 CONFIG = {"seed": 0, "stage": {"train": {"lr": 0.001}}, "tracking": None, "cluster": {"cpus": 2}}
 
@@ -81,16 +84,180 @@ def test_a_file_named_in_the_configuration_counts_by_its_content(tmp_path: Path)
     assert store.key(node, {}, 0) == first
 
 
-def test_changed_code_reruns(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner(tmp_path).run()
+def code_is(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    """Pretend these versions of the code of stages, by class; "old" of all others."""
+    monkeypatch.setattr(store_module, "code_version", lambda stage: versions.get(type(stage).__name__, "old"))
+
+
+def test_a_finished_run_survives_its_code(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code_is(monkeypatch)
+    first = runner(tmp_path).run()
     started(caplog)
-    monkeypatch.setattr(store_module, "code_version", lambda stage: "new" if isinstance(stage, Evaluate) else "old")
-    runner(tmp_path).run()
-    monkeypatch.setattr(store_module, "code_version", lambda stage: "newer" if isinstance(stage, Evaluate) else "old")
+    code_is(monkeypatch, Write="new", Evaluate="new")
+    assert runner(tmp_path).is_finished()
+    assert runner(tmp_path).run() == first
+    assert "write: finished before, skipped" in caplog.text
+    assert caplog.text.count("made by other code (old, now new): --rerun-changed makes it anew") == 2
+    assert started(caplog) == []
+    assert not runner(tmp_path, rerun_changed=True).is_finished()
+    runner(tmp_path, rerun_changed=True).run()
+    assert started(caplog) == ["write", "evaluate"]  # the new text is the old one: nothing in it is new to train
+    runner(tmp_path, rerun_changed=True).run()
+    assert started(caplog) == []
+
+
+def test_a_stage_goes_on_under_changed_code_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code_is(monkeypatch)
+    graph = toy(train=Train(fail="error"))
+    with pytest.raises(RunFailed):
+        runner(tmp_path, graph).run()
+    code_is(monkeypatch, Train="new")
+    runner(tmp_path, graph).run()
+    assert "goes on from its last checkpoint, though its code has changed (old, now new)" in caplog.text
+    (calls,) = (tmp_path / "run" / "state").glob("train-*/calls")
+    assert calls.read_text() == "2"
+
+
+def test_with_rerun_changed_a_begun_stage_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code_is(monkeypatch)
+    graph = toy(train=Train(fail="error"))
+    with pytest.raises(RunFailed):
+        runner(tmp_path, graph).run()
+    code_is(monkeypatch, Train="new")
+    with pytest.raises(RunFailed):  # its first call again
+        runner(tmp_path, graph, rerun_changed=True).run()
+    runner(tmp_path, graph, rerun_changed=True).run()
+    (calls,) = (tmp_path / "run" / "state").glob("train-*/calls")
+    assert calls.read_text() == "2"
+
+
+@dataclass(frozen=True)
+class Long:
+    """Writes a line a step, from where its work directory ends."""
+
+    length: ClassVar[str] = "steps"
+    steps: int = 2
+    lr: float = 1.0
+    newer: int = 7  # a setting that an older version did not have
+
+    def run(self, inputs: Nothing, runtime: Runtime) -> Texts:
+        file = runtime.work_dir / "done"
+        done = len(file.read_text()) if file.exists() else 0
+        (runtime.work_dir / "begun_at").write_text(str(done))
+        file.write_text("." * self.steps)
+        directory = runtime.artifact_dir("text")
+        (directory / "train.jsonl").write_text("x\n" * self.steps)
+        return Texts(TextSet(directory))
+
+
+def long(tmp_path: Path, **settings: Any) -> tuple[int, int]:
+    """Lines of the result, and the step at which the run began."""
+    graph = Graph()
+    graph.add("long", Long(**settings))
+    text = runner(tmp_path, graph).run()["long"].text
+    newest = max((tmp_path / "run" / "state").glob("long-*/begun_at"), key=lambda file: file.stat().st_mtime_ns)
+    return len((text.path / "train.jsonl").read_text().splitlines()), int(newest.read_text())
+
+
+def test_a_finished_stage_can_be_extended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert long(tmp_path, steps=2) == (2, 0)
+    assert long(tmp_path, steps=5) == (5, 2)
+    assert "goes on from the last checkpoint of its 2 steps, to 5" in caplog.text
+    assert long(tmp_path, steps=3) == (3, 0)  # what has seen 5 steps is not what 3 make
+    assert "begins anew" in caplog.text
+    assert long(tmp_path, steps=9) == (9, 5)
+    assert long(tmp_path, steps=9, lr=2.0) == (9, 0)
+    assert long(tmp_path, steps=2)[0] == 2
+
+
+def test_a_longer_stage_is_the_same_run(tmp_path: Path) -> None:
+    def configured(steps: int, **more: Any) -> dict[str, Any]:
+        return {"stage": {"grpo": {"_target_": "framework.roles.rl_loop.RlConfig", "steps": steps, **more}}}
+
+    store = Store(tmp_path / "run")
+    store.open_run(configured(160))
+    store.open_run(configured(320))
+    with pytest.raises(UserError, match=r"stage\.grpo\.steps: got 160; .* was made with stage\.grpo\.steps=320"):
+        store.open_run(configured(160))
+    store.open_run(configured(320, newer=3))  # a setting that the code has got since
+    moved = configured(320, newer=3)
+    moved["stage"]["grpo"]["_target_"] = "framework.roles.rl_config.RlConfig"
+    store.open_run(moved)
+    moved["stage"]["grpo"]["_target_"] = "framework.roles.rl_config.OtherConfig"
+    with pytest.raises(UserError, match="_target_"):
+        store.open_run(moved)
+
+
+def test_a_setting_that_newer_code_adds_changes_no_key(tmp_path: Path) -> None:
+    graph, store = Graph(), Store(tmp_path / "run")
+    node = graph.add("long", Long())
+    key = store.key(node, {}, 0)
+    before = {"_target_": "Long"}
+    assert settings_of(Long()) == before
+    assert store.key(graph.add("other", Long(newer=8)), {}, 0) != key
+    assert settings_of(Long(steps=3)) == {**before, "steps": 3}
+
+
+def test_what_another_run_has_made_is_taken_over_and_outlives_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = runner(tmp_path).run()
     started(caplog)
-    runner(tmp_path).run()
-    assert caplog.text.count("begins anew: its code, an input or a file has changed") == 1
-    assert started(caplog) == ["evaluate"]
+    other = Runner(toy(train=Train(lr=2e-3)), Store(tmp_path / "other"), ClusterConfig())
+    found = other.run()
+    assert "write: taken from run run, which has made the same" in caplog.text
+    assert started(caplog) == ["train", "evaluate"]
+    shutil.rmtree(tmp_path / "run")
+    text = found["write"].text
+    assert text.path.is_relative_to(tmp_path / "other")
+    assert text.verify().manifest().content_hash == found["train"].checkpoint.manifest().inputs["corpus"]
+    assert other.is_finished()
+    code_is(monkeypatch, Write="new")
+    Runner(toy(), Store(tmp_path / "third"), ClusterConfig()).run()
+    assert started(caplog) == ["write", "train", "evaluate"]  # of other code: not taken
+    assert first["write"].text.path.name == "text"
+
+
+def test_what_is_damaged_or_unfinished_elsewhere_is_made_here(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    outputs = runner(tmp_path).run()
+    (outputs["write"].text.path / "train.jsonl").write_text("short")
+    (outputs["evaluate"].report.path / MANIFEST).unlink()
+    started(caplog)
+    Runner(toy(), Store(tmp_path / "other"), ClusterConfig()).run()
+    assert started(caplog) == ["write", "evaluate"]
+
+
+def test_an_input_without_manifest_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    for name in Checkpoint.required:
+        (base / name).write_text("{}")
+    read: list[str] = []
+    digest = artifacts.file_digest
+    monkeypatch.setattr(artifacts, "file_digest", lambda file: read.append(file.name) or digest(file))
+    graph = Graph()
+    for name in ("one", "two"):
+        graph.add(name, Evaluate(), checkpoint=Checkpoint(base))
+
+    def base_files() -> list[str]:
+        found = [name for name in read if name != "report.json"]
+        read.clear()
+        return sorted(found)
+
+    assert not runner(tmp_path, graph).is_finished()
+    (tmp_path / "run").mkdir()
+    runner(tmp_path, graph).run()
+    assert base_files() == sorted([*Checkpoint.required] * 2)  # nothing was kept before there was a run
+    runner(tmp_path, graph).is_finished()
+    runner(tmp_path, graph).run()
+    assert base_files() == []
+    (base / "config.json").write_text('{"a": 1}')
+    runner(tmp_path, graph).run()
+    assert base_files() == ["config.json"]
 
 
 def test_manifest_tells_where_an_artifact_comes_from(tmp_path: Path) -> None:
@@ -201,7 +368,9 @@ def test_run_directory_belongs_to_its_configuration(tmp_path: Path) -> None:
     store = Store(tmp_path / "run")
     store.open_run(CONFIG)
     store.open_run({**CONFIG, "tracking": {"mode": "none"}, "cluster": {"cpus": 64}})
-    with pytest.raises(UserError, match=r"stage\.train\.lr: got 0\.002; .* was made with stage\.train\.lr=0\.001"):
+    with pytest.raises(
+        UserError, match=r"stage\.train\.lr: got 0\.002; .* was made with stage\.train\.lr=0\.001: give that"
+    ):
         store.open_run({**CONFIG, "stage": {"train": {"lr": 0.002}}})
     assert json.loads((store.run_dir / "config.json").read_text())["stage"] == CONFIG["stage"]
 
@@ -255,10 +424,10 @@ def test_file_in_the_way_of_the_run_directory(tmp_path: Path) -> None:
         Store(tmp_path / "file" / "run").open_run(CONFIG)
 
 
-def test_first_difference() -> None:
-    assert first_difference({"a": {"b": 1}}, {"a": {"b": 1}}) is None
-    assert first_difference({"a": {"b": 1}}, {"a": {}}) == ("a.b", 1, "absent")
-    assert first_difference({"a": [1, 2]}, {"a": [1, 3]}) == ("a", [1, 2], [1, 3])
+def test_differences() -> None:
+    assert list(differences({"a": {"b": 1}}, {"a": {"b": 1}})) == []
+    assert list(differences({"a": {"b": 1}}, {"a": {}})) == [("a.b", 1, "absent")]
+    assert list(differences({"a": [1, 2], "c": 1}, {"a": [1, 3], "c": 2})) == [("a", [1, 2], [1, 3]), ("c", 1, 2)]
 
 
 def test_stage_that_builds_elsewhere_is_a_bug_that_is_named(tmp_path: Path) -> None:
