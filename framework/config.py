@@ -14,6 +14,7 @@ from typing import Any
 from framework.artifacts import Artifact, Checkpoint
 from framework.bounds import Seed, bounded
 from framework.convert import TARGET, Component, convert, instantiate
+from framework.data.chat_template import TemplateConfig
 from framework.errors import UserError, did_you_mean
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Graph
@@ -55,6 +56,7 @@ class RunConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     tracking: Component = None
     stage: Mapping[str, Component] = field(default_factory=dict)  # stage name -> the stage
+    template: TemplateConfig = field(default_factory=TemplateConfig)  # of prompts and conversations
     base: Path | None = None  # the checkpoint that a job starts from, if it is one that does: a directory or a hub id
     seed: Seed = 0
     run: str = "run"

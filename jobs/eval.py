@@ -7,7 +7,7 @@ from framework.errors import UserError
 from framework.graph.nodes import Graph
 from framework.stages.evaluate import Evaluate
 from framework.stages.fit import fit_sampler
-from framework.stages.prompts import PreparePrompts, PromptsConfig
+from framework.stages.prompts import PreparePrompts, PromptsConfig, check_prompts
 
 
 def build(config: RunConfig) -> Graph:
@@ -15,10 +15,12 @@ def build(config: RunConfig) -> Graph:
     if not isinstance(config.data, PromptsConfig):
         raise UserError("data", type(config.data).__name__, "must be prompts")
     base, model = given_base(config)
+    engine, evaluating = fit_sampler(config.engine.rollout, model), config.stage["evaluate"]
     for split in config.data.read():
         config.reward.check_prompts(split)
+        check_prompts(base.path, split, config.template, engine.max_model_len, evaluating.max_tokens)
     graph = Graph()
-    prompts = graph.add("prompts", PreparePrompts(config.data), base=base).out("prompts")
-    evaluate = Evaluate(config.stage["evaluate"], "base", fit_sampler(config.engine.rollout, model), config.reward)
+    prompts = graph.add("prompts", PreparePrompts(config.data, config.template), base=base).out("prompts")
+    evaluate = Evaluate(evaluating, "base", engine, config.reward)
     graph.add("eval", evaluate, checkpoint=base, prompts=prompts)
     return graph

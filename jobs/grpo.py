@@ -8,7 +8,7 @@ from framework.graph.nodes import Graph
 from framework.stages.evaluate import Evaluate
 from framework.stages.fit import fit_learner, fit_sampler
 from framework.stages.grpo import Grpo
-from framework.stages.prompts import PreparePrompts, PromptsConfig
+from framework.stages.prompts import PreparePrompts, PromptsConfig, check_prompts
 
 
 def build(config: RunConfig) -> Graph:
@@ -17,12 +17,13 @@ def build(config: RunConfig) -> Graph:
         raise UserError("data", type(config.data).__name__, "must be prompts")
     base, model = given_base(config)
     stage, rewards, cluster = config.stage, config.reward, config.cluster
+    rollout = fit_sampler(config.engine.rollout, model)
     for split in config.data.read():
         rewards.check_prompts(split)
-    rollout = fit_sampler(config.engine.rollout, model)
+        check_prompts(base.path, split, config.template, rollout.max_model_len, stage["grpo"].longest)
     learner = fit_learner(config.engine.learner, model, cluster, cluster.learner_workers, rollout.max_model_len)
     graph = Graph()
-    prompts = graph.add("prompts", PreparePrompts(config.data), base=base).out("prompts")
+    prompts = graph.add("prompts", PreparePrompts(config.data, config.template), base=base).out("prompts")
     graph.add("eval_base", Evaluate(stage["evaluate"], "base", rollout, rewards), checkpoint=base, prompts=prompts)
     grpo = Grpo(stage["grpo"], config.algorithm, rewards, rollout, learner, model)
     policy = graph.add("grpo", grpo, base=base, prompts=prompts).out("policy")

@@ -29,21 +29,24 @@ def build(config: RunConfig) -> Graph:
     config.cluster.check_gpus(rollout.tensor_parallel_size)
     config.engine.learner.check_topology(ranks, experts, "engine.learner")
     pretrain.engine.check_topology(pretrain.check_workers(config.cluster), experts, "stage.pretrain.engine")
+    template = config.template if config.template.name else replace(config.template, name="r1_zero")
     graph = Graph()
     collect = graph.add("collect", Collect(config.data))
     prompts = collect.out("prompts")
     text = graph.add("clean", Clean(stage["clean"]), text=collect.out("text"), prompts=prompts).out("text")
     train_tokenizer = TrainTokenizer(stage["tokenizer"], model.max_position_embeddings, model.vocab_size)
     tokenizer = graph.add("tokenizer", train_tokenizer, text=text).out("tokenizer")
-    tokenize = Tokenize(stage["tokenize"], rollout.max_model_len, max_tokens)
+    tokenize = Tokenize(stage["tokenize"], rollout.max_model_len, max_tokens, template)
     shards = graph.add("tokenize", tokenize, text=text, tokenizer=tokenizer, prompts=prompts).out("shards")
     start = Pretrain(replace(pretrain, extend=()), before_extension(model, pretrain))
     base = graph.add("pretrain", start, shards=shards, tokenizer=tokenizer).out("base")
     for name, phase in extensions(model, pretrain).items():
         base = graph.add(name, phase, base=base, shards=shards, tokenizer=tokenizer).out("base")
-    graph.add("eval_base", Evaluate(stage["evaluate"], "base", rollout, rewards), checkpoint=base, prompts=prompts)
-    grpo = Grpo(stage["grpo"], config.algorithm, rewards, rollout, config.engine.learner, model)
+    graph.add(
+        "eval_base", Evaluate(stage["evaluate"], "base", rollout, rewards, template), checkpoint=base, prompts=prompts
+    )
+    grpo = Grpo(stage["grpo"], config.algorithm, rewards, rollout, config.engine.learner, model, template)
     policy = graph.add("grpo", grpo, base=base, prompts=prompts).out("policy")
-    final = Evaluate(stage["evaluate"], "r1_zero", rollout, rewards)
+    final = Evaluate(stage["evaluate"], "r1_zero", rollout, rewards, template)
     graph.add("eval_r1_zero", final, checkpoint=policy, prompts=prompts)
     return graph

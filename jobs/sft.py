@@ -20,8 +20,9 @@ def build(config: RunConfig) -> Graph:
     engine = fit_learner(config.engine.learner, model, cluster, workers, config.engine.learner.token_budget)
     sft = Sft(tuning, engine, model, config.data.count_train())
     tuning.schedule(sft.steps)
+    config.data.check(base.path, config.template)
     graph = Graph()
     chats = graph.add("chats", CollectChats(config.data)).out("chats")
-    encode = graph.add("encode", EncodeChats(config.data.template, sft.max_tokens), base=base, chats=chats)
+    encode = graph.add("encode", EncodeChats(sft.max_tokens, config.template), base=base, chats=chats)
     graph.add("sft", sft, base=base, shards=encode.out("shards"), tokenizer=encode.out("tokenizer"))
     return graph

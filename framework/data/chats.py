@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from framework.data.readers import read_rows
+from framework.data.shards import checked_ids, token_dtype
 from framework.data.shuffle import shuffled
-from framework.data.templates import render_chat
-from framework.data.tokenizer import ASSISTANT
 from framework.errors import UserError
 from framework.types import Int32
 
@@ -59,39 +58,12 @@ def read_chats(path: Path) -> Iterator[Chat]:
         yield Chat(fields["id"], tuple(fields["messages"]), tuple(fields["tools"]), fields["where"])
 
 
-def encode_chat(tokenizer: Any, template: str, chat: Chat) -> EncodedChat:
-    """Encode turn by turn, so that marks fall between tokens, and learn every answer that the template shows whole.
-
-    R1's template drops the reasoning of past answers: those are context only, the last one keeps its reasoning.
-    Raises UserError if a turn changes what stands before it.
-    """
-    ids: list[int] = []
-    learned: list[int] = []
-    shown, bos = "", tokenizer.bos_token or ""  # Qwen has none
-    for end in range(1, len(chat.messages) + 1):
-        last, message = end == len(chat.messages), chat.messages[end - 1]
-        text = render_chat(template, chat.messages[:end], False, bos, tokenizer.eos_token, keep_last_reasoning=last)
-        if not text.startswith(shown):
-            raise UserError(
-                f"chat {chat.id}: message {end}", message["role"], "changes what the template put before it"
-            )
-        added, shown = text[len(shown) :], text
-        answers = message["role"] == "assistant"
-        head = added.index(ASSISTANT) + len(ASSISTANT) if answers else len(added)
-        whole = answers and added[head:].startswith(message["content"])
-        for piece, mark in ((added[:head], 0), (added[head:], int(whole))):
-            piece_ids = tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
-            ids += piece_ids
-            learned += [mark] * len(piece_ids)
-    return EncodedChat(np.asarray(ids, np.int32), np.asarray(learned, np.int32))
-
-
 def write_chat_shards(directory: Path, chats: Iterable[EncodedChat], vocab_size: int) -> ChatShardsMeta:
     """Write conversations one after another, their marks beside them, and where each ends."""
-    ends, dtype = [0], np.uint16 if vocab_size <= 2**16 else np.uint32
+    ends, dtype = [0], token_dtype(vocab_size)
     with (directory / TOKENS).open("wb") as tokens, (directory / MARKS).open("wb") as marks:
         for chat in chats:
-            tokens.write(chat.token_ids.astype(dtype).tobytes())
+            tokens.write(checked_ids(chat.token_ids, vocab_size).astype(dtype).tobytes())
             marks.write(chat.learned.astype(np.uint8).tobytes())
             ends.append(ends[-1] + len(chat.token_ids))
     np.save(directory / ENDS, np.asarray(ends, np.int64))
@@ -107,7 +79,7 @@ class ChatRows:
         try:
             self.meta = ChatShardsMeta(**json.loads((directory / META).read_text()))
             self._ends = np.load(directory / ENDS)
-            dtype = np.uint16 if self.meta.vocab_size <= 2**16 else np.uint32
+            dtype = token_dtype(self.meta.vocab_size)
             self._tokens, self._marks = (
                 np.memmap(directory / TOKENS, dtype, "r"),
                 np.memmap(directory / MARKS, np.uint8, "r"),

@@ -26,15 +26,27 @@ class ShardsMeta:
     dtype: str
 
 
+def token_dtype(vocab_size: int) -> str:
+    """Return the narrowest type that holds every id below `vocab_size`."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"
+
+
+def checked_ids(ids: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.int64]:
+    """Return ids as an array; raises ValueError for one beyond the vocabulary, which a narrow type would wrap."""
+    found = np.asarray(ids, np.int64)
+    if found.size and not 0 <= found.min() <= found.max() < vocab_size:
+        raise ValueError(f"token ids {found.min()} to {found.max()}, but the vocabulary has {vocab_size}")
+    return found
+
+
 def write_shards(directory: Path, splits: dict[str, Iterable[Sequence[int]]], vocab_size: int) -> ShardsMeta:
     """Write each split's documents, which bring their own begin and end tokens, one after another."""
-    dtype = "uint16" if vocab_size <= 2**16 else "uint32"
+    dtype = token_dtype(vocab_size)
     tokens = {}
     for split, documents in splits.items():
         with (directory / f"{split}.bin").open("wb") as file:
-            tokens[split] = (
-                sum(file.write(np.asarray(ids, dtype).tobytes()) for ids in documents) // np.dtype(dtype).itemsize
-            )
+            written = sum(file.write(checked_ids(ids, vocab_size).astype(dtype).tobytes()) for ids in documents)
+        tokens[split] = written // np.dtype(dtype).itemsize
     meta = ShardsMeta(tokens, vocab_size, dtype)
     (directory / META).write_text(json.dumps(asdict(meta)))
     return meta

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from framework.data.tokenizer import ASSISTANT, BOS, EOS, USER
 from framework.errors import UserError
-from framework.types import Prompt
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -54,21 +52,15 @@ R1_CHAT_TEMPLATE = _CHAT.replace(
 ).replace("GENERATION", f"'{ASSISTANT}<think>\\n'")
 
 
-# R1-Zero has no turns: the last message is the question, and the rest of the conversation is not shown to it.
+# R1-Zero has no turns: the last message that is no answer is the question; what stands before it is not shown.
 R1_ZERO_CHAT_TEMPLATE = (
-    "{%- set question = messages[-1]['content'].rstrip().lstrip('\\r\\n') -%}"
+    "{%- set answered = messages[-1]['role'] == 'assistant' -%}"
+    "{%- set question = messages[-2 if answered else -1]['content'].rstrip().lstrip('\\r\\n') -%}"
     f"{{{{- bos_token + {_BEFORE!r} + question -}}}}"
     "{{- '' if question[-1:] in ['.', '?', '!', '。', '？', '！'] else '.' -}}"
     f"{{{{- {' ' + _AFTER!r} -}}}}"
+    "{%- if answered -%}{{- messages[-1]['content'] + eos_token -}}{%- endif -%}"
 )
-
-
-class TextEncoder(Protocol):
-    """What is needed of a Hugging Face tokenizer."""
-
-    def encode(self, text: str) -> list[int]:
-        """Return token ids, with the special tokens that the tokenizer adds by itself."""
-        ...
 
 
 def render_r1_zero(question: str) -> str:
@@ -97,28 +89,6 @@ def render_chat(
         eos_token=eos_token,
         **variables,
     )
-
-
-def prompt_tokens(tokenizer: TextEncoder, prompt: Prompt) -> tuple[int, ...]:
-    """Return the prompt's own tokens, or else those of its question in R1-Zero's template."""
-    return prompt.token_ids or tuple(tokenizer.encode(render_r1_zero(prompt.text)))
-
-
-def tokenize_prompts(
-    tokenizer: TextEncoder, prompts: Iterable[Prompt], context: int, max_new_tokens: int = 1
-) -> tuple[Prompt, ...]:
-    """Return the prompts with `token_ids`; raises UserError for one too long for a context of `context` tokens."""
-    tokenized = (replace(prompt, token_ids=prompt_tokens(tokenizer, prompt)) for prompt in prompts)
-    return tuple(checked_length(prompt, context, max_new_tokens) for prompt in tokenized)
-
-
-def checked_length(prompt: Prompt, context: int, max_new_tokens: int = 1) -> Prompt:
-    """Return `prompt`; raises UserError if its tokens leave no room for `max_new_tokens` in the context."""
-    tokens, limit = len(prompt.token_ids), context - max_new_tokens
-    if tokens > limit:
-        allowed = f"must be at most {limit}: the context holds {context}, and {max_new_tokens} are for the response"
-        raise UserError(f"prompt {prompt.id}: tokens", tokens, allowed)
-    return prompt
 
 
 @cache

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from framework.artifacts import Checkpoint
+from framework.data.chat_template import ChatTemplate
+from framework.data.control import ControlTokens
+from framework.data.tokenizer_files import load_tokenizer, servable_tokenizer
 from framework.engines.vllm_engine import VllmConfig, VllmSampler
 from framework.engines.weights import check_safetensors
 from framework.errors import UserError
@@ -38,7 +41,8 @@ def serve(checkpoint: Path, host: str, port: int) -> None:
         raise UserError("--port", port, "must be 1 to 65535")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
-    command += ["--served-model-name", checkpoint.resolve().name, "--host", host, "--port", str(port)]
+    command += ["--tokenizer", str(servable_tokenizer(checkpoint)), "--served-model-name", checkpoint.resolve().name]
+    command += ["--host", host, "--port", str(port)]
     if not _has_gpu():
         # As in vllm_engine: the CPU's rotary kernel is wrong for DeepSeek, plain attention takes any latent size.
         os.environ["VLLM_MLA_DISABLE"] = "1"
@@ -58,7 +62,7 @@ def check_checkpoint(checkpoint: Path) -> None:
 async def _chat(checkpoint: Path, params: SamplingParams, config: VllmConfig) -> None:
     sampler = VllmSampler(config)
     await sampler.start(checkpoint)
-    tokenizer, interactive = _tokenizer(checkpoint), sys.stdin.isatty()
+    tokenizer, interactive = load_tokenizer(checkpoint), sys.stdin.isatty()
     try:
         while line := await asyncio.to_thread(_read_line, interactive):
             if not line.strip():
@@ -79,17 +83,10 @@ def _read_line(interactive: bool) -> str:
     return sys.stdin.readline()
 
 
-def _tokenizer(checkpoint: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(checkpoint)
-
-
 def _encode(tokenizer: Any, line: str) -> list[int]:
     if tokenizer.chat_template is None:
-        return list(tokenizer(line)["input_ids"])
-    messages = [{"role": "user", "content": line}]
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        return [*tokenizer("")["input_ids"], *ControlTokens(tokenizer).encode_plain([line])[0]]
+    return list(ChatTemplate(tokenizer).prompt([{"role": "user", "content": line}]).token_ids)
 
 
 def _context_length(checkpoint: Path) -> int:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
-from framework.bounds import bounded
 from framework.data.entries import decode_entry, encode_entry
 from framework.errors import UserError, did_you_mean
 from framework.rewards.answers import CLOSE, OPEN, check_place, extract_answer
@@ -21,7 +20,6 @@ Verifier = Callable[[str, dict[str, Any]], float]
 
 
 @dataclass(frozen=True, kw_only=True)
-@bounded
 class Accuracy(Reward):
     """1 if the response's answer is right, else 0 (R1: binary).
 
@@ -54,7 +52,7 @@ class Accuracy(Reward):
 
     def extracted(self, prompt: Prompt, response: Response) -> str | None:
         """Return the answer that the response gives, or None."""
-        text = response.text
+        text = prompt.opened + response.text
         answer = extract_answer(text, self.answer_in)
         marked = answer is not None or OPEN in text or CLOSE in text or response.finish_reason != "stop"
         if self.answer_in == "last" and not marked and prompt.task in self.math_tasks:

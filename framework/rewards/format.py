@@ -18,12 +18,13 @@ class Format(Reward):
 
     R1-Zero rewards reasoning between think tags, as its template asks (R1 section 2.2 and Table 1); value and regular
     expression are not stated. Here: each tag exactly once and in that order, both contents more than whitespace, only
-    whitespace around and between, and the response finished by itself (a truncated one is never well-formed).
+    whitespace around and between, and the response finished by itself (a truncated one is never well-formed). What the
+    prompt opened already (R1's "<think>") counts as said.
     """
 
     def __call__(self, prompt: Prompt, response: Response) -> float:
         """Return 1.0 or 0.0."""
-        text = response.text
+        text = prompt.opened + response.text
         if response.finish_reason != "stop" or any(text.count(tag) != 1 for tag in TAGS):
             return 0.0
         shape = _SHAPE.fullmatch(text)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 from framework.artifacts import ChatSet, Checkpoint, TokenizerDir, TokenShards
 from framework.bounds import NonNegativeInt, bounded
-from framework.data.chats import Chat, EncodedChat, encode_chat, read_chats, write_chat_shards
+from framework.data.chat_encoding import encode_chat
+from framework.data.chat_template import ChatTemplate, TemplateConfig
+from framework.data.chats import Chat, EncodedChat, read_chats, write_chat_shards
 from framework.data.layouts.chats import load_chats
 from framework.data.layouts.columns import Columns
 from framework.data.readers import write_rows
-from framework.data.templates import R1_CHAT_TEMPLATE, V3_CHAT_TEMPLATE
+from framework.data.tokenizer_files import copy_files, load_tokenizer, vocabulary_size, write_template
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
 from framework.stages.collect import NoInputs
 
-TEMPLATES = {"r1": R1_CHAT_TEMPLATE, "v3": V3_CHAT_TEMPLATE}
+_CHECKED = 256  # conversations that a plan encodes
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,6 @@ class ChatsConfig:
     chats_file: str | None = None
     columns: Columns = field(default_factory=dict)  # our name -> the file's
     validation_chats: NonNegativeInt = 0  # set apart at random
-    template: Literal["r1", "v3"] = "r1"  # r1: the model is made to think, and learns the last answer of a conversation
 
     @property
     def chats(self) -> Iterator[Chat]:
@@ -38,6 +39,15 @@ class ChatsConfig:
         if self.chats_file is None:
             raise UserError("data.chats_file", None, "must name a file, glob, folder or hub data set of conversations")
         return load_chats(self.chats_file, self.columns, "data.chats_file")
+
+    def check(self, base: Path, config: TemplateConfig) -> None:
+        """Encode the first conversations before a run starts; the stage does so with all.
+
+        Raises UserError if the base's tokenizer is not what its files say, or a conversation does not fit the template.
+        """
+        template = ChatTemplate(load_tokenizer(base), config)
+        for chat in itertools.islice(self.chats, _CHECKED):
+            encode_chat(template, chat)
 
     def count_train(self) -> int:
         """Read the file and return how many conversations are for training; raises UserError naming a bad line."""
@@ -95,29 +105,32 @@ class EncodedChats:
 class EncodeChats:
     """The stage that tokenizes them."""
 
-    template: Literal["r1", "v3"]
     max_tokens: int  # of a conversation
+    template: TemplateConfig = TemplateConfig()
 
     def run(self, inputs: EncodeInputs, runtime: Runtime) -> EncodedChats:
-        """Encode every split there is; raises UserError for a conversation that is too long."""
-        from transformers import AutoTokenizer
+        """Encode every split there is; raises UserError for a conversation that is too long, or cannot be learned.
 
-        tokenizer = AutoTokenizer.from_pretrained(inputs.base.path)
+        The tokenizer keeps its chat template unless another one is named.
+        """
+        tokenizer = load_tokenizer(inputs.base.path)
+        template, size = ChatTemplate(tokenizer, self.template), vocabulary_size(tokenizer)
         shards, saved = runtime.artifact_dir("shards"), runtime.artifact_dir("tokenizer")
         tokens = 0
         for file in sorted(inputs.chats.path.glob("*.jsonl")):
             (shards / file.stem).mkdir()
-            tokens += write_chat_shards(shards / file.stem, self._encoded(file, tokenizer), len(tokenizer)).tokens
-        tokenizer.chat_template = TEMPLATES[self.template]
-        tokenizer.save_pretrained(saved)
+            tokens += write_chat_shards(shards / file.stem, self._encoded(file, template), size).tokens
+        copy_files(inputs.base.path, saved)
+        if self.template.name:
+            write_template(saved, template.source)
         runtime.tracker.progress(1, 1, f"{tokens:,} tokens")
         return EncodedChats(TokenShards(shards), TokenizerDir(saved))
 
-    def _encoded(self, file: Path, tokenizer: Any) -> Iterator[EncodedChat]:
+    def _encoded(self, file: Path, template: ChatTemplate) -> Iterator[EncodedChat]:
         for chat in read_chats(file):
-            encoded = encode_chat(tokenizer, TEMPLATES[self.template], chat)
+            encoded = encode_chat(template, chat)
             if len(encoded.token_ids) > self.max_tokens:
                 allowed = f"must be at most {self.max_tokens}: the least of stage.sft.max_tokens, "
                 allowed += "engine.learner.token_budget and model.max_position_embeddings"
-                raise UserError(f"chat {chat.id}: tokens", len(encoded.token_ids), allowed)
+                raise UserError(f"{chat.where or chat.id}: tokens", len(encoded.token_ids), allowed)
             yield encoded

@@ -12,9 +12,10 @@ import numpy as np
 
 from framework.artifacts import Checkpoint, EvalReport, PromptSet
 from framework.bounds import Bound, FilledStr, NonNegativeInt, PositiveInt, bounded
+from framework.data.chat_template import TemplateConfig, tokenize_prompts
 from framework.data.readers import read_prompts, write_rows
 from framework.data.shuffle import seed_of
-from framework.data.templates import tokenize_prompts
+from framework.data.tokenizer_files import load_tokenizer
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
@@ -70,6 +71,7 @@ class Evaluate:
     label: str
     engine: VllmConfig
     rewards: RewardConfig
+    template: TemplateConfig = TemplateConfig()
 
     def __post_init__(self) -> None:
         if self.config.accuracy not in self.rewards.components:
@@ -81,17 +83,14 @@ class Evaluate:
 
     def run(self, inputs: EvaluateInputs, runtime: Runtime) -> Evaluated:
         """Sample, score, write report.json and samples.jsonl; raises RunFailed if too many can't be scored."""
-        from transformers import AutoTokenizer
-
-        from framework.models.public_layout import without_stale_copies
         from framework.stages.workers import sampling_pools
 
         config = self.config
-        tokenizer = AutoTokenizer.from_pretrained(inputs.checkpoint.path)
+        tokenizer = load_tokenizer(inputs.checkpoint.path)
         found = read_prompts(inputs.prompts.path / "heldout.jsonl")[: config.max_prompts or None]
-        prompts = tokenize_prompts(tokenizer, found, self.engine.max_model_len, config.max_tokens)
+        prompts = tokenize_prompts(tokenizer, found, self.engine.max_model_len, config.max_tokens, self.template)
         params = SamplingParams(config.temperature, config.top_p, config.max_tokens, config.k)
-        checkpoint, logs = without_stale_copies(inputs.checkpoint.path, runtime.work_dir / "base"), runtime.work_dir
+        checkpoint, logs = inputs.checkpoint.path, runtime.work_dir
         with sampling_pools(runtime.cluster, self.engine, self.rewards, checkpoint, logs) as pools:
             scored = sample_and_score(pools.rollout, pools.reward, prompts, params, config.groups_in_flight, runtime)
         check_scores(scored, self.rewards.max_failed_share)  # a broken verifier is no wrong answer

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from framework.algorithms.policy_loss import GrpoConfig
 from framework.artifacts import Checkpoint, PromptSet
+from framework.data.chat_template import TemplateConfig, tokenize_prompts
 from framework.data.readers import read_prompts
-from framework.data.templates import tokenize_prompts
+from framework.data.tokenizer_files import copy_tokenizer, load_tokenizer
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import sum_over
 from framework.engines.vllm_engine import VllmConfig
@@ -48,6 +49,7 @@ class Grpo:
     rollout: VllmConfig
     learner: DeepSpeedConfig
     model: ModelConfig
+    template: TemplateConfig = TemplateConfig()
 
     def __post_init__(self) -> None:
         if self.config.longest >= self.rollout.max_model_len:
@@ -67,8 +69,6 @@ class Grpo:
 
     def run(self, inputs: GrpoInputs, runtime: Runtime) -> GrpoOutputs:
         """Train to the end; resumes from the newest checkpoint in the stage's work directory."""
-        from transformers import AutoTokenizer
-
         from framework.models.public_layout import dequantised
         from framework.roles.clients import RayRewards, RayRollouts
         from framework.roles.cluster import worker_environment
@@ -76,15 +76,14 @@ class Grpo:
         from framework.roles.ledger import Ledger
         from framework.roles.pool import wait_for_any
         from framework.roles.rl_loop import RlLoop
-        from framework.stages.training import copy_tokenizer
         from framework.stages.workers import sampling_pools
 
         config, cluster = self.config, runtime.cluster
         base = dequantised(inputs.base.path, runtime.work_dir / "base")  # as V3-Base is published
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer = load_tokenizer(inputs.base.path)
         found = read_prompts(inputs.prompts.path / "train.jsonl")
         self.rewards.check_prompts(found)
-        prompts = tokenize_prompts(tokenizer, found, self.rollout.max_model_len, config.longest)
+        prompts = tokenize_prompts(tokenizer, found, self.rollout.max_model_len, config.longest, self.template)
         engine = replace(self.learner, keep_versions=max(self.learner.keep_versions, config.max_staleness))
         learner_config = LearnerConfig(base, engine, self.algorithm, config.temperature, entropy=True)
         options = {
@@ -116,7 +115,7 @@ class Grpo:
                 ).run()
             finally:
                 learner.shutdown()
-        copy_tokenizer(inputs.base, directory)
+        copy_tokenizer(inputs.base.path, directory)
         return GrpoOutputs(Checkpoint(directory))
 
     def estimate(self, cluster: ClusterConfig) -> StageEstimate:

@@ -150,9 +150,9 @@ def estimate_rows(config: PretrainConfig, model: ModelConfig, cluster: ClusterCo
 
 def with_special_tokens(model: ModelConfig, tokenizer: Path) -> ModelConfig:
     """Return the model with the begin, end and pad ids of its tokenizer: published sizes carry the published ids."""
-    from transformers import AutoTokenizer
+    from framework.data.tokenizer_files import load_tokenizer
 
-    found = AutoTokenizer.from_pretrained(tokenizer)
+    found = load_tokenizer(tokenizer)
     return replace(
         model,
         bos_token_id=found.bos_token_id,

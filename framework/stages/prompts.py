@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from framework.artifacts import Checkpoint, PromptSet
 from framework.bounds import NonNegativeInt, Probability, bounded
+from framework.data.chat_template import TemplateConfig, own_or_r1_zero, tokenize_prompts
 from framework.data.layouts.columns import Columns
 from framework.data.readers import write_prompts
 from framework.data.splits import load_splits
+from framework.data.tokenizer_files import load_tokenizer
 from framework.graph.nodes import Runtime
 from framework.types import Prompt
+
+_CHECKED = 256  # prompts that a plan tokenizes
 
 
 @dataclass(frozen=True)
@@ -53,23 +58,23 @@ class PreparePrompts:
     """The stage."""
 
     config: PromptsConfig
+    template: TemplateConfig = TemplateConfig()  # without a name the tokenizer's own, or R1-Zero's where it has none
 
     def run(self, inputs: PromptsInputs, runtime: Runtime) -> Prepared:
         """Write both splits."""
-        from transformers import AutoTokenizer
-
-        tokenizer, directory = AutoTokenizer.from_pretrained(inputs.base.path), runtime.artifact_dir("prompts")
+        tokenizer, directory = load_tokenizer(inputs.base.path), runtime.artifact_dir("prompts")
+        template = own_or_r1_zero(self.template, tokenizer)
         train, heldout = self.config.read()
         for split, prompts in (("train", train), ("heldout", heldout)):
-            write_prompts(directory / f"{split}.jsonl", (_templated(tokenizer, prompt) for prompt in prompts))
+            write_prompts(directory / f"{split}.jsonl", tokenize_prompts(tokenizer, prompts, config=template))
         runtime.tracker.progress(1, 1, f"{len(train)} prompts, {len(heldout)} held out")
         return Prepared(PromptSet(directory))
 
 
-def _templated(tokenizer: Any, prompt: Prompt) -> Prompt:
-    """The prompt in the tokenizer's own chat template; without one, in R1-Zero's."""
-    if tokenizer.chat_template is None:
-        return prompt
-    messages = list(prompt.messages) or [{"role": "user", "content": prompt.text}]
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    return replace(prompt, token_ids=tuple(ids))
+def check_prompts(base: Path, prompts: Sequence[Prompt], template: TemplateConfig, context: int, response: int) -> None:
+    """Put the first prompts into the template before a run starts; the stage does so with all.
+
+    Raises UserError if the base's tokenizer is not what its files say, or a prompt does not fit template or context.
+    """
+    tokenizer = load_tokenizer(base)
+    tokenize_prompts(tokenizer, prompts[:_CHECKED], context, response, own_or_r1_zero(template, tokenizer))

@@ -10,12 +10,15 @@ from typing import Any
 
 from framework.artifacts import PromptSet, TextSet, TokenizerDir, TokenShards
 from framework.bounds import Probability, bounded
+from framework.data.chat_template import TemplateConfig, tokenize_prompts
+from framework.data.control import ControlTokens
 from framework.data.fim import combined_tokens, cut_for_fim, fim_ids, fim_marks, split_combined
 from framework.data.readers import read_documents, read_prompts, read_rows
 from framework.data.shards import write_shards
 from framework.data.shuffle import sampled
-from framework.data.templates import R1_ZERO_CHAT_TEMPLATE, tokenize_prompts
+from framework.data.templates import R1_ZERO_CHAT_TEMPLATE
 from framework.data.tokenizer import TokenizerConfig, train_tokenizer
+from framework.data.tokenizer_files import load_tokenizer, vocabulary_size
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
 
@@ -98,23 +101,22 @@ class Tokenize:
     config: TokenizeConfig = TokenizeConfig()
     context: int = 0  # tokens of prompt and response; needed with prompts
     max_new_tokens: int = 1
+    template: TemplateConfig = TemplateConfig()  # of the prompts
 
     def run(self, inputs: TokenizeInputs, runtime: Runtime) -> Tokenized:
         """Encode both splits; raises UserError for a prompt that leaves no room for its response."""
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(inputs.tokenizer.path)
+        tokenizer = load_tokenizer(inputs.tokenizer.path)
         if inputs.prompts is not None:
             for split in ("train", "heldout"):
                 prompts = read_prompts(inputs.prompts.path / f"{split}.jsonl")
-                tokenize_prompts(tokenizer, prompts, self.context, self.max_new_tokens)
+                tokenize_prompts(tokenizer, prompts, self.context, self.max_new_tokens, self.template)
         directory = runtime.artifact_dir("shards")
         configs = {"train": self.config, "validation": TokenizeConfig()}
         splits = {
             split: _encoded(inputs.text.path / f"{split}.jsonl", tokenizer, config, runtime.seed)
             for split, config in configs.items()
         }
-        meta = write_shards(directory, dict(splits), len(tokenizer))
+        meta = write_shards(directory, dict(splits), vocabulary_size(tokenizer))
         runtime.tracker.progress(1, 1, f"{meta.tokens['train']:,} tokens")
         return Tokenized(TokenShards(directory))
 
@@ -123,7 +125,7 @@ def _encoded(file: Path, tokenizer: Any, config: TokenizeConfig, seed: int, batc
     """Token ids of each document. Names of special tokens in a text are text there, not those tokens."""
     halves = combined_tokens(tokenizer) if config.split_rate else {}
     marks = fim_marks(tokenizer.get_vocab()) if config.fim_rate else []
-    begin = tokenizer("")["input_ids"]
+    begin, control = tokenizer("")["input_ids"], ControlTokens(tokenizer)
     documents = read_documents(file)
     while chunk := list(itertools.islice(documents, batch)):
         keys = [f"{seed} {document.id}" for document in chunk]
@@ -132,7 +134,7 @@ def _encoded(file: Path, tokenizer: Any, config: TokenizeConfig, seed: int, batc
             for document, key in zip(chunk, keys, strict=True)
         ]
         texts = [part for parts in cuts for part in parts]
-        encoded = iter(tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        encoded = iter(control.encode_plain(texts))
         for key, parts in zip(keys, cuts, strict=True):
             ids = fim_ids(list(itertools.islice(encoded, len(parts))), marks)
             yield [*begin, *split_combined(ids, halves, config.split_rate, key), tokenizer.eos_token_id]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from framework.artifacts import Checkpoint, TokenizerDir
+from framework.data.tokenizer_files import copy_tokenizer
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
@@ -50,7 +50,6 @@ def train(
     """
     from framework.roles.supervised_loop import LmRun, train_lm
 
-    copy_tokenizer(tokenizer, out)
     cluster = runtime.cluster
     run = LmRun(
         model=model,
@@ -69,11 +68,5 @@ def train(
         gpus_per_worker=1.0 if cluster.gpus else 0.0,
     )
     train_lm(run, runtime.tracker, runtime.should_stop)
+    copy_tokenizer(tokenizer.path, out)
     return Checkpoint(out)
-
-
-def copy_tokenizer(tokenizer: TokenizerDir | Checkpoint, directory: Path) -> None:
-    """Copy the tokenizer's files beside a checkpoint's weights."""
-    for file in tokenizer.path.iterdir():
-        if file.name.startswith(("tokenizer", "special_tokens", "chat_template")):
-            shutil.copy2(file, directory / file.name)

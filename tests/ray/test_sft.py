@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from framework.artifacts import Checkpoint
+from framework.data.chat_template import TemplateConfig
 from framework.data.chats import ChatRows
 from framework.data.templates import R1_ZERO_CHAT_TEMPLATE
 from framework.data.tokenizer import TokenizerConfig, train_tokenizer
@@ -78,9 +79,9 @@ def test_a_stop_in_mid_epoch_and_two_ranks_leave_no_trace(ray_node: None, tmp_pa
     write_inputs(tmp_path)
     base = Checkpoint(tmp_path / "base")
     with Tracker(tmp_path / "metrics", "sft") as tracker:
-        config = ChatsConfig(tmp_path / "chats.jsonl", validation_chats=APART)
+        config = ChatsConfig(str(tmp_path / "chats.jsonl"), validation_chats=APART)
         chats = CollectChats(config).run(NoInputs(), runtime(tmp_path, tracker)).chats
-        encoded = EncodeChats(config.template, 256).run(EncodeInputs(base, chats), runtime(tmp_path, tracker))
+        encoded = EncodeChats(256, TemplateConfig("r1")).run(EncodeInputs(base, chats), runtime(tmp_path, tracker))
         inputs = SftInputs(base, encoded.shards, encoded.tokenizer)
         with pytest.raises(Stopped, match="after 10 of 22 steps"):  # 30 conversations: in the fourth epoch
             stage().run(inputs, runtime(tmp_path, tracker, stop=True))

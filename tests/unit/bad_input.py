@@ -144,6 +144,14 @@ def grpo_files(*lines: str) -> Callable[[Path], None]:
     return prepare
 
 
+def write_tokenizer(directory: Path) -> None:
+    """A tokenizer of one token, with a chat template."""
+    model = {"type": "WordLevel", "vocab": {"<s>": 0}, "unk_token": "<s>"}
+    (directory / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}{% endif %}"
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<s>", "chat_template": template}))
+
+
 def sft_files(*lines: str, model_type: str = "deepseek_v3") -> Callable[[Path], None]:
     """A file of conversations, and what is looked at of a base checkpoint before a run."""
 
@@ -151,7 +159,7 @@ def sft_files(*lines: str, model_type: str = "deepseek_v3") -> Callable[[Path], 
         (tmp / "base").mkdir()
         config = {"model_type": model_type, "hidden_size": 128, "num_hidden_layers": 3}
         (tmp / "base" / "config.json").write_text(json.dumps(config))
-        (tmp / "base" / "tokenizer.json").write_text("{}")
+        write_tokenizer(tmp / "base")
         (tmp / "chats.jsonl").write_text("\n".join(lines))
 
     return prepare

@@ -1,63 +1,19 @@
-"""Conversations to marked tokens: only answers are learned, reasoning of the last one survives, shards keep it all."""
+"""Conversations in shards: what was written comes back in an order of the seed, ids of any size whole."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from framework.data.chats import Chat, ChatRows, EncodedChat, encode_chat, write_chat_shards
-from framework.data.templates import R1_CHAT_TEMPLATE, V3_CHAT_TEMPLATE, render_chat
-from framework.data.tokenizer import EOS, TokenizerConfig, train_tokenizer
+from framework.data.chats import ChatRows, EncodedChat, write_chat_shards
+from framework.data.shards import TokenRows, write_shards
 from framework.errors import UserError
 
-TURNS = (
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "What is 1 + 2?"},
-    {"role": "assistant", "content": "<think>\none and two\n</think>\n\n3"},
-    {"role": "user", "content": "And 3 + 4?"},
-    {"role": "assistant", "content": "<think>\nthree and four\n</think>\n\n7"},
-)
 
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from transformers import AutoTokenizer
-
-    directory = tmp_path_factory.mktemp("tokenizer")
-    texts = [message["content"] for message in TURNS] * 3
-    train_tokenizer(texts, TokenizerConfig(vocab_size=300), directory, 512, V3_CHAT_TEMPLATE)
-    return AutoTokenizer.from_pretrained(directory)
-
-
-def learned_text(tokenizer: Any, chat: EncodedChat) -> list[str]:
-    """The runs of learned tokens as text."""
-    starts = np.flatnonzero(np.diff(chat.learned, prepend=0) == 1)
-    ends = np.flatnonzero(np.diff(chat.learned, append=0) == -1)
-    return [tokenizer.decode(chat.token_ids[a : b + 1]) for a, b in zip(starts, ends, strict=True)]
-
-
-def test_every_answer_and_its_end_is_learned(tokenizer: Any) -> None:
-    chat = encode_chat(tokenizer, V3_CHAT_TEMPLATE, Chat("c", TURNS))
-    assert learned_text(tokenizer, chat) == [TURNS[2]["content"] + EOS, TURNS[4]["content"] + EOS]
-    whole = tokenizer(render_chat(V3_CHAT_TEMPLATE, TURNS, False), add_special_tokens=False)["input_ids"]
-    assert chat.token_ids.tolist() == whole
-
-
-def test_r1_learns_the_last_answer_with_its_reasoning(tokenizer: Any) -> None:
-    chat = encode_chat(tokenizer, R1_CHAT_TEMPLATE, Chat("c", TURNS))
-    assert learned_text(tokenizer, chat) == [TURNS[4]["content"] + EOS]
-    assert "one and two" not in tokenizer.decode(chat.token_ids)
-    # What is learned follows what the model will be given: the generation prompt ends inside the answer.
-    prompt = render_chat(R1_CHAT_TEMPLATE, TURNS[:4], True)
-    assert tokenizer.decode(chat.token_ids).startswith(prompt)
-
-
-def test_shards_give_back_what_was_written_in_an_order_of_the_seed(tokenizer: Any, tmp_path: Path) -> None:
-    chats = [encode_chat(tokenizer, V3_CHAT_TEMPLATE, Chat(str(i), (TURNS[1], {**TURNS[2], "content": "3" * i})))
-             for i in range(1, 8)]  # fmt: skip
+def test_shards_give_back_what_was_written_in_an_order_of_the_seed(tmp_path: Path) -> None:
+    chats = [EncodedChat(np.arange(i + 3, dtype=np.int32), np.arange(i + 3, dtype=np.int32) % 2) for i in range(1, 8)]
     meta = write_chat_shards(tmp_path, chats, vocab_size=300)
     assert (meta.chats, meta.tokens) == (7, sum(len(chat.token_ids) for chat in chats))
     rows = ChatRows(tmp_path, seed=1)
@@ -70,3 +26,16 @@ def test_shards_give_back_what_was_written_in_an_order_of_the_seed(tokenizer: An
     (tmp_path / "marks.bin").write_bytes(b"")
     with pytest.raises(UserError, match=r"shards|damaged"):
         ChatRows(tmp_path, seed=1)
+
+
+@pytest.mark.parametrize("largest", [299, 65_535, 65_536, 70_000, 200_000])
+def test_ids_of_any_size_are_kept(largest: int, tmp_path: Path) -> None:
+    ids = np.array([0, 1, largest], np.int32)
+    write_chat_shards(tmp_path, [EncodedChat(ids, np.ones(3, np.int32))], vocab_size=largest + 1)
+    assert ChatRows(tmp_path, seed=0).batch(0, 1)[0][0].tolist() == ids.tolist()
+    write_shards(tmp_path, {"train": [ids.tolist()]}, vocab_size=largest + 1)
+    assert TokenRows(tmp_path, "train", 2, seed=0).read(0).tolist() == ids.tolist()
+    with pytest.raises(ValueError, match=f"{largest}, but the vocabulary has {largest}"):
+        write_chat_shards(tmp_path, [EncodedChat(ids, np.ones(3, np.int32))], vocab_size=largest)
+    with pytest.raises(ValueError, match=f"{largest}, but the vocabulary has {largest}"):
+        write_shards(tmp_path, {"train": [ids.tolist()]}, vocab_size=largest)

@@ -8,14 +8,10 @@ from framework.data.templates import (
     R1_CHAT_TEMPLATE,
     R1_ZERO_CHAT_TEMPLATE,
     V3_CHAT_TEMPLATE,
-    checked_length,
-    prompt_tokens,
     render_chat,
     render_r1_zero,
-    tokenize_prompts,
 )
 from framework.errors import UserError
-from framework.types import Prompt
 
 BOS, EOS, USER, ASSISTANT = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"
 CHAT = [
@@ -24,11 +20,6 @@ CHAT = [
     {"role": "assistant", "content": "<think>\neasy\n</think>\n\n2"},
     {"role": "user", "content": "{{ 2+2 }}?"},
 ]
-
-
-class ByteTokenizer:
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode())
 
 
 def test_r1_zero_is_the_published_text() -> None:
@@ -111,28 +102,6 @@ def test_tokenizers_render_the_templates_alike(template: str) -> None:
     target = {"add_generation_prompt": False, "keep_last_reasoning": True}
     assert tokenizer.apply_chat_template(CHAT[:3], tokenize=False, **target) == render_chat(
         template, CHAT[:3], **target
-    )
-
-
-def test_prompt_tokens_are_the_prompts_own_or_its_templates() -> None:
-    prompt = Prompt("p0", "2+2?", "t", "4")
-    assert bytes(prompt_tokens(ByteTokenizer(), prompt)).decode() == render_r1_zero("2+2?")
-    assert prompt_tokens(ByteTokenizer(), Prompt("p0", "2+2?", "t", "4", token_ids=(7, 8))) == (7, 8)
-
-
-def test_a_prompt_that_fits_exactly_is_tokenized() -> None:
-    length = len(render_r1_zero("2+2?").encode())
-    (prompt,) = tokenize_prompts(ByteTokenizer(), [Prompt("p0", "2+2?", "t", "4")], length + 8, max_new_tokens=8)
-    assert len(prompt.token_ids) == length
-
-
-def test_a_prompt_longer_than_the_context_is_named_with_its_numbers() -> None:
-    prompt = Prompt("sum-7", "q", "t", "4", token_ids=tuple(range(60)))
-    assert checked_length(prompt, 61) is prompt
-    with pytest.raises(UserError) as caught:
-        tokenize_prompts(ByteTokenizer(), [prompt], context=64, max_new_tokens=5)
-    assert str(caught.value) == (
-        "prompt sum-7: tokens: got 60; must be at most 59: the context holds 64, and 5 are for the response"
     )
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from framework.artifacts import PromptSet, TextSet
+from framework.data.chat_template import ChatTemplate
 from framework.data.readers import Document, write_documents, write_prompts
 from framework.data.shards import TokenRows
-from framework.data.templates import prompt_tokens
 from framework.data.tokenizer import EOS, FIM_HOLE, SPECIAL_TOKENS, TokenizerConfig, least_tokens, pre_tokens
 from framework.errors import UserError
 from framework.stages.tokenizer import Tokenize, TokenizeInputs, TokenizerInputs, TrainTokenizer
@@ -69,7 +69,7 @@ def test_a_prompt_too_long_for_its_response_is_refused_before_pretraining(
 
     tokenizer = AutoTokenizer.from_pretrained(tokenized.tokenizer.path)
     text = "xylophone" * 4  # one word for the pre-tokenizer, many tokens for the tokenizer
-    size = len(prompt_tokens(tokenizer, Prompt("", text, "", "")))
+    size = len(ChatTemplate(tokenizer).prompt([{"role": "user", "content": text}]).token_ids)
     assert least_tokens(text, 1) == 1
     inputs = TokenizeInputs(tokenized.text, tokenized.tokenizer, prompts(tmp_path, "1 plus 2", text))
     Tokenize(context=size + 8, max_new_tokens=8).run(inputs, runtime(tmp_path / "fits"))
