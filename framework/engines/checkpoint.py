@@ -166,7 +166,6 @@ def load_hf(directory: Path, dtype: str, ep_size: int = 1) -> Any:
     manifest, contents are held against its digests. Weights are read one at a time, so no second copy is made; with
     `ep_size` above 1 only the experts of this rank (RANK) have values, which are all that AutoEP takes.
     """
-    from transformers import GenerationConfig
     from transformers.utils import logging
 
     config, stored = checked_tensors(directory)
@@ -180,7 +179,7 @@ def load_hf(directory: Path, dtype: str, ep_size: int = 1) -> Any:
             None, config=config, state_dict=tensors, dtype=getattr(torch, dtype)
         )
         if (directory / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
+            model.generation_config = public_layout.savable_generation_config(directory)
     except Exception as error:  # safetensors, transformers and json each raise their own
         raise UserError(str(directory), str(error).splitlines()[0], "must be a whole checkpoint") from error
     return model
@@ -199,8 +198,6 @@ def export_hf(engine: TrainingEngine, directory: Path) -> None:
 
     All ranks take part (one layer's experts are gathered at a time), rank 0 writes.
     """
-    from safetensors.torch import save_file
-
     model: Any = engine.model
     writes = engine.rank == 0
     if writes:
@@ -216,7 +213,7 @@ def export_hf(engine: TrainingEngine, directory: Path) -> None:
             if writes:
                 tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
         if writes:
-            save_file(tensors, str(directory / file), metadata={"format": "pt"})
+            public_layout.save_tensors(tensors, directory / file)
             weight_map |= dict.fromkeys(tensors, file)
             total += sum(t.numel() * t.element_size() for t in tensors.values())
     if writes:

@@ -91,6 +91,7 @@ class VllmSampler:
         if self.config.speculative_tokens and not getattr(model, "num_nextn_predict_layers", 0):
             allowed = f"must be 0: {checkpoint} has no MTP modules to draft with"
             raise UserError("engine.rollout.speculative_tokens", self.config.speculative_tokens, allowed)
+        self._vocabulary = int(model.vocab_size)
         self._tokenizer = await asyncio.to_thread(load_tokenizer, checkpoint)
         _set_environment(self.config)
         self._loop = EngineLoop(lambda: _build_engine(self.config, checkpoint, version))
@@ -101,14 +102,21 @@ class VllmSampler:
             await self._warm_up()
 
     async def generate(self, prompt: Prompt, params: SamplingParams) -> ResponseGroup:
-        """Sample G responses to `prompt.token_ids`; raises UserError if prompt and response may exceed the context.
+        """Sample G responses to `prompt.token_ids`.
 
-        Raises RunFailed if the engine has failed; it then fails every later call too.
+        Raises UserError for a request that can never succeed: tokens that the model has not, or too many for the
+        context. Raises RunFailed if the engine has failed; it then fails every later call too.
         """
-        self._check_length(prompt, params)
-        submission = self._running().submit(list(prompt.token_ids), _vllm_params(params))
+        from vllm.exceptions import VLLMClientError
+
+        self._check_request(prompt, params)
+        engine = self._running()
         try:
+            submission = engine.submit(list(prompt.token_ids), _vllm_params(params))
             output = await asyncio.wrap_future(submission.result)
+        except (ValueError, VLLMClientError) as error:  # of this request alone: an engine that failed raises RunFailed
+            shown = f"{len(prompt.token_ids)} tokens, {params}"
+            raise UserError(f"prompt {prompt.id}", shown, f"vLLM takes no such request: {error}") from error
         except asyncio.CancelledError:
             self._running().abort(submission.id)
             raise
@@ -124,7 +132,7 @@ class VllmSampler:
         from vllm.sampling_params import RequestOutputKind
 
         prompt, pieces = Prompt("", "", "", "", token_ids=tuple(token_ids)), asyncio.Queue[str]()
-        self._check_length(prompt, params)
+        self._check_request(prompt, params)
         loop, streamed = asyncio.get_running_loop(), _vllm_params(params)
         streamed.n, streamed.logprobs, streamed.detokenize = 1, None, True
         streamed.output_kind = RequestOutputKind.DELTA
@@ -188,7 +196,8 @@ class VllmSampler:
             raise RuntimeError("start() first")
         return self._loop
 
-    def _check_length(self, prompt: Prompt, params: SamplingParams) -> None:
+    def _check_request(self, prompt: Prompt, params: SamplingParams) -> None:
+        """Raise UserError for a request that can never succeed: no worker is to die of it."""
         room = self.config.max_model_len - params.max_tokens
         if not 0 < len(prompt.token_ids) <= room:
             allowed = (
@@ -196,6 +205,10 @@ class VllmSampler:
                 f"less max_tokens={params.max_tokens}"
             )
             raise UserError(f"prompt {prompt.id}", f"{len(prompt.token_ids)} tokens", allowed)
+        strange = next((token for token in prompt.token_ids if not 0 <= token < self._vocabulary), None)
+        if strange is not None:
+            allowed = f"must be 0 to {self._vocabulary - 1}: the model's vocab_size is {self._vocabulary}"
+            raise UserError(f"prompt {prompt.id}: token", strange, allowed)
 
     async def _warm_up(self) -> None:
         """Sample batches of every width that a draining batch passes through; kernels are set up per width."""

@@ -9,8 +9,10 @@ own dequantisation wants blocks that divide the weight, which V3's latent projec
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ MIXTRAL_BLOCK = ".block_sparse_moe."  # what transformers calls .mlp., its w1, w
 # What old checkpoints hold besides weights: Llama's frequencies, the causal masks of GPT-2 and GPT-NeoX.
 OLD_BUFFER = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias|\.attention\.(masked_)?bias)$")
 Block = tuple[int, int]
+log = logging.getLogger("framework")
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,28 @@ def read_config(directory: Path) -> Any:
         if hasattr(config, key):
             delattr(config, key)
     return config
+
+
+def savable_generation_config(directory: Path) -> Any:
+    """Return the directory's GenerationConfig, mended so that transformers saves it again with the trained weights.
+
+    Published ones set a temperature without `do_sample` (Llama 2's first), which loads with a warning and is refused
+    when it is saved: after the training. Sampling is switched on for these; from any other only token ids are kept.
+    """
+    from transformers import GenerationConfig
+
+    file, reason = directory / "generation_config.json", ""
+    settings = read_json(file)
+    for change in ({}, {"do_sample": True}):
+        try:
+            found = GenerationConfig(**settings | change)
+            found.validate(strict=True)
+        except (ValueError, TypeError) as error:
+            reason = reason or " ".join(str(error).split())[:300]
+        else:
+            return found
+    log.warning("%s: only its token ids are kept: %s", file, reason)
+    return GenerationConfig(**{key: settings.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")})
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
@@ -206,23 +231,59 @@ def dequantised(directory: Path, copy: Path) -> Path:
     Raises UserError as `stored_tensors`.
     """
     if _block(directory / "config.json") is None:
+        return without_stale_copies(directory, copy)
+    if not (copy / INDEX).is_file():
+        _write_dequantised(directory, copy)
+    return copy
+
+
+def without_stale_copies(directory: Path, copy: Path) -> Path:
+    """Return `directory`, or `copy` without them if its shards hold tensors that the index places elsewhere.
+
+    vLLM, unlike transformers and ourselves, would load whichever copy it reads last.
+    """
+    if not _has_stale_copies(directory):
         return directory
     if not (copy / INDEX).is_file():
         _write_dequantised(directory, copy)
     return copy
 
 
-def _write_dequantised(directory: Path, copy: Path) -> None:
+def save_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    """Write a safetensors file, readable as the umask says: safetensors itself makes it its owner's alone."""
     from safetensors.torch import save_file
 
+    file.touch()
+    mode = stat.S_IMODE(file.stat().st_mode)
+    save_file(tensors, str(file), metadata={"format": "pt"})
+    file.chmod(mode)
+
+
+def _has_stale_copies(directory: Path) -> bool:
+    """Whether a shard holds a tensor that the index places in another one."""
+    from safetensors import safe_open
+
+    if not (directory / INDEX).is_file():
+        return False
+    weight_map = read_json(directory / INDEX).get("weight_map", {})
+    for shard in sorted(set(weight_map.values())):
+        if not (directory / shard).is_file():
+            continue  # which whoever reads it says
+        with safe_open(directory / shard, framework="pt") as opened:
+            if any(weight_map.get(name, shard) != shard for name in opened.keys()):  # noqa: SIM118  not a dict
+                return True
+    return False
+
+
+def _write_dequantised(directory: Path, copy: Path) -> None:
     copy.mkdir(parents=True, exist_ok=True)
     tensors = stored_tensors(directory)
     for shard in sorted({tensor.shard for tensor in tensors.values()}):
         of_shard = {name: tensor for name, tensor in tensors.items() if tensor.shard == shard}
         plain = {name: t[...] if t.scale is None else t[...].bfloat16() for name, t in of_shard.items()}
-        save_file(plain, copy / shard, metadata={"format": "pt"})
+        save_tensors(plain, copy / shard)
     config = read_json(directory / "config.json")
-    config.pop("quantization_config")
+    config.pop("quantization_config", None)
     (copy / "config.json").write_text(json.dumps(config, indent=1))
     ours = {"config.json", INDEX, MANIFEST}
     for file in directory.iterdir():
@@ -250,9 +311,12 @@ def _slices(directory: Path) -> dict[str, tuple[Path, Any]]:
             opened: Any = safe_open(file, framework="pt")
         except SafetensorError as error:
             raise UserError(str(file), str(error), "must be a whole safetensors file") from None
-        slices |= {name: (file, opened.get_slice(name)) for name in opened.keys()}  # noqa: SIM118  not a dict
+        # Where a shard holds an old copy of a tensor, the index says which shard has the one that counts.
+        held = list(opened.keys())
+        names = [name for name in held if weight_map is None or weight_map.get(name, shard) == shard]
+        slices |= {name: (file, opened.get_slice(name)) for name in names}
     for name, shard in (weight_map or {}).items():
-        if name not in slices or slices[name][0].name != shard:
+        if name not in slices:
             raise UserError(f"{directory / shard}: {name}", "no such tensor", f"{INDEX} says that it is there")
     return slices
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
+from framework.bounds import bounded
 from framework.data.entries import decode_entry, encode_entry
 from framework.errors import UserError, did_you_mean
 from framework.rewards.answers import CLOSE, OPEN, check_place, extract_answer
@@ -20,6 +21,7 @@ Verifier = Callable[[str, dict[str, Any]], float]
 
 
 @dataclass(frozen=True, kw_only=True)
+@bounded
 class Accuracy(Reward):
     """1 if the response's answer is right, else 0 (R1: binary).
 

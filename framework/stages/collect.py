@@ -176,6 +176,10 @@ def check_given_prompts(
                 allowed = f"must be at most {context - max_new_tokens}: the context holds {context}"
                 allowed += f", and {max_new_tokens} are for the response"
                 raise UserError(f"{file}: prompt {prompt.id}: tokens", f"at least {tokens}", allowed)
+            if prompt.token_ids and not 0 <= min(prompt.token_ids) <= max(prompt.token_ids) < tokenizer.vocab_size:
+                worst = max(prompt.token_ids, key=lambda token: abs(token - tokenizer.vocab_size / 2))
+                allowed = f"must be 0 to {tokenizer.vocab_size - 1}: stage.tokenizer.vocab_size={tokenizer.vocab_size}"
+                raise UserError(f"{file}: prompt {prompt.id}: token", worst, allowed)
 
 
 def _documents(names: Sequence[str]) -> Iterator[Document]:

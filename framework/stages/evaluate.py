@@ -83,6 +83,7 @@ class Evaluate:
 
     def run(self, inputs: EvaluateInputs, runtime: Runtime) -> Evaluated:
         """Sample, score, write report.json and samples.jsonl; raises RunFailed if too many can't be scored."""
+        from framework.models.public_layout import without_stale_copies
         from framework.stages.workers import sampling_pools
 
         config = self.config
@@ -90,7 +91,7 @@ class Evaluate:
         found = read_prompts(inputs.prompts.path / "heldout.jsonl")[: config.max_prompts or None]
         prompts = tokenize_prompts(tokenizer, found, self.engine.max_model_len, config.max_tokens, self.template)
         params = SamplingParams(config.temperature, config.top_p, config.max_tokens, config.k)
-        checkpoint, logs = inputs.checkpoint.path, runtime.work_dir
+        checkpoint, logs = without_stale_copies(inputs.checkpoint.path, runtime.work_dir / "base"), runtime.work_dir
         with sampling_pools(runtime.cluster, self.engine, self.rewards, checkpoint, logs) as pools:
             scored = sample_and_score(pools.rollout, pools.reward, prompts, params, config.groups_in_flight, runtime)
         check_scores(scored, self.rewards.max_failed_share)  # a broken verifier is no wrong answer

@@ -167,6 +167,25 @@ async def test_a_prompt_without_room_for_its_response_is_the_users_error(sampler
         await sampler.generate(prompt_of(*[5] * length), SamplingParams(max_tokens=20, n=1))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("prompt", "params", "message"),
+    [
+        (prompt_of(1, 320), SamplingParams(max_tokens=4, n=1), r"prompt 1 320: token: got 320; must be 0 to 319"),
+        (prompt_of(1, -1), SamplingParams(max_tokens=4, n=1), r"token: got -1; must be 0 to 319"),
+        (PROMPT, SamplingParams(top_p=7.0, max_tokens=4, n=1), r"vLLM takes no such request: .*top_p"),
+        (PROMPT, SamplingParams(max_tokens=4, n=0), r"vLLM takes no such request"),
+    ],
+)
+async def test_a_request_that_can_never_succeed_is_the_users_error(
+    vllm_sampler: VllmSampler, prompt: Prompt, params: SamplingParams, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        await vllm_sampler.generate(prompt, params)
+    assert vllm_sampler.healthy
+    await vllm_sampler.generate(PROMPT, SamplingParams(max_tokens=2, n=1))
+
+
 async def test_an_update_returns_its_version_and_marks_the_tokens_after_it(sampler: Any, versions: Versions) -> None:
     published = versions.publish()
     assert await sampler.update_weights(published) == versions.version == sampler.version

@@ -139,6 +139,12 @@ CASES = (
         prompt_files(GOOD, prompt_line("long", "What?", token_ids=[5] * 193)),
     ),
     Case(
+        "tokenized prompt with a token beyond the vocabulary",
+        own_prompts(),
+        ("{tmp}/train.jsonl: prompt far: token: got 70000; must be 0 to 511",),
+        prompt_files(GOOD + prompt_line("far", "What?", token_ids=[5, 70000])),
+    ),
+    Case(
         "prompt that asks for a reward that the run lacks",
         own_prompts(),
         ("prompt one: rewards: got 'acuracy'", "did you mean 'accuracy'?"),
