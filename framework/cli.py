@@ -25,7 +25,7 @@ from framework.errors import (
     did_you_mean,
 )
 
-COMMANDS = ("plan", "run", "submit", "report", "chat", "serve", "bench")
+COMMANDS = ("plan", "run", "submit", "report", "score", "chat", "serve", "bench")
 BENCHMARKS = Path(__file__).resolve().parent.parent / "jobs" / "bench"
 STOP_WAIT_S = 600  # between SIGTERM and SIGKILL of a Ray job: time to write a checkpoint
 logger = logging.getLogger("framework")
@@ -56,7 +56,8 @@ def _dispatch(argv: list[str]) -> int:
         if options:
             raise UserError("option", options[0], f"see framework {arguments.command} --help")
         overrides.extend(rest)
-    handlers = {"plan": plan, "run": run, "submit": submit, "report": report, "chat": chat, "serve": serve}
+    handlers = {"plan": plan, "run": run, "submit": submit, "report": report, "score": score, "chat": chat}
+    handlers["serve"] = serve
     if arguments.command == "bench":
         return bench(arguments.name, [*arguments.arguments, *rest])
     return handlers[arguments.command](arguments)
@@ -140,6 +141,19 @@ def report(arguments: argparse.Namespace) -> int:
     from framework.observe.report import write_report
 
     print(write_report(_run_dir(arguments.run)))
+    return EXIT_DONE
+
+
+def score(arguments: argparse.Namespace) -> int:
+    """Print what the rewards give to the responses in a file, a JSON line each."""
+    from framework.config import compose
+    from framework.rewards.base import RewardConfig
+    from framework.roles.score import score_file
+
+    rewards = compose(arguments.overrides, arguments.config_dir).reward
+    if not isinstance(rewards, RewardConfig):
+        raise UserError("reward", type(rewards).__name__, "must be a framework.rewards.base.RewardConfig")
+    score_file(Path(arguments.file), rewards, sys.stdout)
     return EXIT_DONE
 
 
@@ -239,7 +253,9 @@ def _explain(error: BaseException) -> int:
     if not isinstance(known, FrameworkError):
         message = f"{type(shown).__name__}: {message}"
     if code == EXIT_FAILED:
-        with tempfile.NamedTemporaryFile("w", prefix="framework-", suffix=".log", delete=False) as log:
+        folders = [Path(file.baseFilename).parent for file in logger.handlers if isinstance(file, logging.FileHandler)]
+        folder = next(iter(folders), None)  # the run's, once it has one
+        with tempfile.NamedTemporaryFile("w", prefix="framework-", suffix=".log", dir=folder, delete=False) as log:
             log.writelines(traceback.format_exception(error))
         message = f"{message} (traceback: {log.name})"
     print(f"framework: {message}", file=sys.stderr)
@@ -265,6 +281,10 @@ def _parser() -> argparse.ArgumentParser:
         if name == "submit":
             command.add_argument("--address", required=True, help="Ray dashboard, e.g. http://head:8265")
     commands.add_parser("report", help="write a run's HTML report").add_argument("run", help="its directory or name")
+    command = commands.add_parser("score", help="say what the rewards give to responses in a file")
+    command.add_argument("file", help="JSON lines of id, task, prompt, answer, response")
+    command.add_argument("overrides", nargs="*", help="e.g. reward=rule reward.time_limit_s=2")
+    command.add_argument("--config-dir", type=Path, help="a directory with further yaml files in conf/'s groups")
     commands.add_parser("chat", help="talk to a checkpoint").add_argument("checkpoint", help="or a run's directory")
     command = commands.add_parser("serve", help="serve a checkpoint")
     command.add_argument("checkpoint", help="or a run's directory")

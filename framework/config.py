@@ -6,7 +6,8 @@ import importlib
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from framework.artifacts import Artifact, Checkpoint
 from framework.bounds import Seed, bounded
 from framework.convert import TARGET, Component, convert, instantiate
 from framework.data.chat_template import TemplateConfig
-from framework.errors import UserError, did_you_mean
+from framework.errors import FrameworkError, UserError, did_you_mean
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Graph
 from framework.models.families.base import ModelConfig
 from framework.models.families.find import check_same, of_base
 from framework.models.hub import find_base
+from framework.rewards.blame import place_of_error
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 OWN_MODULES = ("framework", "jobs")
@@ -88,9 +90,10 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None, weigh
         raise UserError("job", job, f"must be a group with a {TARGET}")
     node["job"] = {("target" if key == TARGET else key): value for key, value in job.items()}
     resolve = TargetResolver(plugins)
-    config = convert(RunConfig, node, "", resolve)
-    assert isinstance(config, RunConfig)
-    resolve(config.job.target, f"job.{TARGET}")
+    with blaming_plugins(plugins):
+        config = convert(RunConfig, node, "", resolve)
+        assert isinstance(config, RunConfig)
+        resolve(config.job.target, f"job.{TARGET}")
     if config.base is not None:
         config = replace(config, base=find_base(str(node["base"]), weights))
         assert config.base is not None
@@ -152,6 +155,22 @@ class TargetResolver:
             public = [key for key in vars(module) if not key.startswith("_")]
             raise UserError(where, target, f"{did_you_mean(name, public)}{module_name} has no {name}")
         return getattr(module, name)
+
+
+@contextmanager
+def blaming_plugins(plugins: Sequence[str]) -> Iterator[None]:
+    """Make a UserError with file and line of whatever a plug-in's code raises in the block, on import for instance."""
+    try:
+        yield
+    except FrameworkError:
+        raise
+    except Exception as error:
+        place = place_of_error(error)
+        own = any(Path(place.rpartition(":")[0]).is_relative_to(CONF.parent / name) for name in OWN_MODULES)
+        if not plugins or not place or own:
+            raise
+        allowed = f"code of one of them fails: {type(error).__name__}: {error} ({place})"
+        raise UserError("plugins", ", ".join(plugins), allowed) from error
 
 
 def build_component(node: Mapping[str, Any], plugins: Sequence[str] = (), where: str = "") -> Any:

@@ -76,6 +76,7 @@ class RewardScore:
     total: float
     components: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
+    extracted: str | None = None  # the answer that a reward found in the response, if one looks for it
 
 
 @dataclass(frozen=True)

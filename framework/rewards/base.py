@@ -15,6 +15,7 @@ from framework.errors import UserError, did_you_mean
 from framework.rewards.blame import place_of_error
 from framework.types import Prompt, Response, RewardScore
 
+MAX_EXTRACTED_CHARS = 10_000
 MAX_ERROR_CHARS = 500  # an exception may quote a whole response
 
 
@@ -41,6 +42,10 @@ class Reward:
 
         Asked of prompts before the run starts, and once for each group before its responses are scored.
         """
+
+    def extracted(self, prompt: Prompt, response: Response) -> str | None:
+        """Return what this reward takes for the response's answer, to be shown to people; None if it looks for none."""
+        return None
 
     def prepare(self) -> None:
         """Do slow imports once per process, so that no sample's time limit pays for them."""
@@ -91,20 +96,26 @@ def score_response(
     Components in `given` are not asked: their values are known. `before` hears of each that is.
     """
     values: dict[str, float] = {}
+    answer: str | None = None
     for name in prompt.rewards or components:
         if given is not None and name in given:
             values[name] = given[name]
             continue
         before(name)
         try:
+            if answer is None and (found := components[name].extracted(prompt, response)) is not None:
+                answer = found[:MAX_EXTRACTED_CHARS]
             values[name] = _finite(components[name](prompt, response))
         except Exception as error:  # the verifier is anyone's code: a failed sample is counted, the run goes on
-            return RewardScore(0.0, values, describe_error(f"reward {name}", prompt, error))
-    return RewardScore(sum(components[name].weight * value for name, value in values.items()), values)
+            return RewardScore(0.0, values, describe_error(f"reward {name}", prompt, error), answer)
+    total = sum(components[name].weight * value for name, value in values.items())
+    return RewardScore(total, values, extracted=answer)
 
 
 def describe_error(what: str, prompt: Prompt, error: Exception) -> str:
     """Return one line with the author's file and line, and print the traceback, which goes to the worker's log."""
+    if isinstance(error, UserError):  # says all that there is to say
+        return f"{what.rstrip(',')} refuses it: {error}"[:MAX_ERROR_CHARS]
     place = place_of_error(error)
     if place or not isinstance(error, ValueError):
         lines = "".join(line[:MAX_ERROR_CHARS].rstrip("\n") + "\n" for line in traceback.format_exception(error))

@@ -15,6 +15,8 @@ _DUMPED = re.compile(r'File "(?P<file>.*)", line (?P<line>\d+) in ')
 
 def place_of_error(error: BaseException) -> str:
     """Return "file:line" of the innermost frame of an error that is no library's; an empty string if there is none."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
     return _innermost((frame.filename, frame.lineno or 0) for frame in reversed(frames))
 

@@ -114,7 +114,8 @@ def _score_group(
             _write(results, {"total": 0.0, "components": {}, "error": broken})
             continue
         score = score_response(components, prompt, response, given if place == 0 else None, before)
-        _write(results, {"total": score.total, "components": dict(score.components), "error": score.error})
+        message = {"total": score.total, "components": dict(score.components), "error": score.error}
+        _write(results, message | {"extracted": score.extracted})
 
 
 def _read(pipe: BinaryIO | socket.SocketIO) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Self
 
@@ -67,6 +69,7 @@ class IsolatedScorer:
                     running, reason = self._worker.running, f"process died: {self._replace_worker()}"
                 if running in self._config.components and self._config.components[running].fails_as_wrong:
                     given[running] = 0.0
+                    self._note(f"prompt {group.prompt.id}: reward {running} {reason}: counted as wrong")
                     timeouts = 0
                     continue
                 given = {}
@@ -92,6 +95,11 @@ class IsolatedScorer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _note(self, text: str) -> None:
+        """Write a line where the rewards' own output goes."""
+        with self._log.open("a") if self._log else nullcontext(sys.stderr) as file:
+            print(text, file=file, flush=True)
 
     def _replace_worker(self) -> str:
         """Kill the worker, start the next one and return how the old one ended."""

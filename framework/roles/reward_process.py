@@ -133,7 +133,9 @@ class RewardWorkerProcess:
             self.running = str(message["running"])
         try:
             components = {str(name): float(value) for name, value in message["components"].items()}
-            return RewardScore(float(message["total"]), components, str(message["error"]))
+            extracted = message.get("extracted")
+            answer = None if extracted is None else str(extracted)
+            return RewardScore(float(message["total"]), components, str(message["error"]), answer)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise EOFError from None
 

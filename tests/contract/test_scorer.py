@@ -139,7 +139,7 @@ def test_rewards_that_cannot_be_loaded_stop_the_run(
 @pytest.fixture(scope="module")
 def verifying() -> Iterator[IsolatedScorer]:
     components = {"format": Format(), "verifier": Verifier(weight=2.0)}
-    with IsolatedScorer(replace(CONFIG, components=components)) as scorer:
+    with IsolatedScorer(replace(CONFIG, components=components, time_limit_s=3.0)) as scorer:
         yield scorer
 
 
@@ -147,10 +147,10 @@ def verifying() -> Iterator[IsolatedScorer]:
 def test_an_answer_that_a_verifier_cannot_bear_is_wrong_and_its_other_rewards_count(
     verifying: IsolatedScorer, text: str
 ) -> None:
-    scores = verifying.score(group_of("1", text, text, text, "3"))
+    scores = verifying.score(group_of("1", text, text, "3"))
     zero = RewardScore(0.0, {"format": 0.0, "verifier": 0.0})
-    assert scores[1:4] == (zero, zero, zero)
-    assert [scores[0].total, scores[4].total] == [2.0, 6.0]
+    assert scores[1:3] == (zero, zero)
+    assert [scores[0].total, scores[3].total] == [2.0, 6.0]
     assert not any(score.error for score in scores)
 
 
@@ -159,7 +159,7 @@ def test_a_reference_that_cannot_be_judged_fails_its_group(verifying: IsolatedSc
     began = time.monotonic()
     scores = verifying.score(group_of("1", "2", "3", answer=answer))
     assert all(reason in score.error for score in scores)
-    assert time.monotonic() - began < 5  # once for the group
+    assert time.monotonic() - began < 6  # once for the group
     assert verifying.score(group_of("1"))[0].total == 2.0
 
 
