@@ -137,10 +137,12 @@ def submit(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Write the run's report and print where it is."""
+    """Write the run's report, or of several runs a comparison, and print where it is."""
+    from framework.observe.comparison import write_comparison
     from framework.observe.report import write_report
 
-    print(write_report(_run_dir(arguments.run)))
+    runs = [_run_dir(run) for run in arguments.runs]
+    print(write_report(runs[0]) if len(runs) == 1 else write_comparison(runs))
     return EXIT_DONE
 
 
@@ -280,11 +282,12 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--rerun-changed", action="store_true", help=text)
         if name == "submit":
             command.add_argument("--address", required=True, help="Ray dashboard, e.g. http://head:8265")
-    commands.add_parser("report", help="write a run's HTML report").add_argument("run", help="its directory or name")
     command = commands.add_parser("score", help="say what the rewards give to responses in a file")
     command.add_argument("file", help="JSON lines of id, task, prompt, answer, response")
     command.add_argument("overrides", nargs="*", help="e.g. reward=rule reward.time_limit_s=2")
     command.add_argument("--config-dir", type=Path, help="a directory with further yaml files in conf/'s groups")
+    command = commands.add_parser("report", help="write a run's HTML report, or compare runs")
+    command.add_argument("runs", nargs="+", metavar="run", help="its directory or name")
     commands.add_parser("chat", help="talk to a checkpoint").add_argument("checkpoint", help="or a run's directory")
     command = commands.add_parser("serve", help="serve a checkpoint")
     command.add_argument("checkpoint", help="or a run's directory")

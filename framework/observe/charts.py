@@ -24,7 +24,7 @@ from framework.types import EvalTask
 WIDTH, HEIGHT = 520, 210
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 26
 COLOURS = 8  # --s0 .. --s7 in the page's style
-MAX_POINTS, MAX_BARS, MAX_COLUMNS = 500, 130, 240
+MAX_POINTS, MAX_COLUMNS = 500, 240
 SMOOTH_FROM = 60  # points from which a line is smoothed
 
 
@@ -51,36 +51,19 @@ class Axis:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def line_chart(title: str, series: Sequence[Series], unit: str = "", zero: bool = False, smooth: bool = True) -> str:
+def line_chart(
+    title: str, series: Sequence[Series], unit: str = "", zero: bool = False, smooth: bool = True, note: str = ""
+) -> str:
     """Draw lines over steps; `zero` keeps zero on the axis, `smooth` draws a moving mean where points are many.
+
+    `note` is a line under the title on what the chart should look like.
 
     Points that are not numbers become crosses at the top.
     """
     finite = [value for s in series for value in s.values if math.isfinite(value)]
     x, y = _step_axis(series), _value_axis(finite, zero)
     marks = [_line(s, i, x, y, smooth and len(s.values) >= SMOOTH_FROM) for i, s in enumerate(series)]
-    return _figure(title, unit, [*_grid(x, y), *marks], series, x)
-
-
-def stacked_chart(title: str, parts: Sequence[Series], total: Series | None, unit: str = "") -> str:
-    """Draw the parts of a whole as stacked bars over steps, with `total` as a line over them."""
-    columns = _columns(parts)
-    heights = [sum(values) for _, values in columns]
-    finite = heights + [v for v in (total.values if total else ()) if math.isfinite(v)]
-    shown = [*parts, total] if total else list(parts)
-    x, y = _step_axis(shown, half_step=True), _value_axis(finite, zero=True)
-    marks = []
-    width = max(0.5, (x.end - x.start) / max(1, len(columns)) - 0.6)
-    for centre, values in columns:
-        base = 0.0
-        for i, value in enumerate(values):
-            top, height = y.at(base + value), y.at(base) - y.at(base + value)
-            if height > 0:
-                marks.append(_rect(x.at(centre) - width / 2, top, width, height, f"fill:var(--s{i % COLOURS})"))
-            base += value
-    if total is not None:
-        marks.append(_line(total, len(parts), x, y, smooth=False))
-    return _figure(title, unit, [*_grid(x, y), *marks], shown, x)
+    return _figure(title, unit, [*_grid(x, y), *marks], series, x, note)
 
 
 def heat_map(title: str, steps: Sequence[int], ratio_EN: npt.NDArray[np.float64]) -> str:
@@ -97,10 +80,7 @@ def heat_map(title: str, steps: Sequence[int], ratio_EN: npt.NDArray[np.float64]
         f'style="image-rendering:pixelated" href="data:image/png;base64,{picture}"/>',
         f'<rect class="frame" x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{height}"/>',
         *(_text(LEFT - 6, y.at(e + 0.5) + 3, str(e), "end") for e in sorted({0, experts // 2, experts - 1})),
-        *(
-            _text(x.at(tick), TOP + height + 16, _number(tick), "middle")
-            for tick in _ticks(x.low, x.high, 6, whole=True)
-        ),
+        *_step_labels(x, TOP + height + 16),
     ]
     return _frame(title, "expert down, step across", "", marks, TOP + height + BOTTOM, None)
 
@@ -219,24 +199,10 @@ def _smoothed(series: Series) -> Series:
     return Series(series.name, series.steps, [s / c if c else math.nan for s, c in zip(sums, counts, strict=True)])
 
 
-def _columns(parts: Sequence[Series]) -> list[tuple[float, list[float]]]:
-    """Mean of each part over equal groups of steps: (centre step, value of each part)."""
-    by_step = [dict(zip(s.steps, s.values, strict=True)) for s in parts]
-    steps = sorted({step for values in by_step for step in values})
-    columns = []
-    for group in np.array_split(np.array(steps), min(len(steps), MAX_BARS)) if steps else []:
-        means = []
-        for values in by_step:
-            found = [values[int(s)] for s in group if math.isfinite(values.get(int(s), math.nan))]
-            means.append(max(0.0, sum(found) / len(found)) if found else 0.0)
-        columns.append((float(group.mean()), means))
-    return columns
-
-
-def _step_axis(series: Sequence[Series], half_step: bool = False) -> Axis:
+def _step_axis(series: Sequence[Series]) -> Axis:
     steps = [step for s in series for step in s.steps] or [0]
     low, high = float(min(steps)), float(max(steps))
-    pad = max(0.5, (high - low) / 2 / MAX_BARS) if half_step or low == high else 0.0
+    pad = 0.5 if low == high else 0.0
     return Axis(low - pad, high + pad, LEFT, WIDTH - RIGHT)
 
 
@@ -265,15 +231,31 @@ def _ticks(low: float, high: float, count: int, whole: bool = False) -> list[flo
 
 def _grid(x: Axis, y: Axis) -> list[str]:
     marks = []
-    for tick in _ticks(y.low, y.high, 4):
+    ticks = _ticks(y.low, y.high, 4)
+    for tick, label in zip(ticks, _labels(ticks), strict=True):
         marks.append(_rule(x.start, y.at(tick), x.end, y.at(tick)))
-        marks.append(_text(LEFT - 6, y.at(tick) + 4, _number(tick), "end"))
-    for tick in _ticks(x.low, x.high, 6, whole=True):
-        marks.append(_text(x.at(tick), HEIGHT - 8, _number(tick), "middle"))
-    return marks
+        marks.append(_text(LEFT - 6, y.at(tick) + 4, label, "end"))
+    return marks + _step_labels(x, HEIGHT - 8)
 
 
-def _figure(title: str, unit: str, marks: Sequence[str], series: Sequence[Series], x: Axis) -> str:
+def _step_labels(x: Axis, height: float) -> list[str]:
+    """Ticks of the x axis, and what it counts."""
+    ticks = [tick for tick in _ticks(x.low, x.high, 6, whole=True) if x.at(tick) < x.end - 34]
+    marks = [_text(x.at(tick), height, label, "middle") for tick, label in zip(ticks, _labels(ticks), strict=True)]
+    return [*marks, _text(x.end, height, "step", "end")]
+
+
+def _labels(ticks: Sequence[float]) -> list[str]:
+    """The ticks as text, with as many digits as tell each from the others."""
+    labels = [_number(tick) for tick in ticks]
+    for digits in range(2, 18):
+        if len(set(labels)) == len(labels):
+            break
+        labels = [f"{tick:.{digits}g}" for tick in ticks]
+    return labels
+
+
+def _figure(title: str, unit: str, marks: Sequence[str], series: Sequence[Series], x: Axis, note: str = "") -> str:
     thinned = [thin(s) for s in series]
     data = {
         "x": [x.low, x.high, x.start, x.end],
@@ -283,7 +265,7 @@ def _figure(title: str, unit: str, marks: Sequence[str], series: Sequence[Series
         ],
     }
     legend = _legend([(s.name, _summary(s)) for s in series])
-    return _frame(title, unit, legend, marks, HEIGHT, data)
+    return _frame(title, unit, legend, marks, HEIGHT, data, note=note)
 
 
 def _summary(series: Series) -> str:
@@ -301,10 +283,13 @@ def _frame(
     height: float,
     data: Mapping[str, Any] | None,
     width: int = WIDTH,
+    note: str = "",
 ) -> str:
+    expected = f'<p class="unit">Look for: {html.escape(note)}.</p>' if note else ""
     attribute = f' data-chart="{html.escape(json.dumps(data, separators=(",", ":")))}"' if data else ""
     return (
-        f'<figure><figcaption>{html.escape(title)} <span class="unit">{html.escape(unit)}</span></figcaption>{legend}'
+        f'<figure><figcaption>{html.escape(title)} <span class="unit">{html.escape(unit)}</span></figcaption>'
+        f"{expected}{legend}"
         f'<svg viewBox="0 0 {width} {height:.0f}" role="img" aria-label="{html.escape(title)}"{attribute}>'
         f"{''.join(marks)}</svg></figure>"
     )
@@ -316,10 +301,6 @@ def _legend(entries: Sequence[tuple[str, str]]) -> str:
         for i, (name, value) in enumerate(entries)
     )
     return f'<ul class="legend">{"".join(items)}</ul>'
-
-
-def _rect(x: float, y: float, width: float, height: float, style: str) -> str:
-    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" style="{style}"/>'
 
 
 def _rule(x1: float, y1: float, x2: float, y2: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from framework.errors import UserError
 from framework.observe.metrics import METRICS, RunHistory, read_history
 from framework.types import EvalResult, EvalTask
 
+MAX_ANSWERS = 1000  # lines of samples.jsonl that are read
 CONFIG = "config.json"  # the run's whole configuration, as the store writes it
 
 
@@ -26,6 +28,17 @@ class FoundArtifact:
 
 
 @dataclass(frozen=True)
+class EvalSample:
+    """The first response of a checkpoint to one held-out prompt."""
+
+    prompt_id: str
+    prompt: str
+    answer: str  # the reference
+    response: str
+    components: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class RunFiles:
     """Everything that the report shows."""
 
@@ -33,6 +46,7 @@ class RunFiles:
     history: RunHistory
     artifacts: Sequence[FoundArtifact]  # oldest first
     evaluations: Sequence[EvalResult]  # in the order they were finished, one for each label
+    answers: Mapping[str, Sequence[EvalSample]]  # of each evaluation's label
     config: Mapping[str, Any]
     notes: Sequence[str]  # what is missing, doubtful or damaged, a sentence each
 
@@ -46,10 +60,10 @@ def collect(run_dir: Path) -> RunFiles:
     notes: list[str] = []
     history = read_history(run_dir)
     artifacts = _artifacts(run_dir, notes)
-    evaluations = _evaluations(artifacts, notes)
+    evaluations, answers = _evaluations(artifacts, notes)
     _settle(history, artifacts)
     notes += _missing(history, evaluations)
-    return RunFiles(run_dir, history, artifacts, evaluations, _config(run_dir, notes), notes)
+    return RunFiles(run_dir, history, artifacts, evaluations, answers, _config(run_dir, notes), notes)
 
 
 def read_evaluation(path: Path) -> EvalResult:
@@ -81,8 +95,11 @@ def _artifacts(run_dir: Path, notes: list[str]) -> list[FoundArtifact]:
     return sorted(found, key=lambda artifact: (artifact.path / MANIFEST).stat().st_mtime)
 
 
-def _evaluations(artifacts: Sequence[FoundArtifact], notes: list[str]) -> list[EvalResult]:
+def _evaluations(
+    artifacts: Sequence[FoundArtifact], notes: list[str]
+) -> tuple[list[EvalResult], dict[str, list[EvalSample]]]:
     by_label: dict[str, EvalResult] = {}
+    answers: dict[str, list[EvalSample]] = {}
     for artifact in artifacts:
         if artifact.manifest.type != "EvalReport":
             continue
@@ -94,7 +111,27 @@ def _evaluations(artifacts: Sequence[FoundArtifact], notes: list[str]) -> list[E
         if by_label.pop(result.label, None) is not None:
             notes.append(f"There is more than one evaluation of {result.label}: the newest is shown.")
         by_label[result.label] = result
-    return list(by_label.values())
+        answers[result.label] = _answers(artifact.path / "samples.jsonl")
+    return list(by_label.values()), answers
+
+
+def _answers(file: Path) -> list[EvalSample]:
+    """First responses of an evaluation; lines without any are left out."""
+    if not file.is_file():
+        return []
+    with file.open(encoding="utf-8") as handle:
+        rows = [json.loads(line) for line in itertools.islice(handle, MAX_ANSWERS)]
+    return [
+        EvalSample(
+            str(row["prompt_id"]),
+            row["prompt"],
+            str(row["answer"]),
+            row["responses"][0],
+            (row["components"] or [{}])[0],
+        )
+        for row in rows
+        if row.get("responses")
+    ]
 
 
 def _settle(history: RunHistory, artifacts: Sequence[FoundArtifact]) -> None:

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from framework.observe.charts import Series, heat_map, line_chart, stacked_chart
+from framework.observe.charts import Series, heat_map, line_chart
 from framework.observe.metrics import StageHistory
 
 PHASES = ("time/generate_s", "time/score_s", "time/train_s", "time/sync_s", "time/wait_s")
@@ -21,6 +21,8 @@ class Curves:
 
     title: str
     metrics: tuple[str, ...]
+    group: str  # one of GROUPS
+    expect: str  # how it looks where all is well
     unit: str = ""
     zero: bool = False  # keep zero on the axis
     smooth: bool = True  # draw a moving mean over the noise
@@ -31,58 +33,75 @@ class Curves:
 class DrawnCharts:
     """Charts of one stage as HTML."""
 
-    curves: tuple[str, ...]
+    groups: tuple[tuple[str, tuple[str, ...]], ...]  # title of each group, and its charts
     heat_maps: tuple[str, ...]
 
+    @property
+    def curves(self) -> tuple[str, ...]:
+        """The charts of all groups."""
+        return tuple(chart for _, charts in self.groups for chart in charts)
+
+
+LEARNED, STABLE, FAST, SAMPLED, OTHER = GROUPS = (
+    "what is learned",
+    "how stable it is",
+    "how fast it is",
+    "what is sampled",
+    "what else was recorded",
+)
 
 CURVES = (
-    Curves("Loss", ("train/loss", "validation/loss"), "nats per token"),
-    Curves("Reward", ("reward/mean", "reward/*"), "mean over responses", zero=True),
-    Curves("Response length", ("response/length_mean", "response/length_max"), "tokens", zero=True),
-    Curves("KL divergence", ("kl/reference",), "to the reference, nats per token", zero=True),
-    Curves("KL divergence, old policy", ("kl/old", "kl/*"), "nats per token", zero=True),
-    Curves("Learner–sampler mismatch, mean", ("mismatch/mean_abs",), "nats per token", zero=True),
-    Curves("Learner–sampler mismatch, maximum", ("mismatch/max_abs",), "nats", zero=True),
-    Curves("Learner–sampler mismatch, k3 KL", ("mismatch/k3",), "nats per token", zero=True),
-    Curves("Clipped tokens", ("clip/low", "clip/high", "clip/*"), "share", zero=True),
-    Curves("Policy loss", ("loss/policy", "loss/*")),
-    Curves("Entropy", ("train/entropy",), "nats per token", zero=True),
-    Curves("Gradient norm", ("train/grad_norm",), zero=True),
-    Curves("Learning rate", ("train/lr",), zero=True, smooth=False),
-    Curves("Staleness", ("staleness/mean", "staleness/max"), "policy versions", zero=True),
-    Curves(
-        "Spoiled responses and groups",
-        ("response/truncated_share", "reward/failed_share", "groups/*"),
-        "share",
-        zero=True,
-    ),
-    Curves(
-        "Throughput",
-        ("sampled_tokens_per_s", "trained_tokens_per_s", "train/tokens_per_s"),
-        "tokens per second",
-        zero=True,
-    ),
-    Curves("Expert load, maximum over mean", ("experts/max_over_mean",), "mean of layers, 1 is even"),
-    Curves("Expert load of each MoE layer", ("experts/layer_*",), "maximum over mean, 1 is even", most=MAX_LAYERS),
-)
+    Curves("Loss", ("train/loss", "validation/loss"), LEARNED, "falls, steeply at first; validation stays beside it",
+           "nats per token"),
+    Curves("Reward", ("reward/mean", "reward/*"), LEARNED, "rises, each component on its own; flat: nothing is learned",
+           "mean over responses", zero=True),
+    Curves("KL divergence", ("kl/reference",), LEARNED, "grows slowly from 0: how far the policy has gone",
+           "to the reference, nats per token", zero=True),
+    Curves("Entropy", ("train/entropy",), LEARNED, "sinks slowly; at 0 the policy tries nothing new any more",
+           "nats per token", zero=True),
+    Curves("Gradient norm", ("train/grad_norm",), STABLE, "steady, without spikes", zero=True),
+    Curves("Learner–sampler mismatch, mean", ("mismatch/mean_abs",), STABLE, "small and flat: both compute one policy",
+           "nats per token", zero=True),
+    Curves("Learner–sampler mismatch, maximum", ("mismatch/max_abs",), STABLE, "flat; single tokens may stand out",
+           "nats", zero=True),
+    Curves("Learner–sampler mismatch, k3 KL", ("mismatch/k3",), STABLE, "near 0 and flat", "nats per token", zero=True),
+    Curves("KL divergence, old policy", ("kl/old", "kl/*"), STABLE, "near 0: steps within one batch stay small",
+           "nats per token", zero=True),
+    Curves("Clipped tokens", ("clip/low", "clip/high", "clip/*"), STABLE, "a percent or less", "share", zero=True),
+    Curves("Policy loss", ("loss/policy", "loss/*"), STABLE, "around 0: it says little by itself"),
+    Curves("Learning rate", ("train/lr",), STABLE, "as the schedule was given", zero=True, smooth=False),
+    Curves("Staleness", ("staleness/mean", "staleness/max"), STABLE, "at most max_staleness", "policy versions",
+           zero=True),
+    Curves("Expert load, maximum over mean", ("experts/max_over_mean",), STABLE, "sinks towards 1",
+           "mean of layers, 1 is even"),
+    Curves("Expert load of each MoE layer", ("experts/layer_*",), STABLE, "every layer towards 1",
+           "maximum over mean, 1 is even", most=MAX_LAYERS),
+    Curves("Throughput", ("sampled_tokens_per_s", "trained_tokens_per_s", "train/tokens_per_s"), FAST,
+           "flat after the first steps", "tokens per second", zero=True),
+    Curves("Time by phase", (*PHASES, STEP_TIME), FAST, "phases overlap: the step takes less than their sum",
+           "seconds per step", zero=True),
+    Curves("Response length", ("response/length_mean", "response/length_max"), SAMPLED,
+           "grows as reasoning does; at the limit answers are cut off", "tokens", zero=True),
+    Curves("Spoiled responses and groups", ("response/truncated_share", "reward/failed_share", "groups/*"), SAMPLED,
+           "low; groups of equal rewards teach nothing", "share", zero=True),
+)  # fmt: skip
 
 
 def stage_charts(stage: StageHistory) -> DrawnCharts:
     """Draw everything that the stage has recorded."""
     left = {name: Series(name, list(v), list(v.values())) for name, v in stage.series.items()}
     apart = {name for curves in CURVES for name in curves.metrics if "*" not in name}  # a pattern takes none of these
-    drawn = []
+    drawn: dict[str, list[str]] = {group: [] for group in GROUPS}
     for curves in CURVES:
         chosen = [left.pop(name) for pattern in curves.metrics for name in _matches(pattern, left, apart)]
         if curves.most is not None:
             chosen = [chosen[index] for index in _spread(len(chosen), curves.most)]
         if chosen:
-            drawn.append(line_chart(curves.title, chosen, curves.unit, curves.zero, curves.smooth))
-    phases = [left.pop(name) for name in PHASES if name in left]
-    if phases:
-        drawn.append(stacked_chart("Time by phase", phases, left.pop(STEP_TIME, None), "seconds per step"))
-    drawn += [line_chart(name, [series]) for name, series in sorted(left.items())]
-    return DrawnCharts(tuple(drawn), tuple(_heat_maps(stage)))
+            chart = line_chart(curves.title, chosen, curves.unit, curves.zero, curves.smooth, curves.expect)
+            drawn[curves.group].append(chart)
+    drawn[OTHER] = [line_chart(name, [series]) for name, series in sorted(left.items())]
+    groups = tuple((group, tuple(charts)) for group, charts in drawn.items() if charts)
+    return DrawnCharts(groups, tuple(_heat_maps(stage)))
 
 
 def _matches(pattern: str, names: dict[str, Series], apart: set[str]) -> list[str]:

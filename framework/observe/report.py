@@ -12,14 +12,15 @@ from string import Template
 
 from framework.errors import UserError
 from framework.observe import charts
-from framework.observe.collect import FoundArtifact, RunFiles, collect
+from framework.observe.collect import EvalSample, FoundArtifact, RunFiles, collect
 from framework.observe.curves import stage_charts
 from framework.observe.metrics import StageHistory
 from framework.observe.progress import format_seconds
+from framework.observe.verdict import verdict
 from framework.types import EvalResult, EvalTask, SampleRow
 
 REPORT = "report.html"
-SAMPLE_STEPS, SAMPLES_PER_STEP, SAMPLE_CHARACTERS = 8, 8, 3000
+SAMPLE_STEPS, SAMPLES_PER_STEP, SAMPLE_CHARACTERS, ANSWERS = 8, 8, 3000, 8
 escape = html.escape
 
 
@@ -43,7 +44,8 @@ def render(run: RunFiles) -> str:
     """Return the page."""
     name = run.run_dir.resolve().name
     page = Template(files("framework.observe").joinpath("report.html").read_text(encoding="utf-8"))
-    sections = [_header(name, run), _tiles(run), _notes(run.notes), _evaluation(run.evaluations)]
+    sections = [_header(name, run), _verdict(run), _tiles(run), _notes(run.notes), _evaluation(run.evaluations)]
+    sections.append(_answers(run))
     # Last stage first: it is what people look for.
     stages = list(run.history.stages.values())
     sections += [_stage(stage) for stage in reversed(stages) if _has_recorded(stage)]
@@ -61,6 +63,40 @@ def _header(name: str, run: RunFiles) -> str:
         first, last = min(s.first_time for s in stages), max(s.last_time for s in stages)
         chosen.append(f"{_clock(first)} to {_clock(last)}")
     return f'<h1>{escape(name)}</h1><p class="soft">{escape(" · ".join(chosen))}</p>'
+
+
+def _verdict(run: RunFiles) -> str:
+    items = "".join(f'<li class="{finding.tone}">{escape(finding.text)}</li>' for finding in verdict(run))
+    return f'<ul class="verdict">{items}</ul>'
+
+
+def _answers(run: RunFiles) -> str:
+    """The same held-out prompts as each checkpoint answered them, beside the reference answers."""
+    labels = [result.label for result in run.evaluations]
+    by_label = {label: {sample.prompt_id: sample for sample in run.answers.get(label, ())} for label in labels}
+    known = [by_label[label] for label in labels if by_label[label]]
+    if not known:
+        return ""
+    shared = [key for key in known[-1] if all(key in samples for samples in known)][:ANSWERS]
+    heads = "".join(f'<th class="left">{escape(label)}</th>' for label in labels)
+    rows = []
+    for key in shared:
+        cells = "".join(_answer(by_label[label].get(key)) for label in labels)
+        sample = known[-1][key]
+        asked = f'<td class="text"><pre>{escape(_cut(sample.prompt))}</pre></td>'
+        rows.append(f'<tr>{asked}<td class="text"><pre>{escape(_cut(sample.answer))}</pre></td>{cells}</tr>')
+    return (
+        '<h3>Held-out prompts, first response of each checkpoint</h3><div class="scroll"><table><thead><tr>'
+        f'<th>prompt</th><th class="left">reference answer</th>{heads}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _answer(sample: EvalSample | None) -> str:
+    if sample is None:
+        return "<td>–</td>"
+    scores = f'<p class="unit">{escape(_mapping(sample.components))}</p>' if sample.components else ""
+    return f'<td class="text"><pre>{escape(_cut(sample.response))}</pre>{scores}</td>'
 
 
 def _tiles(run: RunFiles) -> str:
@@ -143,7 +179,8 @@ def _stage(stage: StageHistory) -> str:
     summary = f"{stage.state}{steps}, {format_seconds(stage.seconds)}{runs}"
     parts = [f'<h2>{escape(stage.name)} <span class="unit">{escape(summary)}</span></h2>']
     drawn = stage_charts(stage)
-    parts += [f'<div class="grid">{"".join(drawn.curves)}</div>'] if drawn.curves else []
+    for group, figures in drawn.groups:
+        parts.append(f'<h3>{escape(group.capitalize())}</h3><div class="grid">{"".join(figures)}</div>')
     if drawn.heat_maps:
         parts.append(
             "<h3>Expert load by layer, relative to an even load "

@@ -104,7 +104,7 @@ def evaluate(run_dir: Path, label: str, level: float, inputs: dict[str, str]) ->
 
     tasks = (task("basic_arithmetic", 64, level + 0.1), task("chain_sum", 64, level), task("gcd", 64, level - 0.1))
     result = EvalResult(label, task("all", 192, level), tasks, {"temperature": 1.0, "top_p": 1.0, "max_tokens": 64.0})
-    files = {"report.json": json.dumps(asdict(result)), "samples.jsonl": "{}\n"}
+    files = {"report.json": json.dumps(asdict(result)), "samples.jsonl": answers(label)}
     write_artifact(run_dir, f"evaluate_{label}", EvalReport, files, inputs)
 
 
@@ -115,3 +115,13 @@ def write_artifact(run_dir: Path, node: str, kind: type, files: dict[str, str], 
     for name, content in files.items():
         (directory / name).write_text(content)
     return write_manifest(kind(directory), f"framework.stages.{node}", {}, inputs, "c0de", {"train": 1.0}).content_hash
+
+
+def answers(label: str) -> str:
+    """Evaluated prompts, as the stage writes them."""
+    rows = [
+        {"prompt_id": f"p{i}", "prompt": f"What is {i} + 1?", "answer": f"ref {i + 1}",
+         "responses": [f"{label} says <b>{i + 1}</b>", "another"], "components": [{"accuracy": 1.0}, {}]}
+        for i in range(12)
+    ]  # fmt: skip
+    return "".join(json.dumps(row) + "\n" for row in rows)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from framework.observe import charts
-from framework.observe.charts import Axis, Series, format_number, line_chart, load_colours, png, stacked_chart, thin
+from framework.observe.charts import Axis, Series, format_number, line_chart, load_colours, png, thin
 
 
 def svg(figure: str) -> ElementTree.Element:
@@ -40,17 +40,25 @@ def test_values_that_are_not_numbers_break_the_line_and_are_marked() -> None:
 @pytest.mark.parametrize("values", [[5.0], [0.0, 0.0], [math.nan], [-3.0, -3.0], [1e-9, 2e-9], [1e12, 1e12 + 1]])
 def test_odd_values_draw_without_bad_coordinates(values: list[float]) -> None:
     series = [Series("a", list(range(len(values))), values)]
-    for figure in (line_chart("a", series), line_chart("a", series, zero=True), stacked_chart("a", series, None)):
+    for figure in (line_chart("a", series), line_chart("a", series, zero=True)):
         svg(figure)
         drawn = re.sub(r' data-chart="[^"]*"', "", figure)
         assert not re.search(r'(x|y|d|height|width|cx|cy|x1|y1)="[^"]*(nan|inf)', drawn)
 
 
-def test_stacked_bars_add_up() -> None:
-    picture = svg(stacked_chart("Time", [Series("a", [1, 2], [1.0, 2.0]), Series("b", [1, 2], [3.0, 2.0])], None))
-    heights = [float(bar.get("height")) for bar in picture.iter("rect")]
-    assert heights[0] + heights[1] == pytest.approx(heights[2] + heights[3], abs=0.2)
-    assert heights[1] == pytest.approx(3 * heights[0], abs=0.3)
+def labels(figure: str, anchor: str) -> list[str]:
+    return [text.text or "" for text in svg(figure).iter("text") if text.get("text-anchor") == anchor]
+
+
+@pytest.mark.parametrize("values", [[1e12, 1e12 + 1], [1.0e-4, 1.9e-4], [5e6, 5.0001e6], [0.1234561, 0.1234569]])
+def test_no_two_ticks_have_the_same_label_and_the_x_axis_says_what_it_counts(values: list[float]) -> None:
+    figure = line_chart("a", [Series("a", [0, 1], values)], note="falls")
+    ticks = labels(figure, "end")[:-1]
+    assert len(ticks) == len(set(ticks)) > 1
+    assert labels(figure, "end")[-1] == "step"
+    assert "Look for: falls." in figure
+    long = labels(line_chart("a", [Series("a", [0, 10_400], values)]), "middle")
+    assert len(long) == len(set(long)) > 3
 
 
 def test_titles_and_data_are_escaped() -> None:

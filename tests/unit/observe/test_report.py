@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from framework import cli
 from framework.artifacts import Checkpoint, EvalReport
 from framework.errors import UserError
 from framework.observe.collect import collect, read_evaluation
 from framework.observe.curves import stage_charts
 from framework.observe.metrics import METRICS, Tracker, read_history
 from framework.observe.report import write_report
+from framework.observe.verdict import verdict
 from framework.types import EvalResult, EvalTask
 from tests.unit.observe.synthetic import evaluate, write_artifact, write_run
 
@@ -97,6 +99,59 @@ def test_the_page_needs_no_network_and_runs_no_foreign_script(finished: Path) ->
     assert not re.search(r"@import|url\(|fetch\(|https?://(?!www\.w3\.org/2000/svg)", page)
     assert page.count("<script") == 1  # the samples' own <script> is escaped
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_the_verdict_comes_first_with_its_numbers(finished: Path, tmp_path: Path) -> None:
+    page = write_report(finished).read_text(encoding="utf-8")
+    told = re.findall(r'<li class="(good|bad|plain)">(.*?)</li>', page)
+    assert told[0] == (
+        "good",
+        "r1_zero answers 74.0% of 192 held-out prompts right, base 31.0%: better by 43.0 points, ± 9.2.",
+    )
+    assert ("good", "grpo: mean reward went from") in [(tone, text[:27]) for tone, text in told]
+    assert ("bad", "grpo: values that are not finite in train/grad_norm.") in told
+    assert page.index('class="verdict"') < page.index('class="tiles"')
+    stopped = [finding.text for finding in verdict(collect(write_run(tmp_path / "run", steps=20, finished=False)))]
+    assert "grpo is unfinished at step 20." in stopped
+
+
+def test_charts_stand_in_groups_and_say_what_to_look_for(finished: Path) -> None:
+    page = write_report(finished).read_text(encoding="utf-8")
+    for group in ("What is learned", "How stable it is", "How fast it is", "What is sampled"):
+        assert f"<h3>{group}</h3>" in page
+    assert "Look for: phases overlap: the step takes less than their sum." in page
+    assert "minmax(min(440px, 100%), 1fr)" in page  # no wider than a phone
+
+
+def test_answers_of_all_checkpoints_stand_beside_the_reference(finished: Path) -> None:
+    cells = outline(write_report(finished).read_text(encoding="utf-8")).cells
+    at = cells.index("What is 0 + 1?")
+    assert cells[at + 1] == "ref 1"
+    assert cells[at + 2].startswith("base says <b>1</b>")
+    assert cells[at + 3].startswith("r1_zero says <b>1</b>")
+
+
+def test_runs_are_compared(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = write_run(tmp_path / "other", steps=20)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "seed": 7}))
+    assert cli.main(["report", str(finished), str(other)]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert path == finished / "comparison.html"
+    page = path.read_text(encoding="utf-8")
+    shown = outline(page)
+    assert shown.cells[shown.cells.index("seed") :][:3] == ["seed", "0", "7"]
+    rewards = [figure for figure in page.split("<figure>") if "Reward: reward/mean" in figure]
+    assert len(rewards) == 1
+    assert "&quot;name&quot;:&quot;r1 &amp; zero&quot;" in rewards[0]
+    assert "&quot;name&quot;:&quot;other&quot;" in rewards[0]
+    assert cli.main(["report", str(finished), str(tmp_path / "none")]) == 2
+
+
+def test_versions_and_commit_are_shown(finished: Path) -> None:
+    page = write_report(finished).read_text(encoding="utf-8")
+    for name in ("torch", "ray", "transformers", "commit"):
+        assert f"<dt>{name}</dt>" in page
 
 
 def test_every_recorded_metric_is_drawn(finished: Path) -> None:
