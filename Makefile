@@ -9,7 +9,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-$(shell cat $(REQUIREMENTS) pyproject.toml | cksum | cut -d' ' -f1)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: help test r1-zero lint mutants .venv
+.PHONY: help test r1-zero own lint mutants .venv
+OWN := runs/models
+OWN_DATA := data.train=$(OWN)/arithmetic_train.jsonl data.heldout=$(OWN)/arithmetic_heldout.jsonl
 .DEFAULT_GOAL := help
 
 help: ## show the targets
@@ -45,6 +47,10 @@ lint: .venv ## check style and types
 
 r1-zero: .venv ## train a base model and R1-Zero from it at laptop scale, then say where the report is
 	$(BIN)/framework run job=r1_zero $(ARGS)
+
+own: .venv ## fetch a real small model, train it by GRPO on arithmetic, evaluate before and after
+	$(BIN)/python -m jobs.own.prepare $(OWN)
+	$(BIN)/framework run job=grpo run=own base=$(OWN)/smollm2 $(OWN_DATA) $(ARGS)
 
 mutants: .venv ## change the code that decides, one place at a time, and list the changes that no test notices (an hour)
 	@$(PIP) -r requirements/mutants.txt

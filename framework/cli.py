@@ -25,7 +25,7 @@ from framework.errors import (
     did_you_mean,
 )
 
-COMMANDS = ("plan", "run", "submit", "report", "score", "chat", "serve", "bench")
+COMMANDS = ("plan", "run", "submit", "report", "score", "check", "chat", "serve", "bench")
 BENCHMARKS = Path(__file__).resolve().parent.parent / "jobs" / "bench"
 STOP_WAIT_S = 600  # between SIGTERM and SIGKILL of a Ray job: time to write a checkpoint
 logger = logging.getLogger("framework")
@@ -56,8 +56,8 @@ def _dispatch(argv: list[str]) -> int:
         if options:
             raise UserError("option", options[0], f"see framework {arguments.command} --help")
         overrides.extend(rest)
-    handlers = {"plan": plan, "run": run, "submit": submit, "report": report, "score": score, "chat": chat}
-    handlers["serve"] = serve
+    handlers = {"plan": plan, "run": run, "submit": submit, "report": report, "score": score, "check": check}
+    handlers |= {"chat": chat, "serve": serve}
     if arguments.command == "bench":
         return bench(arguments.name, [*arguments.arguments, *rest])
     return handlers[arguments.command](arguments)
@@ -177,6 +177,16 @@ def serve(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def check(arguments: argparse.Namespace) -> int:
+    """Publish a model's weights, update its samplers, and compare every logprob of learner and sampler."""
+    from framework.config import compose
+
+    if arguments.what != "sync":
+        raise UserError("check", arguments.what, "must be sync")
+    config = compose(["job=grpo", *arguments.overrides], arguments.config_dir)
+    return EXIT_DONE if importlib.import_module("jobs.check_sync").main(config) else EXIT_FAILED
+
+
 def bench(name: str, arguments: Sequence[str]) -> int:
     """Run jobs/bench/<name>.py."""
     names = sorted(file.stem for file in BENCHMARKS.glob("*.py") if not file.stem.startswith("_"))
@@ -282,6 +292,10 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--rerun-changed", action="store_true", help=text)
         if name == "submit":
             command.add_argument("--address", required=True, help="Ray dashboard, e.g. http://head:8265")
+    command = commands.add_parser("check", help="compare learner and sampler after weight updates")
+    command.add_argument("what", help="sync")
+    command.add_argument("overrides", nargs="*", help="base=DIR, and e.g. cluster=node8")
+    command.add_argument("--config-dir", type=Path, help="a directory with further yaml files in conf/'s groups")
     command = commands.add_parser("score", help="say what the rewards give to responses in a file")
     command.add_argument("file", help="JSON lines of id, task, prompt, answer, response")
     command.add_argument("overrides", nargs="*", help="e.g. reward=rule reward.time_limit_s=2")

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
 
+from framework.models.public_layout import public_name
+
 BIAS = "e_score_correction_bias"
 PLAIN_SWIGLU = "swiglu_eager"  # AutoEP's own "swiglu" takes a Triton kernel, which has no CPU version
 
@@ -46,7 +48,7 @@ def autoep_section(model_config: Any, ep_size: int, on_gpu: bool) -> dict[str, A
 
 
 @dataclass(frozen=True)
-class PublicNames:
+class ExpertNames:
     """What checkpoints call the parts that transformers holds under other names, or fused."""
 
     block: str = "mlp"
@@ -55,14 +57,14 @@ class PublicNames:
     down: str = "down_proj"
 
     def of(self, name: str) -> str:
-        """Return a parameter's name in checkpoints."""
-        return name.replace(".router.gate.", ".gate.").replace(".mlp.", f".{self.block}.")
+        """Return the name in checkpoints of what belongs to a block of experts."""
+        return name.replace(".mlp.", f".{self.block}.")
 
 
-def public_names(model: nn.Module) -> PublicNames:
+def expert_names_of(model: nn.Module) -> ExpertNames:
     """Return the names of a model's family."""
     kind = getattr(getattr(model, "config", None), "model_type", "")
-    return PublicNames("block_sparse_moe", "w1", "w3", "w2") if kind == "mixtral" else PublicNames()
+    return ExpertNames("block_sparse_moe", "w1", "w3", "w2") if kind == "mixtral" else ExpertNames()
 
 
 def has_expert_parallelism(model_config: Any) -> bool:
@@ -191,7 +193,7 @@ def own_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     ZeRO-3 every rank must exhaust the iterator (gathering is collective); a tensor is valid until the next one.
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
-    expert_names, names = set[str](), public_names(model)
+    expert_names, names = set[str](), expert_names_of(model)
     for name, layer in moe_layers(model):
         experts = layer.experts
         expert_names |= {f"{name}.experts.w1", f"{name}.experts.w2", f"{name}.experts.w3"}
@@ -207,7 +209,7 @@ def shared_tensors(
     model: nn.Module, skip: set[str], prefix: str | tuple[str, ...] = "", yield_them: bool = True
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Everything replicated over ranks (all but `skip`) whose name starts with (a) `prefix`, correction biases last."""
-    tied, names = getattr(model, "_tied_weights_keys", None) or (), public_names(model)
+    tied, names = getattr(model, "_tied_weights_keys", None) or (), expert_names_of(model)
     for name, parameter in model.named_parameters():
         if name in skip or not name.startswith(prefix) or (name in tied and _is_tied(model)):
             continue
@@ -215,7 +217,7 @@ def shared_tensors(
             if yield_them and ".experts." in name:  # fused, without AutoEP
                 yield from _unfused(model, name, parameter.detach())
             elif yield_them:
-                yield names.of(name), parameter.detach()
+                yield public_name(model, name.replace(".router.gate.", ".gate.")), parameter.detach()
     for name, layer in moe_layers(model):
         bias = getattr(layer.router, BIAS, None)
         if yield_them and bias is not None and name.startswith(prefix):
@@ -234,7 +236,7 @@ def all_tensors(model: nn.Module, prefix: str | tuple[str, ...] = "") -> Iterato
 
     One layer's experts are gathered at a time, and nothing that has another name.
     """
-    expert_names, names = set[str](), public_names(model)
+    expert_names, names = set[str](), expert_names_of(model)
     for name, layer in moe_layers(model):
         experts = layer.experts
         expert_names |= {f"{name}.experts.w1", f"{name}.experts.w2", f"{name}.experts.w3"}
@@ -262,7 +264,7 @@ def _gather_experts(layer: Any, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _expert_tensors(
-    names: PublicNames, layer_name: str, first: int, w1: torch.Tensor, w2: torch.Tensor, w3: torch.Tensor
+    names: ExpertNames, layer_name: str, first: int, w1: torch.Tensor, w2: torch.Tensor, w3: torch.Tensor
 ) -> Iterator[tuple[str, torch.Tensor]]:
     for offset, (gate, down, up) in enumerate(zip(w1.detach(), w2.detach(), w3.detach(), strict=True)):
         prefix = names.of(f"{layer_name}.experts.{first + offset}")

@@ -36,7 +36,8 @@ def load_sharded(directory: Path, config: DeepSpeedConfig) -> Any:
     for name, parameter in model.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             if dist.get_rank() == 0:
-                parameter.data.copy_(tensors[name][...])
+                known = name if name in tensors else public_layout.public_name(model, name)
+                parameter.data.copy_(tensors[known][...])
     for name, module in model.named_modules():
         if (bias := module._buffers.get(expert_parallel.BIAS)) is not None:
             bias.copy_(tensors[f"{name}.{expert_parallel.BIAS}"][...])

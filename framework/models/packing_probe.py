@@ -37,7 +37,7 @@ def why_not_packed(config: Any) -> str:
 
     AttentionInterface.register(PROBE, record)
     with torch.device("meta"):
-        model = kind(config)
+        model = kind._from_config(config, dtype=torch.bfloat16)  # which grouped products of experts ask for
         model.set_attn_implementation(PROBE)
         ids = torch.zeros(1, TOKENS, dtype=torch.long)
         try:

@@ -206,6 +206,16 @@ def _with_prefix(found: dict[str, StoredTensor], expected: Mapping[str, Any]) ->
     return {prefix + name: tensor for name, tensor in found.items()}
 
 
+def public_name(model: Any, name: str) -> str:
+    """Return what a checkpoint calls a parameter that is not fused: GPT-NeoX's `lm_head` is `embed_out` there."""
+    known: dict[str, str] = model.__dict__.setdefault("_public_names", {})
+    if name not in known:
+        from transformers.core_model_loading import revert_weight_conversion
+
+        (known[name],) = revert_weight_conversion(model, {name: torch.empty(0, device="meta")})
+    return known[name]
+
+
 def local_experts(
     tensors: Mapping[str, StoredTensor], ep_rank: int, ep_size: int, dtype: torch.dtype
 ) -> dict[str, StoredTensor | LocalExperts]:

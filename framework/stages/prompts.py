@@ -11,6 +11,7 @@ from framework.bounds import NonNegativeInt, Probability, bounded
 from framework.data.chat_template import TemplateConfig, own_or_r1_zero, tokenize_prompts
 from framework.data.layouts.columns import Columns
 from framework.data.readers import write_prompts
+from framework.data.sources import find_source
 from framework.data.splits import load_splits
 from framework.data.tokenizer_files import load_tokenizer
 from framework.graph.nodes import Runtime
@@ -38,6 +39,12 @@ class PromptsConfig:
         train, heldout = load_splits(self.train, self.heldout, self.columns, self.heldout_share)
         return train, heldout[: self.max_heldout or None]
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that it reads."""
+        named = (("data.train", self.train, "train"), ("data.heldout", self.heldout, "test"))
+        return tuple(file for key, name, split in named if name for file in find_source(name, key, split).files)
+
 
 @dataclass(frozen=True)
 class PromptsInputs:
@@ -58,6 +65,7 @@ class PreparePrompts:
     """The stage."""
 
     config: PromptsConfig
+    files: tuple[Path, ...] = ()  # of `config`: the stage runs again when one of them changes
     template: TemplateConfig = TemplateConfig()  # without a name the tokenizer's own, or R1-Zero's where it has none
 
     def run(self, inputs: PromptsInputs, runtime: Runtime) -> Prepared:

@@ -190,7 +190,8 @@ class ModelConfig:
         """Raise UserError unless a sampler can split its heads over `size` GPUs."""
         if self.num_attention_heads % size:
             allowed = (
-                f"must divide num_attention_heads={self.num_attention_heads}: {divisors(self.num_attention_heads)}"
+                f"must divide num_attention_heads={self.num_attention_heads}: "
+                f"{', '.join(map(str, divisors(self.num_attention_heads)))}"
             )
             raise UserError(where, size, allowed)
 

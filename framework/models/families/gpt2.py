@@ -36,7 +36,7 @@ class Gpt2(ModelConfig):
             "n_embd": self.hidden_size,
             "n_layer": self.num_hidden_layers,
             "n_head": self.num_attention_heads,
-            "n_inner": self.intermediate_size,
+            "n_inner": None if self.intermediate_size == 4 * self.hidden_size else self.intermediate_size,
             "n_positions": self.max_position_embeddings,
             "layer_norm_epsilon": self.rms_norm_eps,
             "tie_word_embeddings": self.tie_word_embeddings,

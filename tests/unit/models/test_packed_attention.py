@@ -1,6 +1,7 @@
 """Packed, padded and one-by-one forwards of real transformers models: one loss, one gradient."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from framework.models.packed_attention import (
     packed_logprobs,
     use_packed_attention,
 )
+from framework.models.shared_prefixes import shared_prefixes
 from framework.types import MicroBatch, TrainSample
 
 VOCAB = 64
@@ -219,3 +221,40 @@ def test_what_packing_cannot_do_is_refused(model: Any) -> None:
         packed(input_ids=torch.zeros(1, 4, dtype=torch.int64), segments=SegmentLayout.of_lengths([3]))
     with pytest.raises(ValueError, match="layout"):
         packed(input_ids=torch.zeros(2, 4, dtype=torch.int64), segments=SegmentLayout.of_lengths([4]))
+
+
+@pytest.mark.parametrize("window", [1, 4, 100])
+def test_windows_hold_within_segments_and_shared_prefixes(window: int) -> None:
+    lengths, heads, width = [9, 9, 3], 2, 4
+    ids_T = torch.tensor([*range(6), 20, 21, 22, *range(6), 30, 31, 32, *range(3)])
+    total = sum(lengths)
+    first_T = {}  # queries, keys and values of a node are alike: by the prefix that ends there
+    starts = [0, 9, 18]
+    nodes = [
+        first_T.setdefault(tuple(ids_T[start : start + place + 1].tolist()), len(first_T))
+        for start, length in zip(starts, lengths, strict=True)
+        for place in range(length)
+    ]
+    q, k, v = (torch.randn(1, heads, len(first_T), width)[:, :, nodes] for _ in range(3))
+    mask_TT = torch.zeros(total, total, dtype=torch.bool)
+    for start, length in zip(starts, lengths, strict=True):
+        square = torch.ones(length, length, dtype=torch.bool)
+        mask_TT[start : start + length, start : start + length] = square.tril().triu(1 - window)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask_TT).transpose(1, 2)
+    plain = SegmentLayout.of_lengths(lengths)
+    found = packed_attention(torch.nn.Module(), q, k, v, None, segments=plain, sliding_window=window)[0]
+    torch.testing.assert_close(found, expected)
+    shared = replace(plain, shared=shared_prefixes(ids_T, lengths))
+    assert shared.shared is not None
+    at_U = shared.shared.position_U
+    found = packed_attention(
+        torch.nn.Module(), q[:, :, at_U], k[:, :, at_U], v[:, :, at_U], None, segments=shared, sliding_window=window
+    )[0]
+    torch.testing.assert_close(found, expected[:, at_U])
+
+
+@pytest.mark.parametrize("key", ["softcap", "s_aux"])
+def test_attention_of_other_kinds_is_refused(key: str) -> None:
+    x = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(ValueError, match=key):
+        packed_attention(torch.nn.Module(), x, x, x, None, segments=SegmentLayout.of_lengths([2]), **{key: 1.0})

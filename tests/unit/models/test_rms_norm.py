@@ -59,3 +59,12 @@ def test_a_model_keeps_its_parameters_and_its_outputs() -> None:
     assert {id(parameter) for parameter in model.parameters()} == parameters
     torch.testing.assert_close(model(tokens).logits, before)
     assert use_fast_norms(model) == 0
+
+
+def test_norms_that_only_bear_the_name_stay() -> None:
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+    model = torch.nn.ModuleList([Gemma3RMSNorm(8), Qwen3RMSNorm(8)])
+    assert use_fast_norms(model) == 1
+    assert isinstance(model[0], Gemma3RMSNorm)

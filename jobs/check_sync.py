@@ -1,0 +1,23 @@
+"""`framework check sync`: publish a model's weights, update its samplers, compare every logprob."""
+
+from __future__ import annotations
+
+from framework.config import RunConfig, given_base
+from framework.roles.cluster import ray_session
+from framework.roles.sync_check import check_sync, describe, passes
+from framework.stages.fit import fit_learner, fit_sampler
+
+
+def main(config: RunConfig) -> bool:
+    """Print a line for the base and each update; return whether all are below the run's gate."""
+    base, model = given_base(config)
+    base.check()
+    cluster, gate, rollout = config.cluster, config.stage["grpo"].mismatch, fit_sampler(config.engine.rollout, model)
+    learner = fit_learner(config.engine.learner, model, cluster, cluster.learner_workers, rollout.max_model_len)
+    good = True
+    with ray_session(cluster):
+        for found in check_sync(base.path, model.vocab_size, rollout, learner, cluster):
+            good = good and passes(found, gate)
+            print(describe(found), flush=True)
+    print(f"{'below' if good else 'ABOVE'} the gate: {gate.measure} {gate.stop_above} nats (stage.grpo.mismatch)")
+    return good

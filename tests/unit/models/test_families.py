@@ -1,0 +1,112 @@
+"""Families: found by model_type, read from config.json and back, refused with a reason; hub ids without a network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from framework.errors import UserError
+from framework.models.families.base import RankLayout
+from framework.models.families.find import check_same, known_families, of_base
+from framework.models.families.generic import Generic
+from framework.models.hub import find_base
+from framework.models.spec import build_model
+from tests.contract.families import CHECKPOINTS, COMMON, CONTEXT, WINDOW
+
+
+def write(directory: Path, kind: str, **keys: Any) -> Path:
+    (directory / "config.json").write_text(json.dumps({"model_type": kind, **keys}))
+    return directory
+
+
+def test_every_family_has_a_file_of_its_own() -> None:
+    assert set(known_families()) == {kind for kind, _ in CHECKPOINTS.values()} - {"olmo2"}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_sizes_come_from_the_config_and_go_back(name: str, tmp_path: Path) -> None:
+    kind, keys = CHECKPOINTS[name]
+    spec = of_base(write(tmp_path, kind, **keys), "float32")
+    check_same(spec, tmp_path)
+    assert (spec.vocab_size, spec.max_position_embeddings, spec.dtype) == (304, CONTEXT, "float32")
+    assert type(build_model(spec, seed=0)).__name__ in [*(spec.hf_config().architectures or ()), "Olmo2ForCausalLM"]
+    layout = RankLayout("float32", 1, 1, 1, 8, on_gpu=False)
+    assert spec.layer_bytes(layout, moe=False)[0] > 0 < spec.cache_elements(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "key"),
+    [
+        ("qwen3", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "rope_parameters"),
+        ("qwen3", {"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ("qwen3", {"rms_norm_eps": 1e-5}, "rms_norm_eps"),
+        ("qwen3", {"num_key_value_heads": 2}, "num_key_value_heads"),
+        ("deepseek_v3", {"routed_scaling_factor": 2.5}, "routed_scaling_factor"),
+        ("gemma3", {"sliding_window": 32}, "sliding_window"),
+        ("llama3", {"attention_bias": True}, "attention_bias"),
+    ],
+)
+def test_a_model_that_differs_in_any_field_that_counts(
+    name: str, change: dict[str, Any], key: str, tmp_path: Path
+) -> None:
+    kind, keys = CHECKPOINTS[name]
+    given = of_base(write(tmp_path, kind, **keys))
+    write(tmp_path, kind, **(keys | change))
+    with pytest.raises(UserError, match=f"has {key}="):
+        check_same(given, tmp_path)
+    write(tmp_path, kind, **(keys | {"initializer_range": 0.5, "use_cache": False}))
+    check_same(given, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys", "reason"),
+    [
+        ("bert", {}, "an encoder"),
+        ("t5", {}, "causal"),
+        ("qwen2", {**COMMON, "architectures": ["Qwen2ForSequenceClassification"]}, "Qwen2ForCausalLM"),
+        ("gemma3", {}, "text alone"),
+        ("gemma2", {**COMMON, "head_dim": 32}, "attn_logit_softcapping"),
+        ("mamba", {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 64}, "linear_attention"),
+        ("bloom", {"hidden_size": 32, "n_layer": 1, "n_head": 2, "vocab_size": 64}, "cannot run here"),
+        ("gpt_oss", {**COMMON, "num_local_experts": 4, "layer_types": ["full_attention"] * 2, "head_dim": 32}, "s_aux"),
+        ("qwen3_next", {**COMMON, "layer_types": ["linear_attention", "full_attention"]}, "linear_attention"),
+        ("no_such_family", {}, "model_type"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_the_reason(
+    kind: str, keys: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        of_base(write(tmp_path, kind, **keys))
+
+
+def test_another_causal_model_runs_as_generic(tmp_path: Path) -> None:
+    spec = of_base(write(tmp_path, "olmo2", **COMMON))
+    assert isinstance(spec, Generic)
+    assert spec.rough
+    assert spec.hf_config().model_type == "olmo2"
+
+
+def test_heads_that_gpus_cannot_share(tmp_path: Path) -> None:
+    spec = of_base(write(tmp_path, "qwen2", **COMMON))
+    spec.check_tensor_parallel(2, "engine.rollout.tensor_parallel_size")
+    with pytest.raises(UserError, match="must divide num_attention_heads=2: 1, 2"):
+        spec.check_tensor_parallel(4, "engine.rollout.tensor_parallel_size")
+
+
+def test_windows_are_read(tmp_path: Path) -> None:
+    spec = of_base(write(tmp_path, *CHECKPOINTS["mistral"][:1], **CHECKPOINTS["mistral"][1]))
+    assert getattr(spec, "sliding_window", None) == WINDOW
+
+
+def test_a_base_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_base(str(tmp_path)) == tmp_path
+    with pytest.raises(UserError, match="no such directory: must be a checkpoint directory or a hub id"):
+        find_base(str(tmp_path / "none"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"base: got 'owner/none'; no such directory, and the hub could not give it"):
+        find_base("owner/none")
