@@ -63,6 +63,18 @@ def test_rewards_that_cannot_be_loaded_end_the_run_with_the_reason(ray_node: Non
             poll_for(pools.reward, seconds=60)
 
 
+def test_what_rewards_print_is_in_a_file_a_worker(ray_node: None, tmp_path: Path) -> None:
+    with sampling_pools(ClusterConfig(), VllmConfig(), CONFIG, Path(), tmp_path) as pools:
+        while not (ready := pools.reward.ready()):
+            pools.reward.poll(0.1)
+        pools.reward.call(ready[0], "score", group_of("print", "raise"), tag="group")
+        while not (done := pools.reward.poll(0.1)):
+            pass
+        (log,) = tmp_path.glob(f"reward-{done[0].worker}.log")
+        assert "x" * 100_000 in log.read_text()
+        assert "prompt p0: reward obedient raised:" in log.read_text()
+
+
 def poll_for(pool: WorkerPool, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -222,7 +223,7 @@ def _forward(node: Node) -> Node:
 
 def canonical(node: Node) -> Node:
     """One form for what is written in several: roots as a list, bounds of a variable as an interval."""
-    if node.kind == "plusminus":
+    if (node.scalar or node.kind == "plusminus") and node.find("plusminus"):
         return _two(node)
     if node.kind == "relation":
         node = _forward(node)
@@ -230,7 +231,7 @@ def canonical(node: Node) -> Node:
             return canonical(node.parts[-1])
         if (bounds := _interval(node)) is not None:
             return bounds
-        if node.name == "=" and node.parts[1].kind in ("plusminus", "list"):
+        if node.name == "=" and (node.parts[1].kind == "list" or node.parts[1].find("plusminus")):
             return canonical(node.parts[1])
     if node.kind in ("list", "set"):
         items: list[Node] = []
@@ -250,11 +251,18 @@ def canonical(node: Node) -> Node:
 
 
 def _two(node: Node) -> Node:
-    left, right = node.parts
-    zero = left == number(0)
-    minus = Node("negative", (right,)) if right.kind != "number" else number(-right.value, right.digits)
-    plus = right if zero else Node("sum", (left, right))
-    return Node("list", (plus, minus if zero else Node("sum", (left, minus))))
+    """Both values of a scalar with a plus-minus in it."""
+    return Node("list", (_with_sign(node, True), _with_sign(node, False)))
+
+
+def _with_sign(node: Node, plus: bool) -> Node:
+    parts = tuple(_with_sign(part, plus) for part in node.parts)
+    if node.kind != "plusminus":
+        return replace(node, parts=parts)
+    left, right = parts
+    if not plus:
+        right = Node("negative", (right,)) if right.kind != "number" else number(-right.value, right.digits)
+    return right if left == number(0) else Node("sum", (left, right))
 
 
 def _interval(node: Node) -> Node | None:

@@ -192,7 +192,8 @@ class _Parser:
         return self._postfix(_power(base, exponent))
 
     def _postfix(self, node: Node) -> Node:
-        while sign := self._take("!", "%"):
+        while (sign := self._peek()) == "!" or (sign == "%" and node.kind != "percent"):
+            self._next()
             node = Node("factorial" if sign == "!" else "percent", (node,))
         return node
 

@@ -24,12 +24,12 @@ _ONE_NAME = {
     "升": "l", "毫升": "ml",
 }  # fmt: skip
 _FAMILY = {_ONE_NAME.get(unit, unit): family for family, units in _FAMILIES.items() for unit in units.split()}
-_OTHERS = "km/h mph kph m/s rad radian degree percent ppm hz khz mhz ghz w kw j kj n pa kpa v mol kcal cal °c k"
+_OTHERS = "of km/h mph kph m/s rad radian degree percent ppm hz khz mhz ghz w kw j kj n pa kpa v mol kcal cal °c k"
 _KNOWN = {unit for units in (*_FAMILIES.values(), _OTHERS) for unit in units.split()} | set(_ONE_NAME)
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "百": 2, "千": 3, "万": 4, "亿": 8}
 _LETTERS = r"A-Za-z\u00b5\u4e00-\u9fff"
 _QUANTITY = re.compile(
-    r"(?P<number>.*?[\d})])\s*(?P<unit>(?:\^\\circ\s*[CF]?|%|(?<=[\d})\s])(?=[" + _LETTERS + r"(]))[^\d=<>+\\]*"
+    r"(?P<number>.*?[\d})])\s*(?P<unit>(?:\^\\circ\s*[CF]?|%|(?<=[\d})\s])(?=/?[" + _LETTERS + r"(]))[^\d=<>+\\]*"
     r"(?:\^\{?[23]\}?)?[^\d=<>+\\]*)",
     re.DOTALL,
 )
@@ -40,7 +40,7 @@ _NUMERAL = re.compile(
 )
 _PHRASE = re.compile(
     r".*(?:\b(?:final\s+)?answer(?:\s+is|\s*:|\s*=)+(?:\s*:)?|\b(?:is|are|was|equals|equal\s+to|be|total\s+of|get|gets|has|have|costs?"
-    r"|makes?|made|earns?|spends?|needs?|pays?|left)\b|答案(?:是|为|:)*|等于|[是为]|[:=])\s*",
+    r"|makes?|made|earns?|spends?|needs?|pays?|left)\b|答案(?:是|为|:)*|等于|[是为]|[:=]|\\approx)\s*",
     re.IGNORECASE | re.DOTALL,
 )
 _LABEL = re.compile(
@@ -51,8 +51,9 @@ _LABEL = re.compile(
 )
 _DOUBT = re.compile(
     r"\b(?:or|not|no|never|isn'?t|n't|either|between|than|at\s+(?:least|most)|unknown|cannot|can'?t|wrong|incorrect"
-    r"|maybe|perhaps|except|plus|minus|times|divided|multiplied|approximately\s+not|up\s+to|guess|half|double|twice"
-    r"|negative|dozen)\b|不|或|\\ldots|\.\.\.",
+    r"|maybe|perhaps|except|plus|minus|divided|multiplied|up\s+to|guess|half|double|twice|negative|dozen|squared|cubed"
+    r"|factorial|(?:square|cube|root|sum|product|difference|power)\s+of|(?:over|under|above|below|times)(?=\s+[-$\d]))\b"
+    r"|不|或|\\ldots|\.\.\.",
     re.IGNORECASE,
 )
 _ENGLISH = {
@@ -97,7 +98,7 @@ def split_unit(text: str, strict: bool) -> tuple[str, str] | None:
     spaced = text[match.end("number")].isspace()
     if unit.startswith(r"^\circ") or unit == "%":
         return match["number"], unit
-    first = re.match(r"[^\W\d_]+(?:/[^\W\d_]+)?", unit.lstrip("("))
+    first = re.match(r"[^\W\d_]+(?:/[^\W\d_]+)?", unit.lstrip("(/"))
     word = first[0] if first else ""
     if _DOUBT.search(unit) or not word:
         return None
@@ -149,6 +150,8 @@ def option_of(text: str) -> tuple[str, str] | None:
     match = _LABEL.fullmatch(text)
     if match is None:
         return None
+    if re.match(r"\s*(?:[,/&]|or\b|and\b)\s*\(?[A-J]\b", match["rest"]):
+        return None  # several
     letter = next(match[group] for group in "abcde" if match[group])
     if match["d"] and (
         not letter.isupper() or (match["rest"].strip() and not match["rest"].lstrip().startswith((".", ",")))

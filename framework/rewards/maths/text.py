@@ -34,6 +34,7 @@ _RENAMED = {
     r"\colon": ":", r"\land": "and", r"\lor": "or",
 }  # fmt: skip
 _COMMAND = re.compile(r"\\[A-Za-z]+")
+_COLOUR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
 _WRAPPER = re.compile(
     r"\\(?:text|mbox|mathrm|textbf|textit|textrm|mathbf|mathit|mathsf|texttt|bold|operatorname|rm|bf|underline)"
     r"\s*\{([^{}]*)\}"
@@ -63,13 +64,16 @@ def normalise(text: str, limit: int = MAX_CHARS) -> str:
     text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).translate(_SYMBOLS)
     text = _COMMAND.sub(lambda m: _RENAMED.get(m[0], m[0]), text)
     text = _DROPPED.sub("", text.replace(r"{,}", ",").replace(r"\%", "%").replace(r"\-", ""))
-    text = _DELIMITERS.sub(" ", text)
+    text = _DELIMITERS.sub(" ", _COLOUR.sub(" ", text))
     for _ in range(4):  # wrappers within wrappers
         text = _WRAPPER.sub(lambda m: f" {m[1].strip()} " if m[1].strip() else " ", text)
     text = _SPACES.sub(" ", text)
     text = re.sub(r"[€£¥₹₽₩฿]|\b(?:US|HK|A|C)(?=\d)", " ", text)
     text = _plain_numbers(text)
-    text = re.sub(r"\.(?:\s*\.)+", r"\\ldots ", text).strip().rstrip(".,;:?").strip()
+    text = re.sub(r"\.(?:\s*\.)+", r"\\ldots ", text).strip().rstrip(".,;:?\\ ").strip()
+    for quote in "'\"":
+        if len(text) > 1 and text[0] == text[-1] == quote:
+            text = text[1:-1].strip()
     return re.sub(r"(?<=[^\W\d_]{2})[.!?]+$", "", text)
 
 

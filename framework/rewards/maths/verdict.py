@@ -71,12 +71,12 @@ def read_reference(reference: str) -> Reading:
             return Reading(rest, option=found[0])
     if _DATE_LIKE.fullmatch(text) or _mere_letters(text):
         return Reading(text)
+    node = parse(text)
     split = quantities.split_unit(text, strict=True)
-    inner = parse(split[0]) if split else None
+    inner = parse(split[0]) if split and (node is None or node.variables()) else None
     if split and inner is not None and _finished(inner, inner.names()):
         scaled, unit = _scaled(inner, split[1])
         return Reading(text, scaled, unit)
-    node = parse(text)
     return Reading(text) if node is None else _reference_of(text, node)
 
 
@@ -177,7 +177,7 @@ def _right_side(node: Node) -> tuple[str, Node]:
     variable = ""
     if node.kind == "relation" and set(node.name.split()) == {"="}:
         first, last = node.parts[0], node.parts[-1]
-        if last.kind == "variable" and not first.variables():
+        if last.variables() and not first.variables():
             first, last = last, first
         variable = first.name if first.kind == "variable" else ""
         node = last
