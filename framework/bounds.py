@@ -172,20 +172,22 @@ def bare(hint: Any) -> Any:
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
-def describe(hint: Any) -> str:
-    """Return a type as a user reads it, e.g. "one of 'a', 'b'" or "an integer or null"; bounds are left out."""
+def describe(hint: Any, bounds: bool = False) -> str:
+    """Return a type as a user reads it, e.g. "one of 'a', 'b'", with its bounds "an integer, at least 1"."""
+    ends = [str(bound) for bound in bounds_of(hint) if bounds and str(bound)]
     hint = bare(hint)
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(describe(arg) for arg in args)
+        return " or ".join(describe(arg, bounds) for arg in args)
     if origin is Literal:
         return "one of " + ", ".join(repr(arg) for arg in args)
     if origin in (tuple, list, Sequence):
-        return f"a list of {describe(args[0])}" if args else "a list"
+        return f"a list of {describe(args[0], bounds)}" if args else "a list"
     if origin in (dict, Mapping) or dataclasses.is_dataclass(hint):
         return "a mapping"
     names = {int: "an integer", float: "a number", str: "a string", bool: "true or false", Path: "a path"}
-    return "null" if hint is type(None) else names.get(hint, getattr(hint, "__name__", str(hint)))
+    name = "null" if hint is type(None) else names.get(hint, getattr(hint, "__name__", str(hint)))
+    return ", ".join([name, *ends])
 
 
 def divisors(number: int) -> list[int]:

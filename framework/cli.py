@@ -25,8 +25,7 @@ from framework.errors import (
     did_you_mean,
 )
 
-COMMANDS = ("plan", "run", "submit", "report", "score", "check", "chat", "serve", "bench")
-BENCHMARKS = Path(__file__).resolve().parent.parent / "jobs" / "bench"
+COMMANDS = ("plan", "run", "submit", "keys", "report", "score", "check", "chat", "serve", "bench", "completion")
 STOP_WAIT_S = 600  # between SIGTERM and SIGKILL of a Ray job: time to write a checkpoint
 logger = logging.getLogger("framework")
 
@@ -47,19 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(argv: list[str]) -> int:
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         raise UserError("command", argv[0], f"{did_you_mean(argv[0], COMMANDS)}commands: {', '.join(COMMANDS)}")
+    if argv[:1] == ["bench"] and argv[1:] and not argv[1].startswith("-"):
+        return bench(argv[1], argv[2:])  # whose options, --help too, are its own
     arguments, rest = _parser().parse_known_args(argv)
     overrides = getattr(arguments, "overrides", None)
-    if overrides is None and rest and arguments.command != "bench":
+    if overrides is None and rest:
         raise UserError("argument", rest[0], f"see framework {arguments.command} --help")
     if overrides is not None:  # argparse takes no second run of positionals behind an option
         options = [item for item in rest if item.startswith("-")]
         if options:
             raise UserError("option", options[0], f"see framework {arguments.command} --help")
         overrides.extend(rest)
-    handlers = {"plan": plan, "run": run, "submit": submit, "report": report, "score": score, "check": check}
-    handlers |= {"chat": chat, "serve": serve}
-    if arguments.command == "bench":
-        return bench(arguments.name, [*arguments.arguments, *rest])
+    handlers = {"plan": plan, "run": run, "submit": submit, "keys": keys, "report": report, "score": score}
+    handlers |= {"check": check, "chat": chat, "serve": serve, "bench": list_benchmarks, "completion": complete}
     return handlers[arguments.command](arguments)
 
 
@@ -187,9 +186,36 @@ def check(arguments: argparse.Namespace) -> int:
     return EXIT_DONE if importlib.import_module("jobs.check_sync").main(config) else EXIT_FAILED
 
 
+def keys(arguments: argparse.Namespace) -> int:
+    """Print settings, two lines each."""
+    from framework.about import describe_keys
+
+    print(describe_keys(arguments.overrides, arguments.config_dir))
+    return EXIT_DONE
+
+
+def complete(arguments: argparse.Namespace) -> int:
+    """Print a completion script."""
+    from framework.about import completion
+
+    print(completion(COMMANDS))
+    return EXIT_DONE
+
+
+def list_benchmarks(arguments: argparse.Namespace) -> int:
+    """Print each benchmark's name and what it measures."""
+    from framework.about import benchmarks
+
+    for name, doc in benchmarks().items():
+        print(f"{name:10} {doc}")
+    return EXIT_DONE
+
+
 def bench(name: str, arguments: Sequence[str]) -> int:
     """Run jobs/bench/<name>.py."""
-    names = sorted(file.stem for file in BENCHMARKS.glob("*.py") if not file.stem.startswith("_"))
+    from framework.about import benchmarks
+
+    names = list(benchmarks())
     if name not in names:
         raise UserError("benchmark", name, f"{did_you_mean(name, names)}benchmarks: {', '.join(names) or 'none'}")
     result = importlib.import_module(f"jobs.bench.{name}").main(list(arguments))
@@ -274,6 +300,14 @@ def _explain(error: BaseException) -> int:
     return code
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from framework.about import describe_version
+
+        print(describe_version())
+        parser.exit()
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError("command line", " ".join(sys.argv[1:]), f"{message}; see framework --help")
@@ -281,13 +315,16 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="framework", description="Train reasoning models by DeepSeek's published recipe.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="versions of this code and its engines")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     helps = {"plan": "say what a run would do and cost", "run": "run or resume a job", "submit": "run as a Ray job"}
+    helps |= {"keys": "list settings with type, bounds, default, doc and source"}
     for name, text in helps.items():
         command = commands.add_parser(name, help=text)
-        command.add_argument("overrides", nargs="*", help="e.g. job=r1_zero model=v3_tiny seed=1")
+        words = "job=r1_zero stage.grpo" if name == "keys" else "job=r1_zero model=v3_tiny seed=1"
+        command.add_argument("overrides", nargs="*", help=f"e.g. {words}")
         command.add_argument("--config-dir", type=Path, help="a directory with further yaml files in conf/'s groups")
-        if name != "plan":
+        if name in ("run", "submit"):
             text = "make anew what other code made; by default finished and begun stages survive a change of code"
             command.add_argument("--rerun-changed", action="store_true", help=text)
         if name == "submit":
@@ -307,9 +344,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("checkpoint", help="or a run's directory")
     command.add_argument("--host", default="127.0.0.1")
     command.add_argument("--port", type=int, default=8000)
-    command = commands.add_parser("bench", help="run a benchmark")
-    command.add_argument("name")
-    command.add_argument("arguments", nargs="*")
+    commands.add_parser("bench", help="list the benchmarks; bench NAME runs one, bench NAME --help says how")
+    command = commands.add_parser("completion", help='eval "$(framework completion bash)"')
+    command.add_argument("shell", choices=["bash"])
     return parser
 
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
+import os
 import re
 import shlex
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +24,7 @@ from framework.data.chat_template import TemplateConfig
 from framework.errors import FrameworkError, UserError, did_you_mean
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Graph
+from framework.keys import SYNONYMS, Key, like, list_keys
 from framework.models.families.base import ModelConfig
 from framework.models.families.find import check_same, of_base
 from framework.models.hub import find_base
@@ -85,13 +91,17 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None, weigh
     """
     node = compose_plain(overrides, config_dir)
     plugins = convert(tuple[str, ...], node.get("plugins", []), "plugins", _no_target)
+    find_plugins(plugins)
     job = node.get("job")
     if not isinstance(job, Mapping) or TARGET not in job:
         raise UserError("job", job, f"must be a group with a {TARGET}")
     node["job"] = {("target" if key == TARGET else key): value for key, value in job.items()}
     resolve = TargetResolver(plugins)
     with blaming_plugins(plugins):
-        config = convert(RunConfig, node, "", resolve)
+        try:
+            config = convert(RunConfig, node, "", resolve)
+        except UserError as error:
+            raise _elsewhere(error, node, resolve) from None
         assert isinstance(config, RunConfig)
         resolve(config.job.target, f"job.{TARGET}")
     if config.base is not None:
@@ -100,6 +110,47 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None, weigh
         if config.model is None:
             config = replace(config, model=of_base(config.base))
     return config
+
+
+def setting_keys(overrides: Sequence[str] = (), config_dir: Path | None = None) -> list[Key]:
+    """Return every setting of the job that `overrides` choose; a base is not looked at."""
+    node = compose_plain(overrides, config_dir)
+    plugins = convert(tuple[str, ...], node.get("plugins", []), "plugins", _no_target)
+    find_plugins(plugins)
+    return [key for key in list_keys(RunConfig, node, TargetResolver(plugins)) if not key.name.startswith("job.")]
+
+
+def _elsewhere(error: UserError, node: Mapping[str, Any], resolve: TargetResolver) -> UserError:
+    """Point an unknown key to the keys of that name, or of what it is called here, in other places."""
+    if not error.allowed.startswith("unknown key;"):
+        return error
+    word = error.where.rpartition(".")[2]
+    found = like(word, (key.name for key in list_keys(RunConfig, node, resolve) if "[]" not in key.name))
+    exact = word in SYNONYMS or any(name.endswith(f".{word}") for name in found)
+    if not found or ("did you mean" in error.allowed and not exact):
+        return error
+    more = f" or {len(found) - 4} more, see framework keys" if len(found) > 4 else ""
+    return UserError(error.where, error.value, f"unknown key; did you mean {', '.join(found[:4])}{more}?")
+
+
+def find_plugins(plugins: Sequence[str]) -> None:
+    """Let modules beside the caller be found, in workers too; raises UserError for one that is nowhere."""
+    if not plugins:
+        return
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if here not in paths:  # what Ray and the reward processes start with
+        os.environ["PYTHONPATH"] = os.pathsep.join([here, *paths])
+    for name in plugins:
+        top = name.partition(".")[0]
+        if not re.fullmatch(r"[A-Za-z_][\w.]*", name) or importlib.util.find_spec(top) is None:
+            nearby = {file.stem for file in Path(here).glob("*.py")} | {
+                f.parent.name for f in Path(here).glob("*/*.py")
+            }
+            allowed = f"{did_you_mean(top, nearby)}must be a module in {here} or on PYTHONPATH"
+            raise UserError("plugins", name, allowed)
 
 
 def fresh_model(config: RunConfig) -> ModelConfig:
@@ -193,6 +244,13 @@ def compose_plain(overrides: Sequence[str], config_dir: Path | None = None) -> d
         )
     if config_dir is not None and not config_dir.is_dir():
         raise UserError("--config-dir", str(config_dir), "must be a directory")
+    if config_dir is not None and any(config_dir.rglob("*.yml")):
+        with tempfile.TemporaryDirectory() as renamed:  # Hydra looks for .yaml alone
+            for file in (*config_dir.rglob("*.yml"), *config_dir.rglob("*.yaml")):
+                copy = Path(renamed, file.relative_to(config_dir)).with_suffix(".yaml")
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
+            return compose_plain(overrides, Path(renamed))
     folders = [CONF] if config_dir is None else [CONF, config_dir.resolve()]
     arguments = [_as_hydra_takes_it(override, folders) for override in overrides]
     if config_dir is not None:

@@ -70,17 +70,19 @@ def instantiate(node: Mapping[str, Any], where: str, resolve: Resolve) -> Any:
     fields = {key: value for key, value in node.items() if key != TARGET}
     if not isinstance(target, type):
         raise UserError(f"{where}.{TARGET}", node[TARGET], "must name a class")
-    if dataclasses.is_dataclass(target):
-        return _dataclass(target, fields, where, resolve)
+    config = settings_class(target)
+    if config is None:
+        raise UserError(f"{where}.{TARGET}", node[TARGET], "must be a dataclass, or have a Config dataclass beside it")
+    settings = _dataclass(config, fields, where, resolve)
+    return settings if config is target else target(settings)
+
+
+def settings_class(target: type) -> type | None:
+    """Return the dataclass that holds the settings of a class: itself, or its `Config`, inside or beside it."""
     module = sys.modules[target.__module__]
-    for config in (
-        getattr(target, "Config", None),
-        getattr(module, f"{target.__name__}Config", None),
-        getattr(module, "Config", None),
-    ):
-        if config is not None and dataclasses.is_dataclass(config):
-            return target(_dataclass(config, fields, where, resolve))
-    raise UserError(f"{where}.{TARGET}", node[TARGET], "must be a dataclass, or have a Config dataclass beside it")
+    beside = (getattr(module, f"{target.__name__}Config", None), getattr(module, "Config", None))
+    candidates = (target, getattr(target, "Config", None), *beside)
+    return next((c for c in candidates if isinstance(c, type) and dataclasses.is_dataclass(c)), None)
 
 
 def to_plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from framework import cli
+from framework import about, cli
 from framework.config import group_options
 from framework.errors import RunFailed, UserError
 from framework.observe import tracking as tracking_module
@@ -102,7 +102,7 @@ def test_stop_that_takes_ray_down_too_is_130(tmp_path: Path, capsys: pytest.Capt
 PROCESS = """
 import sys
 from contextlib import nullcontext
-from framework import cli
+from framework import about, cli
 from framework.roles import cluster
 cluster.ray_session = lambda config: nullcontext()
 sys.exit(cli.main(sys.argv[1:]))
@@ -188,7 +188,7 @@ def test_benchmarks_are_found_by_listing_their_folder(monkeypatch: pytest.Monkey
     import jobs.bench
 
     (tmp_path / "toy_bench.py").write_text("def main(argv):\n    return 0 if argv == ['--size', '3'] else 1\n")
-    monkeypatch.setattr(cli, "BENCHMARKS", tmp_path)
+    monkeypatch.setattr(about, "BENCHMARKS", tmp_path)
     monkeypatch.setattr(jobs.bench, "__path__", [str(tmp_path)])
     assert cli.main(["bench", "toy_bench", "--size", "3"]) == 0
 

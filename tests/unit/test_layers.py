@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FIRST = ("types", "artifacts", "protocols", "errors", "bounds", "convert", "files")
+FIRST = ("types", "artifacts", "protocols", "errors", "bounds", "convert", "keys", "files")
 PURE = ("algorithms", "data", "rewards", "models")
 GRAPH = ("graph",)
 # A layer may import itself and what is listed. `graph` knows no stage; stages know its Runtime and ClusterConfig.
@@ -24,7 +24,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "observe": (*FIRST, *PURE, *GRAPH),
     "stages": (*FIRST, *PURE, *GRAPH, "engines", "roles", "observe"),
     "config": (*FIRST, *PURE, *GRAPH),
-    "cli": (*FIRST, *PURE, *GRAPH, "engines", "roles", "observe", "config"),
+    "about": (*FIRST, *PURE, *GRAPH, "config"),
+    "cli": (*FIRST, *PURE, *GRAPH, "engines", "roles", "observe", "config", "about"),
 }
 HYDRA = ("hydra", "omegaconf")
 HEAVY = ("ray", "vllm", "deepspeed", "hydra", "omegaconf", "transformers", "wandb")

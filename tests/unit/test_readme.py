@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from framework import cli
+from framework.about import benchmarks
 from framework.config import build_graph, compose
 
 ROOT = Path(__file__).parents[2]
@@ -42,12 +43,13 @@ def check(command: str) -> None:
             if word.startswith("ARGS="):
                 build_graph(compose(["job=r1_zero", *shlex.split(word.removeprefix("ARGS="))])).check()
     if program == "framework":
+        if words[0] == "bench" and len(words) > 1:
+            assert words[1] in benchmarks() or PLACEHOLDER.fullmatch(words[1]), f"{command}: no such benchmark"
+            return
         arguments, rest = cli._parser().parse_known_args(words)
         if arguments.command in ("plan", "run", "submit"):
             overrides = [item for item in (*arguments.overrides, *rest) if not PLACEHOLDER.fullmatch(item)]
             build_graph(compose(overrides, arguments.config_dir))
-        elif arguments.command == "bench" and not PLACEHOLDER.fullmatch(arguments.name):
-            assert (cli.BENCHMARKS / f"{arguments.name}.py").is_file(), f"{command}: no such benchmark"
         else:
             assert not rest, f"{command}: unknown {rest}"
 
