@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # only annotations need it, and reward processes start in a t
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
 FinishReason = Literal["stop", "length", "abort"]
-Denominator = Literal["response", "token", "constant"]  # of the policy's loss: GRPO, DAPO, Dr.GRPO
+Denominator = Literal["response", "token", "constant", "sequence"]  # of the policy's loss: GRPO, DAPO, Dr.GRPO, RLOO
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class MicroBatch:
     old_logprobs_T: torch.Tensor  # float32
     sampler_logprobs_T: torch.Tensor  # float32
     ref_logprobs_T: torch.Tensor  # float32
-    weights_T: torch.Tensor  # float32, 1/|o_i| (GRPO), 1 (DAPO, Dr.GRPO); times mask; not divided by the denominator
+    weights_T: torch.Tensor  # float32, 1/|o_i| (GRPO, GSPO), 1 (the others); times mask; not divided by the denominator
     sample_index_S: tuple[int, ...] = ()  # which sample of the minibatch each segment is
 
 

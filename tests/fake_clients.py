@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from framework.algorithms.mismatch import Mismatch, check_mismatch
-from framework.algorithms.policy_loss import GrpoConfig
+from framework.objectives.grpo import Grpo
 from framework.roles.ledger import Ledger
 from framework.roles.rl_batch import TrainBatch
 from framework.roles.rl_clients import LearnerLost, TrainResult
@@ -192,7 +192,7 @@ def make_loop(tmp_path: Path, **changes) -> RlLoop:  # type: ignore[no-untyped-d
     config = RlConfig(**{**values, "checkpoint_every": 2, **{k: v for k, v in changes.items() if k in names}})
     return RlLoop(
         config=config,
-        algorithm=changes.get("algorithm", GrpoConfig()),
+        algorithm=changes.get("algorithm", Grpo()),
         ledger=Ledger(PROMPTS, config.prompts_per_batch, config.max_staleness, changes.get("seed", 0)),
         rollouts=changes.get("rollouts") or FakeRollouts(),
         rewards=changes.get("rewards") or FakeRewards(ones),

@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from framework.algorithms.policy_loss import GrpoConfig
 from framework.data.packing import pack
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.engines.policy_learner import DeepSpeedLearner, Packer
 from framework.models.families.deepseek_v3 import DeepseekV3
 from framework.models.spec import build_model
+from framework.objectives.dapo import Dapo
+from framework.objectives.dr_grpo import DrGrpo
+from framework.objectives.grpo import Grpo
+from framework.objectives.policy import PolicyObjective
 from framework.types import Minibatch, TrainSample
 
 VOCAB = 128
@@ -49,9 +52,12 @@ def tiny_learner(
     """A learner that clips, warms up and updates biases: everything that could depend on how work is split."""
     values: dict[str, Any] = {"bias_update_speed": 1e-3, "clip": 0.5, "token_budget": 128} | engine
     config = DeepSpeedConfig(schedule=LrSchedule(lr=lr, warmup_steps=2), **values)
-    length = 64 if denominator == "constant" else None
-    grpo = GrpoConfig(kl_coef=kl_coef, denominator=denominator, constant_length=length, old_logprobs=old_logprobs)
-    return DeepSpeedLearner(tiny_model(seed), config, grpo, temperature=temperature, packer=packer)
+    objective: PolicyObjective = {
+        "response": Grpo(kl_coef=kl_coef, old_logprobs=old_logprobs),
+        "token": Dapo(kl_coef=kl_coef, clip_high=0.2),
+        "constant": DrGrpo(kl_coef=kl_coef, constant_length=64),
+    }[denominator]
+    return DeepSpeedLearner(tiny_model(seed), config, objective, temperature=temperature, packer=packer)
 
 
 def samples(n: int = 9, seed: int = 0) -> tuple[TrainSample, ...]:

@@ -25,6 +25,15 @@ def group_advantages(rewards_G: torch.Tensor, std: bool = True) -> torch.Tensor:
     return centred.to(torch.float32)
 
 
+def leave_one_out(rewards_G: torch.Tensor) -> torch.Tensor:
+    """Return r_i less the mean of the other rewards, [G] float32 (RLOO, 2402.14740 section 3.2); zeros without signal.
+
+    That is G / (G - 1) times r - mean r.
+    """
+    n = rewards_G.numel()
+    return group_advantages(rewards_G, std=False) * (n / (n - 1) if n > 1 else 0.0)
+
+
 def has_signal(rewards_G: torch.Tensor) -> bool:
     """Whether the group's rewards differ by more than float noise, so that some advantage is not zero.
 

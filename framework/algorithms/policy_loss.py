@@ -1,151 +1,104 @@
-"""GRPO's objective on one packed micro-batch, with its published variants behind `GrpoConfig`.
+"""The parts that the policy objectives are made of, as functions of one packed row.
 
-Dimensions: T tokens of the packed row, S its segments (one response each).
+Dimensions: T tokens of the packed row, S its segments (one response each). Whatever a tensor holds where the mask is 0,
+even inf, has no effect: `trained_values` makes it an exact zero, and no inf can meet a 0 and turn into NaN.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-from framework.algorithms.kl import clamp_log_ratio, k3
-from framework.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, bounded
-from framework.errors import UserError
-from framework.types import Denominator, LossOutput, MicroBatch
+from framework.algorithms.kl import clamp_log_ratio
+from framework.types import LossOutput, MicroBatch
 
 
 @dataclass(frozen=True)
-@bounded
-class GrpoConfig:
-    """What of GRPO differs between papers. The defaults are R1-Zero's, with a token-level ratio.
+class PolicyValues:
+    """Logprobs of the row's tokens [T], zeros where nothing is trained; `logprobs_T` is differentiable."""
 
-    R1-Zero's clip range is not published: 0.2 is PPO's usual one. R1's first RL stage uses 10 on both sides; as the
-    ratio is positive, only the upper bound 11 can then bind, and only for positive advantages.
+    logprobs_T: torch.Tensor
+    old_T: torch.Tensor  # pi_old of the ratio
+    sampler_T: torch.Tensor  # what the inference engine returned
+    ref_T: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What an objective adds up, before the KL term; [T], and metrics [T] that are summed over trained tokens."""
+
+    gain_T: torch.Tensor
+    metrics_T: Mapping[str, torch.Tensor]
+
+
+def trained_values(logprobs_T: torch.Tensor, micro: MicroBatch) -> PolicyValues:
+    """Return the policies' logprobs where the row is trained, zeros elsewhere."""
+    trained_T = micro.mask_T > 0
+    given = (logprobs_T, micro.old_logprobs_T, micro.sampler_logprobs_T, micro.ref_logprobs_T)
+    return PolicyValues(*(torch.where(trained_T, values_T, 0.0) for values_T in given))
+
+
+def token_ratio(values: PolicyValues) -> torch.Tensor:
+    """Return rho = pi / pi_old token by token, [T]."""
+    return torch.exp(clamp_log_ratio(values.logprobs_T - values.old_T))
+
+
+def sequence_ratio(values: PolicyValues, micro: MicroBatch) -> torch.Tensor:
+    """Return s = (pi(y) / pi_old(y))^(1/|y|) of each response, at its tokens [T] (GSPO eq. 7)."""
+    return torch.exp(clamp_log_ratio(segment_means((values.logprobs_T - values.old_T) * micro.mask_T, micro)))
+
+
+def clipped_gain(ratio_T: torch.Tensor, advantages_T: torch.Tensor, low: float, high: float) -> Gain:
+    """Return min(rho A, clip(rho, 1 - low, 1 + high) A) (DeepSeekMath eq. 3; clip-higher: DAPO eq. 10).
+
+    Metrics: ratio, and the tokens whose gradient the clip removed, clip_low and clip_high.
     """
-
-    clip_low: NonNegativeFloat = 0.2  # ratio clipped below at 1 - clip_low
-    clip_high: NonNegativeFloat = 0.2  # and above at 1 + clip_high (DAPO: 0.28)
-    kl_coef: NonNegativeFloat = 0.001  # beta
-    kl_estimator: Literal["k3", "k3_unbiased"] = "k3"  # k3_unbiased: times pi/pi_old (DeepSeek-V3.2 eq. 7)
-    denominator: Denominator = "response"
-    constant_length: PositiveInt | None = None  # tokens; what "constant" divides each response's sum by
-    advantage_std: bool = True  # divide advantages by the group's std
-    zero_std: Literal["keep", "refill"] = "keep"  # groups without signal: count as zeros, or sample others (DAPO)
-    old_logprobs: Literal["sampler", "learner"] = "sampler"  # whose pi_old the ratio uses
-    tis_cap: PositiveFloat | None = None  # truncated importance sampling of the learner's old over sampler; None: off
-    offpolicy_mask_delta: PositiveFloat | None = None  # V3.2's off-policy sequence mask; nats per token; None: off
-    reference_reset_steps: NonNegativeInt = 400  # optimizer steps between reference := policy; 0: never
-    # With kl_coef 0 a response with advantage 0 has no loss: true saves its forward; metrics are of the others then.
-    skip_idle: bool = False
-
-    def __post_init__(self) -> None:
-        """Raise UserError on a value that no objective is defined for."""
-        if self.skip_idle and self.kl_coef:
-            raise UserError("algorithm.skip_idle", True, f"must be false with algorithm.kl_coef={self.kl_coef:g}")
-        if self.tis_cap is not None and self.old_logprobs == "sampler":
-            allowed = "needs algorithm.old_logprobs=learner: the sampler's over themselves are always 1"
-            raise UserError("algorithm.tis_cap", self.tis_cap, allowed)
-        if (self.denominator == "constant") != (self.constant_length is not None):
-            allowed = "set it (tokens, e.g. the longest response) with denominator=constant, and only then"
-            raise UserError("algorithm.constant_length", self.constant_length, allowed)
-
-
-def policy_loss(
-    logprobs_T: torch.Tensor, micro: MicroBatch, config: GrpoConfig, entropy_T: torch.Tensor | None = None
-) -> LossOutput:
-    """Return -sum_t w_t (min(rho A, clip(rho) A) - beta KL), with rho = pi / pi_old token by token.
-
-    DeepSeekMath eq. 3, R1 eq. 1, clip-higher and token mean from DAPO, corrections of DeepSeek-V3.2 eq. 5-9. It is a
-    sum: the caller divides by `denominator` of the whole minibatch, so that the result depends on no split of it.
-    `logprobs_T` [T] is the policy's, differentiable; whatever it holds where the mask is 0, even inf, has no effect.
-
-    Metrics are sums over the trained tokens, to be divided by the sum of `tokens`: clip_low and clip_high (tokens whose
-    gradient the clip removed), ratio, old_kl (k3 of pi to pi_old), tis_weight (1 where it is off), offpolicy_masked,
-    with kl_coef ref_kl (k3), entropy if given.
-    """
-    mask_T = micro.mask_T
-    trained_T = mask_T > 0
-    # Masked positions become exact zeros first: afterwards no inf there can meet a 0 and turn into NaN.
-    logprobs, old, sampler, ref = (
-        torch.where(trained_T, values_T, 0.0)
-        for values_T in (logprobs_T, micro.old_logprobs_T, micro.sampler_logprobs_T, micro.ref_logprobs_T)
-    )
-    ratio_T = torch.exp(clamp_log_ratio(logprobs - old))
-    clipped_T = ratio_T.clamp(1.0 - config.clip_low, 1.0 + config.clip_high)
-    surrogate_T = torch.minimum(ratio_T * micro.advantages_T, clipped_T * micro.advantages_T)
-
-    ref_kl_T = k3(logprobs, ref)
-    penalty_T = ref_kl_T if config.kl_estimator == "k3" else ratio_T * ref_kl_T
-
-    tis_T = _tis_weights(old, sampler, config.tis_cap)
-    kept_T = _offpolicy_mask(logprobs, sampler, micro, config.offpolicy_mask_delta)
-    loss = -(micro.weights_T * (tis_T * kept_T * surrogate_T - config.kl_coef * penalty_T)).sum()
-
-    clipped_low_T = (ratio_T < 1.0 - config.clip_low) & (micro.advantages_T < 0)
-    clipped_high_T = (ratio_T > 1.0 + config.clip_high) & (micro.advantages_T > 0)
-    sums_T = {
-        "clip_low": clipped_low_T,
-        "clip_high": clipped_high_T,
-        "ratio": ratio_T,
-        "old_kl": k3(logprobs, old),
-        "tis_weight": tis_T,
-        "offpolicy_masked": 1.0 - kept_T,
+    clipped_T = ratio_T.clamp(1.0 - low, 1.0 + high)
+    removed = {
+        "clip_low": (ratio_T < 1.0 - low) & (advantages_T < 0),
+        "clip_high": (ratio_T > 1.0 + high) & (advantages_T > 0),
     }
-    if config.kl_coef:  # else there is no reference
-        sums_T["ref_kl"] = ref_kl_T
-    if entropy_T is not None:
-        sums_T["entropy"] = torch.where(trained_T, entropy_T, 0.0)
-    return _output(loss, sums_T, mask_T)
+    return Gain(torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T), {**removed, "ratio": ratio_T})
 
 
-def denominator(config: GrpoConfig, n_responses: int, n_tokens: float) -> float:
-    """Return what the minibatch's summed loss is divided by.
-
-    `n_responses` counts every response that the step stands for, with signal or not, and `n_tokens` their tokens over
-    all ranks. "response": mean over responses of each one's token
-    mean (GRPO); "token": mean over tokens (DAPO); "constant": sum over tokens / constant_length, mean over responses
-    (Dr.GRPO).
-    """
-    if config.denominator == "response":
-        return float(n_responses)
-    if config.denominator == "token":
-        return float(n_tokens)
-    assert config.constant_length is not None
-    return float(n_responses * config.constant_length)
+def segment_means(values_T: torch.Tensor, micro: MicroBatch) -> torch.Tensor:
+    """Return each response's mean over its trained tokens, at its tokens [T]; `values_T` are zeros elsewhere."""
+    n_segments = micro.segment_lengths_S.shape[0]
+    segments = torch.arange(n_segments, device=values_T.device)
+    segment_T = segments.repeat_interleave(micro.segment_lengths_S, output_size=values_T.shape[0])
+    zeros_S = torch.zeros(n_segments, dtype=values_T.dtype, device=values_T.device)
+    tokens_S = zeros_S.index_add(0, segment_T, micro.mask_T.to(zeros_S.dtype))
+    return (zeros_S.index_add(0, segment_T, values_T) / tokens_S.clamp_min(1.0))[segment_T]
 
 
 @torch.no_grad()
-def _tis_weights(old_T: torch.Tensor, sampler_T: torch.Tensor, cap: float | None) -> torch.Tensor:
+def truncated_weights(values: PolicyValues, cap: float) -> torch.Tensor:
     """Return min(pi_old / pi_sampler, cap), [T]: corrects for sampling by another engine than pi_old's."""
-    if cap is None:
-        return torch.ones_like(old_T)
-    return torch.exp(clamp_log_ratio(old_T - sampler_T)).clamp(max=cap)
+    return torch.exp(clamp_log_ratio(values.old_T - values.sampler_T)).clamp_max(cap)
 
 
 @torch.no_grad()
-def _offpolicy_mask(
-    logprobs_T: torch.Tensor, sampler_T: torch.Tensor, micro: MicroBatch, delta: float | None
-) -> torch.Tensor:
+def banded_weights(values: PolicyValues, low: float, high: float) -> torch.Tensor:
+    """Return pi_old / pi_sampler where it lies in [low, high], else 0, [T]: IcePop's double-sided mask."""
+    ratio_T = torch.exp(clamp_log_ratio(values.old_T - values.sampler_T))
+    return torch.where((ratio_T >= low) & (ratio_T <= high), ratio_T, 0.0)
+
+
+@torch.no_grad()
+def offpolicy_mask(values: PolicyValues, micro: MicroBatch, delta: float) -> torch.Tensor:
     """Return V3.2's sequence mask M on each token, [T] (section 3.1, eq. 8-9).
 
     0 where the response's advantage is negative and its mean log(pi_sampler / pi) is above `delta`; pi_old is what
     the inference engine returned, so the mask also covers the mismatch between engines.
     """
-    if delta is None:
-        return torch.ones_like(logprobs_T)
-    n_segments = micro.segment_lengths_S.shape[0]
-    segments = torch.arange(n_segments, device=logprobs_T.device)
-    segment_T = segments.repeat_interleave(micro.segment_lengths_S, output_size=logprobs_T.shape[0])
-    zeros_S = torch.zeros(n_segments, dtype=logprobs_T.dtype, device=logprobs_T.device)
-    drift_S = zeros_S.index_add(0, segment_T, (sampler_T - logprobs_T) * micro.mask_T)
-    tokens_S = zeros_S.index_add(0, segment_T, micro.mask_T.to(zeros_S.dtype))
-    too_far_T = (drift_S / tokens_S.clamp_min(1.0) > delta)[segment_T]
-    return 1.0 - (too_far_T & (micro.advantages_T < 0)).to(logprobs_T.dtype)
+    drift_T = segment_means((values.sampler_T - values.logprobs_T) * micro.mask_T, micro)
+    return 1.0 - ((drift_T > delta) & (micro.advantages_T < 0)).to(values.logprobs_T.dtype)
 
 
-def _output(loss: torch.Tensor, values_T: dict[str, torch.Tensor], mask_T: torch.Tensor) -> LossOutput:
+def summed(loss: torch.Tensor, values_T: Mapping[str, torch.Tensor], mask_T: torch.Tensor) -> LossOutput:
+    """Return the loss with each metric's sum over trained tokens, in one device synchronisation."""
     rows = torch.stack([values.detach().to(mask_T.dtype) * mask_T for values in (*values_T.values(), mask_T)])
-    *sums, tokens = rows.sum(-1).tolist()  # one device synchronisation for all metrics
+    *sums, tokens = rows.sum(-1).tolist()
     return LossOutput(loss, dict(zip(values_T, sums, strict=True)), tokens)

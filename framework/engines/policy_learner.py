@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from framework.algorithms.policy_loss import GrpoConfig, denominator, policy_loss
 from framework.data.packing import pack, to_device, unpack_responses
 from framework.engines.checkpoint import export_hf, load_state, save_state
 from framework.engines.deepspeed_engine import DeepSpeedConfig, Snapshot, TrainingEngine
@@ -24,6 +23,7 @@ from framework.engines.finite import name_samples, poisoned
 from framework.engines.mtp_step import MtpStep
 from framework.errors import UserError
 from framework.models.packed_attention import packed_logprobs, use_packed_attention
+from framework.objectives.policy import PolicyObjective
 from framework.types import Float32, MicroBatch, Minibatch, PublishedWeights, StepResult, TrainSample
 
 REFERENCE = "reference"
@@ -42,7 +42,7 @@ class DeepSpeedLearner:
         self,
         model: nn.Module,
         engine: DeepSpeedConfig,
-        grpo: GrpoConfig,
+        objective: PolicyObjective,
         *,
         temperature: float = 1.0,
         entropy: bool = False,
@@ -52,7 +52,7 @@ class DeepSpeedLearner:
             raise UserError("engine.balance_alpha", engine.balance_alpha, "0 in RL, as the other balance losses")
         use_packed_attention(model)
         self.engine = TrainingEngine(model, engine)
-        self.grpo = grpo
+        self.objective = objective
         self.version = 0
         self._temperature = temperature  # the sampler's: logprobs are of the distribution that it sampled from
         self._entropy = entropy
@@ -61,21 +61,21 @@ class DeepSpeedLearner:
         self._kept: dict[int, Snapshot] = {}
         self._reference: Snapshot | None = None
         self._keep_version()
-        if grpo.kl_coef:
+        if objective.kl_coef:
             self.reset_reference()
 
     def train_minibatch(self, minibatch: Minibatch) -> StepResult:
         """One optimizer step on the whole minibatch; this rank computes its share of the samples.
 
-        Metrics are those of `policy_loss` as means over the samples' tokens, loss (the policy's), grad_norm, lr, tokens
-        (of the samples), skipped_share (of responses left out because their loss is 0), and where MTP modules train
-        their mtp_loss_k and mtp_accuracy_k. Raises UserError if a sample exceeds the token budget.
+        Metrics are those of the objective's `loss` as means over the samples' tokens, loss (the policy's), grad_norm,
+        lr, tokens (of the samples), skipped_share (of responses left out because their loss is 0), and where MTP
+        modules train their mtp_loss_k and mtp_accuracy_k. Raises UserError if a sample exceeds the token budget.
         """
         engine = self.engine
         micros = self._pack(minibatch.samples)
         n_tokens = float(sum(len(sample.response_ids) for sample in minibatch.samples))
-        divisor = denominator(self.grpo, minibatch.n_responses, minibatch.n_tokens)
-        if self.grpo.kl_coef:
+        divisor = self.objective.denominator(minibatch.n_responses, minibatch.n_tokens)
+        if self.objective.kl_coef:
             micros = self._with_reference(micros)
         rows, names, mtp = [], [], MtpStep(engine)
         found = _bad_sample(minibatch.samples)
@@ -83,7 +83,7 @@ class DeepSpeedLearner:
             model = partial(engine.forward, counted=bool(micro.sample_index_S))
             more = mtp.inputs(micro.targets_T, micro.mask_T, micro.segment_lengths_S)
             result = packed_logprobs(model, micro, self._temperature, entropy=self._entropy, mtp=more)
-            output = policy_loss(result.logprobs_T, micro, self.grpo, result.entropy_T)
+            output = self.objective.loss(result.logprobs_T, micro, result.entropy_T)
             policy = output.loss / divisor
             loss = mtp.add(policy, result.mtp_logits, max(n_tokens, 1.0))
             found = found or _bad_forward(loss, result.logprobs_T, [minibatch.samples[i] for i in micro.sample_index_S])
@@ -112,7 +112,14 @@ class DeepSpeedLearner:
         """
         if not samples:
             return []
-        found = self._forward_responses(self._pack(samples), self._snapshot_of(version))
+        return self._responses(samples, self._snapshot_of(version))
+
+    def reference_logprobs(self, samples: Sequence[TrainSample]) -> list[Float32]:
+        """Logprobs [R] of each sample's response under the reference; every rank returns all of them."""
+        return self._responses(samples, self._reference) if samples else []
+
+    def _responses(self, samples: Sequence[TrainSample], snapshot: Snapshot | None) -> list[Float32]:
+        found = self._forward_responses(self._pack(samples), snapshot)
         if self.engine.world > 1:
             shares: list[dict[int, Float32] | None] = [None] * self.engine.world
             dist.all_gather_object(shares, found)
@@ -152,7 +159,7 @@ class DeepSpeedLearner:
         self.version, self._fresh = counters["version"], bool(counters["fresh"])
         self._reference = snapshots.pop(REFERENCE, None)
         self._kept = {int(version): snapshot for version, snapshot in snapshots.items()}
-        if self.grpo.kl_coef and self._reference is None:
+        if self.objective.kl_coef and self._reference is None:
             raise UserError(str(directory), "no reference weights", "saved with algorithm.kl_coef=0; resume with 0")
 
     def export(self, directory: Path) -> None:
@@ -162,7 +169,11 @@ class DeepSpeedLearner:
     def _pack(self, samples: Sequence[TrainSample]) -> list[MicroBatch]:
         engine = self.engine
         micros = self._pack_samples(
-            samples, engine.config.token_budget, rank=engine.rank, ranks=engine.world, denominator=self.grpo.denominator
+            samples,
+            engine.config.token_budget,
+            rank=engine.rank,
+            ranks=engine.world,
+            denominator=self.objective.average,
         )
         return [to_device(micro, engine.device) for micro in micros] if engine.device.type != "cpu" else micros
 

@@ -6,7 +6,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import ClassVar
 
@@ -28,6 +28,7 @@ class Reward:
     """
 
     weight: FiniteFloat = 1.0
+    offset: FiniteFloat = 0.0  # added to the weighted value: weight 2 and offset -1 make 1 and 0 into 1 and -1
 
     # Whether a response on which this reward hangs, crashes or runs out of memory scores 0 instead of failing. Right
     # for a verifier whose `check` passes the prompt: then it is the answer that it cannot bear.
@@ -46,6 +47,13 @@ class Reward:
     def extracted(self, prompt: Prompt, response: Response) -> str | None:
         """Return what this reward takes for the response's answer, to be shown to people; None if it looks for none."""
         return None
+
+    def at_limit(self, response_limit: int) -> Reward:
+        """Return the reward with what it leaves open set for longest responses of so many tokens."""
+        return self
+
+    def check_limit(self, response_limit: int) -> None:
+        """Raise UserError if the reward does not fit training with longest responses of so many tokens."""
 
     def prepare(self) -> None:
         """Do slow imports once per process, so that no sample's time limit pays for them."""
@@ -73,6 +81,16 @@ class RewardConfig:
             if not isinstance(reward, Reward) or type(reward) is Reward:
                 allowed = "needs a _target_ that names a subclass of framework.rewards.base.Reward"
                 raise UserError(f"reward.components.{name}", reward, allowed)
+
+    def at_limit(self, response_limit: int) -> RewardConfig:
+        """Return the rewards for longest responses of so many tokens."""
+        fitted = {name: reward.at_limit(response_limit) for name, reward in self.components.items()}
+        return replace(self, components=fitted)
+
+    def check_limit(self, response_limit: int) -> None:
+        """Raise UserError if a reward does not fit training with longest responses of so many tokens."""
+        for reward in self.components.values():
+            reward.check_limit(response_limit)
 
     def check_prompts(self, prompts: Iterable[Prompt]) -> None:
         """Raise UserError for a prompt that asks for a reward that is not configured, or that one cannot score."""
@@ -108,7 +126,7 @@ def score_response(
             values[name] = _finite(components[name](prompt, response))
         except Exception as error:  # the verifier is anyone's code: a failed sample is counted, the run goes on
             return RewardScore(0.0, values, describe_error(f"reward {name}", prompt, error), answer)
-    total = sum(components[name].weight * value for name, value in values.items())
+    total = sum(components[n].weight * value + components[n].offset for n, value in values.items())
     return RewardScore(total, values, extracted=answer)
 
 

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from framework.algorithms.mismatch import Mismatch, check_mismatch, measure_mismatch, merge_mismatches
-from framework.algorithms.policy_loss import GrpoConfig
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.errors import FrameworkError, RunFailed
 from framework.graph.store import disk_errors
+from framework.objectives.grpo import Grpo
+from framework.objectives.policy import PolicyObjective
 from framework.roles.rl_batch import TrainBatch
 from framework.roles.rl_clients import LearnerLost, TrainResult
-from framework.types import Float32, PublishedWeights, TrainSample
+from framework.types import Float32, Minibatch, PublishedWeights, TrainSample
 
 _COLLECTIVE = re.compile(r"gloo|nccl|connection|timed? ?out|peer|collective", re.IGNORECASE)
 _PING_EVERY_S = 1.0
@@ -35,7 +36,7 @@ class LearnerConfig:
 
     checkpoint: Path  # Hugging Face directory of the first policy
     engine: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
-    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    objective: PolicyObjective = field(default_factory=Grpo)
     temperature: float = 1.0  # the sampler's
     entropy: bool = False  # report the policy's entropy
 
@@ -62,7 +63,7 @@ class LearnerWorker:
         self._learner = DeepSpeedLearner(
             load_sharded(config.checkpoint, config.engine),
             config.engine,
-            config.grpo,
+            config.objective,
             temperature=config.temperature,
             entropy=config.entropy,
         )
@@ -77,11 +78,13 @@ class LearnerWorker:
         if mismatch is not None:
             check_mismatch(mismatch, batch.gate)
         minibatches = batch.minibatches
-        if self._learner.grpo.old_logprobs == "learner":
+        if self._learner.objective.old_logprobs == "learner":
             # pi_old is the policy that the batch starts from, so all come before the first step
             minibatches = tuple(
                 replace(minibatch, samples=self._with_old_logprobs(minibatch.samples)) for minibatch in minibatches
             )
+        if self._learner.objective.kl_in_reward and self._learner.objective.kl_coef:
+            minibatches = self._with_kl_reward(minibatches)
         steps = tuple(self._learner.train_minibatch(minibatch) for minibatch in minibatches)
         tokens = sum(len(s.prompt_ids) + len(s.response_ids) for minibatch in minibatches for s in minibatch.samples)
         return TrainResult(steps, mismatch, time.monotonic() - started, tokens)
@@ -115,6 +118,12 @@ class LearnerWorker:
     def _with_old_logprobs(self, samples: tuple[TrainSample, ...]) -> tuple[TrainSample, ...]:
         found = self._learner.logprobs(samples)
         return tuple(replace(sample, old_logprobs=old) for sample, old in zip(samples, found, strict=True))
+
+    def _with_kl_reward(self, minibatches: tuple[Minibatch, ...]) -> tuple[Minibatch, ...]:
+        """Groups are spread over the minibatches, and their baselines need all of their responses."""
+        samples = [sample for minibatch in minibatches for sample in minibatch.samples]
+        changed = iter(self._learner.objective.with_kl_reward(samples, self._learner.reference_logprobs(samples)))
+        return tuple(replace(m, samples=tuple(next(changed) for _ in m.samples)) for m in minibatches)
 
     def _measure(self, batch: TrainBatch) -> Mismatch:
         """Compare each token of the probe with the policy version that sampled it, where that is still kept."""

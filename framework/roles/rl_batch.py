@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from framework.algorithms.advantages import group_advantages, has_signal
+from framework.algorithms.advantages import has_signal
 from framework.algorithms.mismatch import Mismatch, MismatchConfig
-from framework.algorithms.policy_loss import GrpoConfig
+from framework.objectives.policy import PolicyObjective
 from framework.types import (
     Minibatch,
     Prompt,
@@ -57,18 +57,20 @@ def group_has_signal(scored: ScoredGroup) -> bool:
     return len(rewards) > 1 and has_signal(rewards)
 
 
-def advantages(scored: ScoredGroup, std: bool) -> dict[int, float]:
+def advantages(scored: ScoredGroup, objective: PolicyObjective) -> dict[int, float]:
     """Index of each response that could be scored -> its advantage."""
     indices = [index for index, score in enumerate(scored.scores) if not score.error]
-    return dict(zip(indices, group_advantages(_scored_rewards(scored), std).tolist(), strict=True)) if indices else {}
+    if not indices:
+        return {}
+    return dict(zip(indices, objective.advantages(_scored_rewards(scored)).tolist(), strict=True))
 
 
-def train_samples(scored: ScoredGroup, std: bool) -> list[TrainSample]:
+def train_samples(scored: ScoredGroup, objective: PolicyObjective) -> list[TrainSample]:
     """Every response with its advantage: 0 in a group without signal, and where the response could not be scored.
 
     Such a response is in no baseline, but in the KL term, the denominators and the metrics like any other.
     """
-    found, group = advantages(scored, std), scored.group
+    found, group = advantages(scored, objective), scored.group
     return [_sample(group.prompt, response, found.get(i, 0.0)) for i, response in enumerate(group.responses)]
 
 
@@ -95,7 +97,7 @@ def _sample(prompt: Prompt, response: Response, advantage: float) -> TrainSample
 
 def build_batch(
     groups: Sequence[ScoredGroup],
-    algorithm: GrpoConfig,
+    objective: PolicyObjective,
     minibatches: int,
     version: int,
     probe: int,
@@ -106,12 +108,12 @@ def build_batch(
 
     Order and probe depend on the run's seed and the version alone, so a resumed run splits alike.
     """
-    samples = [sample for scored in groups for sample in train_samples(scored, algorithm.advantage_std)]
+    samples = [sample for scored in groups for sample in train_samples(scored, objective)]
     order = np.random.default_rng((seed, version)).permutation(len(samples))
     parts = [tuple(samples[i] for i in part) for part in np.array_split(order, minibatches)]
     picked = np.random.default_rng((seed, version, 1)).permutation(len(samples))[:probe]
     return TrainBatch(
-        tuple(_minibatch(part, algorithm.skip_idle) for part in parts),
+        tuple(_minibatch(part, objective.skip_idle) for part in parts),
         tuple(samples[i] for i in picked),
         version,
         gate,
@@ -158,11 +160,11 @@ def step_metrics(steps: Sequence[StepResult]) -> dict[str, float]:
     }
 
 
-def sample_rows(groups: Sequence[ScoredGroup], std: bool, prompts: int = 4) -> list[SampleRow]:
+def sample_rows(groups: Sequence[ScoredGroup], objective: PolicyObjective, prompts: int = 4) -> list[SampleRow]:
     """A few responses for people to read: the best and the worst of the first groups."""
     rows = []
     for scored in groups[:prompts]:
-        found = advantages(scored, std)
+        found = advantages(scored, objective)
         rewards = [score.total for score in scored.scores]
         candidates = list(found) or range(len(rewards))  # those that failed only where all did
         for index in dict.fromkeys(

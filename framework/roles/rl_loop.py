@@ -24,11 +24,11 @@ import torch
 
 from framework.algorithms.balance import load_imbalance
 from framework.algorithms.mismatch import MismatchConfig
-from framework.algorithms.policy_loss import GrpoConfig
 from framework.bounds import Bound, NonNegativeInt, PositiveInt, bounded, count_of, divisors
 from framework.data.shuffle import seed_of
 from framework.engines.lr_schedule import StepwiseValue, value_at, values_of
 from framework.errors import RunFailed, Stopped, UserError
+from framework.objectives.policy import PolicyObjective
 from framework.protocols import Tracker
 from framework.roles.checkpoints import Checkpoints
 from framework.roles.ledger import FinishedTicket, Ledger
@@ -38,7 +38,6 @@ from framework.roles.reward_watch import RewardWatch
 from framework.roles.rl_batch import (
     batch_metrics,
     build_batch,
-    group_has_signal,
     mismatch_metrics,
     sample_rows,
     step_metrics,
@@ -105,7 +104,7 @@ class RlLoop:
     """The GRPO loop. `run` returns once the trained policy is exported, and resumes from `directory`."""
 
     config: RlConfig
-    algorithm: GrpoConfig
+    algorithm: PolicyObjective
     ledger: Ledger
     rollouts: Rollouts
     rewards: Rewards
@@ -177,7 +176,7 @@ class RlLoop:
                 continue
             scored = ScoredGroup(self._groups.pop(ticket), with_finite_totals(scores))
             self._clock.scored(ticket)
-            refill = self.algorithm.zero_std == "refill" and not group_has_signal(scored)
+            refill = not self.algorithm.wants(scored)
             self.ledger.finish(ticket, scored, refill)
             if self._watch.arrived(scored):
                 self._check_failures()
@@ -189,7 +188,7 @@ class RlLoop:
         """Stop as soon as some batch that is being collected must have more failed samples than allowed."""
         live = self.config.prompts_per_batch * self.config.group_size * (self.config.max_staleness + 1)
         found = self.ledger.scored()
-        if self.algorithm.zero_std != "refill" and len(failures(found)) > self.max_failed_share * live:
+        if self.algorithm.filter_on is None and len(failures(found)) > self.max_failed_share * live:
             check_scores(found, self.max_failed_share)
 
     def _check_refills(self) -> None:
@@ -202,7 +201,7 @@ class RlLoop:
             raise RunFailed(
                 f"no batch has come together: more groups than {bound} had rewards all equal; take prompts that the "
                 "policy solves neither always nor never, larger groups (stage.grpo.group_size), or "
-                "algorithm.zero_std=keep"
+                "algorithm.filter_on=null"
             )
 
     def _train(self) -> int:
@@ -293,7 +292,7 @@ class RlLoop:
         self.tracker.log(step, metrics)
         self._watch.trained(scored)
         if self.version % self.config.samples_every == 1 or self.config.samples_every == 1:
-            self.tracker.samples(step, sample_rows(scored, self.algorithm.advantage_std))
+            self.tracker.samples(step, sample_rows(scored, self.algorithm))
         reward, length = metrics["reward/mean"], metrics["response/length_mean"]
         self.tracker.progress(step, self.config.steps, f"reward {reward:.3f}  length {length:.1f}  {seconds:.2f} s")
 

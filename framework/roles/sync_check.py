@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from framework.algorithms.mismatch import Mismatch, MismatchConfig, measure_mismatch
-from framework.algorithms.policy_loss import GrpoConfig
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.engines.vllm_engine import VllmConfig
 from framework.graph.cluster import ClusterConfig
+from framework.objectives.grpo import Grpo
 from framework.roles.cluster import worker_environment
 from framework.roles.learner import LearnerConfig, LearnerGroup
 from framework.roles.rl_batch import TrainBatch
@@ -62,7 +62,7 @@ def check_sync(
         "runtime_env": {"env_vars": worker_environment(cluster.learner_cpus, bool(cluster.gpus))},
     }
     engine = replace(learner, schedule=LrSchedule(lr=LEARNING_RATE, warmup_steps=0))
-    config = LearnerConfig(base, engine, GrpoConfig(kl_coef=0.0))
+    config = LearnerConfig(base, engine, Grpo(kl_coef=0.0))
     group = LearnerGroup(config, cluster.learner_workers, actor_options=[options] * cluster.learner_workers)
     try:
         starts = [worker.start.remote(base) for worker in samplers]

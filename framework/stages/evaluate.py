@@ -92,7 +92,8 @@ class Evaluate:
         prompts = tokenize_prompts(tokenizer, found, self.engine.max_model_len, config.max_tokens, self.template)
         params = SamplingParams(config.temperature, config.top_p, config.max_tokens, config.k)
         checkpoint, logs = without_stale_copies(inputs.checkpoint.path, runtime.work_dir / "base"), runtime.work_dir
-        with sampling_pools(runtime.cluster, self.engine, self.rewards, checkpoint, logs) as pools:
+        rewards = self.rewards.at_limit(config.max_tokens)
+        with sampling_pools(runtime.cluster, self.engine, rewards, checkpoint, logs) as pools:
             scored = sample_and_score(pools.rollout, pools.reward, prompts, params, config.groups_in_flight, runtime)
         check_scores(scored, self.rewards.max_failed_share)  # a broken verifier is no wrong answer
         result = summarise(self.label, scored, config)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from framework.algorithms.policy_loss import GrpoConfig
 from framework.artifacts import Checkpoint, PromptSet
 from framework.data.chat_template import TemplateConfig, tokenize_prompts
 from framework.data.readers import read_prompts
@@ -18,6 +17,7 @@ from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
 from framework.graph.plan import RoleEstimate, StageEstimate
 from framework.models.families.base import ModelConfig
+from framework.objectives.policy import PolicyObjective
 from framework.rewards.base import RewardConfig
 from framework.roles.rl_loop import RlConfig
 
@@ -44,7 +44,7 @@ class Grpo:
     length: ClassVar[str] = "config.steps"  # more of them go on from the last checkpoint
 
     config: RlConfig
-    algorithm: GrpoConfig
+    algorithm: PolicyObjective
     rewards: RewardConfig
     rollout: VllmConfig
     learner: DeepSpeedConfig
@@ -61,6 +61,8 @@ class Grpo:
         if self.learner.token_budget < self.rollout.max_model_len:
             allowed = f"must hold a whole sequence: engine.rollout.max_model_len={self.rollout.max_model_len}"
             raise UserError("engine.learner.token_budget", self.learner.token_budget, allowed)
+        self.algorithm.check(self.config.longest, tuple(self.rewards.components))
+        self.rewards.check_limit(self.config.longest)
         reset, each = self.algorithm.reference_reset_steps, self.config.minibatches_per_rollout
         if self.algorithm.kl_coef and reset % each:
             near = ", ".join(str(n) for n in (reset // each * each, (reset // each + 1) * each) if n)
@@ -82,24 +84,25 @@ class Grpo:
         base = dequantised(inputs.base.path, runtime.work_dir / "base")  # as V3-Base is published
         tokenizer = load_tokenizer(inputs.base.path)
         found = read_prompts(inputs.prompts.path / "train.jsonl")
-        self.rewards.check_prompts(found)
+        rewards, objective = self.rewards.at_limit(config.longest), self.algorithm.at_limit(config.longest)
+        rewards.check_prompts(found)
         prompts = tokenize_prompts(tokenizer, found, self.rollout.max_model_len, config.longest, self.template)
         engine = replace(self.learner, keep_versions=max(self.learner.keep_versions, config.max_staleness))
-        learner_config = LearnerConfig(base, engine, self.algorithm, config.temperature, entropy=True)
+        learner_config = LearnerConfig(base, engine, objective, config.temperature, entropy=True)
         options = {
             "num_cpus": cluster.learner_cpus,
             "num_gpus": cluster.gpu_share,
             "runtime_env": {"env_vars": worker_environment(cluster.learner_cpus, bool(cluster.gpus))},
         }
         directory = runtime.artifact_dir("policy")
-        with sampling_pools(cluster, self.rollout, self.rewards, base, runtime.work_dir) as pools:
+        with sampling_pools(cluster, self.rollout, rewards, base, runtime.work_dir) as pools:
             learner = LearnerGroup(
                 learner_config, cluster.learner_workers, actor_options=[options] * cluster.learner_workers
             )
             try:
                 RlLoop(
                     config=config,
-                    algorithm=self.algorithm,
+                    algorithm=objective,
                     ledger=Ledger(prompts, config.prompts_per_batch, config.max_staleness, runtime.seed),
                     rollouts=RayRollouts(pools.rollout, self.rollout.max_num_seqs // config.group_size + 1),
                     rewards=RayRewards(pools.reward),
@@ -111,7 +114,7 @@ class Grpo:
                     wait=lambda: wait_for_any(
                         pools.rollout.outstanding + pools.reward.outstanding + learner.outstanding
                     ),
-                    max_failed_share=self.rewards.max_failed_share,
+                    max_failed_share=rewards.max_failed_share,
                 ).run()
             finally:
                 learner.shutdown()
@@ -146,5 +149,8 @@ class Grpo:
                 RoleEstimate("reward", cluster.reward_workers),
             ),
             hours=rl_hours(self.model, tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus),
-            assumptions=("RL hours count every response at stage.grpo.max_tokens: an upper bound",),
+            assumptions=(
+                "RL hours count every response at stage.grpo.max_tokens: an upper bound",
+                *self.algorithm.notes(),
+            ),
         )

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from framework.algorithms.policy_loss import GrpoConfig
 from framework.artifacts import Checkpoint, PromptSet
 from framework.data.readers import write_prompts
 from framework.engines.deepspeed_engine import DeepSpeedConfig
@@ -28,6 +27,7 @@ from framework.engines.vllm_engine import VllmConfig
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
 from framework.models.spec import parameter_counts
+from framework.objectives import grpo
 from framework.observe.curves import PHASES
 from framework.rewards.base import RewardConfig
 from framework.roles.cluster import ray_session
@@ -112,7 +112,7 @@ def run_ours(setting: Setting, steps: int, staleness: int) -> list[Step]:
             steps=total, prompts_per_step=PROMPTS, group_size=GROUP, minibatches_per_rollout=1,
             max_staleness=staleness, max_tokens=setting.max_tokens, checkpoint_every=total,
         ),
-        GrpoConfig(kl_coef=0.0),
+        grpo.Grpo(kl_coef=0.0),
         RewardConfig({"variety": Variety()}),
         VllmConfig(dtype=setting.dtype, max_model_len=CONTEXT, mla=False, kv_cache_gib=0.5, enforce_eager=False),
         DeepSpeedConfig(dtype=setting.dtype, weight_decay=0.0, schedule=LrSchedule(lr=LR)),

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from framework.algorithms.policy_loss import GrpoConfig, denominator, policy_loss
 from framework.data.packing import pack, pack_padded
 from framework.engines.cpu_matmul import stock_matmul
 from framework.engines.deepspeed_engine import DeepSpeedConfig
@@ -23,11 +22,12 @@ from framework.models.families.base import ModelConfig
 from framework.models.families.deepseek_v3 import DeepseekV3
 from framework.models.packed_attention import packed_logprobs, use_packed_attention
 from framework.models.spec import build_model
+from framework.objectives.grpo import Grpo
 from framework.types import Minibatch, TrainSample
 from jobs.bench._common import report, run_as_worker, spread
 
 PROMPT = 16  # tokens
-GRPO = GrpoConfig(kl_coef=0.0)
+GRPO = Grpo(kl_coef=0.0)
 LR = 1e-4
 WARM_UP = 3
 
@@ -90,8 +90,8 @@ class TorchLoop:
         """One optimizer step with the engine's (`engines.cpu_matmul`)."""
         n_tokens = sum(len(sample.response_ids) for sample in minibatch.samples)
         for micro in pack(minibatch.samples, self.token_budget):
-            output = policy_loss(packed_logprobs(self.model, micro).logprobs_T, micro, GRPO)
-            (output.loss / denominator(GRPO, minibatch.n_responses, n_tokens)).backward()
+            output = GRPO.loss(packed_logprobs(self.model, micro).logprobs_T, micro)
+            (output.loss / GRPO.denominator(minibatch.n_responses, n_tokens)).backward()
         if self.masters is not self.parameters:
             for master, parameter in zip(self.masters, self.parameters, strict=True):
                 master.grad = parameter.grad.float() if parameter.grad is not None else None

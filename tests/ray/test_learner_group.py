@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from framework.algorithms.policy_loss import GrpoConfig
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.errors import UserError
+from framework.objectives.grpo import Grpo
 from framework.roles.learner import LearnerConfig, LearnerGroup
 from framework.roles.rl_batch import TrainBatch
 from framework.roles.rl_clients import LearnerLost, TrainResult
@@ -35,7 +35,7 @@ def config(checkpoint: Path, ep_size: int) -> LearnerConfig:
     engine = DeepSpeedConfig(
         ep_size=ep_size, token_budget=128, threads=1, schedule=LrSchedule(lr=1e-3), collective_timeout_s=60
     )
-    return LearnerConfig(checkpoint, engine, GrpoConfig(kl_coef=0.01, old_logprobs="learner"))
+    return LearnerConfig(checkpoint, engine, Grpo(kl_coef=0.01, old_logprobs="learner"))
 
 
 def batch() -> TrainBatch:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from framework.algorithms.policy_loss import GrpoConfig
 from framework.engines.checkpoint import load_hf
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.expert_parallel import own_tensors
@@ -20,6 +19,7 @@ from framework.engines.lr_schedule import LrSchedule, StepwiseValue
 from framework.engines.policy_learner import DeepSpeedLearner
 from framework.models.families.base import ModelConfig
 from framework.models.spec import build_model
+from framework.objectives.grpo import Grpo
 from tests.distributed import run_ranks
 from tests.learners import TINY_V3, VOCAB, minibatch
 
@@ -134,7 +134,7 @@ def test_lambda_follows_its_schedule_and_0_freezes_the_modules() -> None:
 def trained_policy(spec: ModelConfig, **engine: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     """Metrics of three steps, each clipped by another factor, and the weights after them."""
     config = DeepSpeedConfig(schedule=LrSchedule(lr=1e-3), token_budget=128, clip=0.01, **engine)
-    learner = DeepSpeedLearner(build_model(spec, 0), config, GrpoConfig(kl_coef=0.0))
+    learner = DeepSpeedLearner(build_model(spec, 0), config, Grpo(kl_coef=0.0))
     found = [dict(learner.train_minibatch(minibatch(seed=seed)).metrics) for seed in range(3)]
     weights = {name: tensor.clone() for name, tensor in own_tensors(learner.engine.model)}
     return found, weights

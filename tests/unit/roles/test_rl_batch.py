@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from framework.algorithms.mismatch import MismatchConfig
-from framework.algorithms.policy_loss import GrpoConfig
+from framework.objectives.grpo import Grpo
 from framework.roles.rl_batch import (
     TrainBatch,
     batch_metrics,
@@ -32,19 +32,19 @@ def scored(rewards: list[float], errors: tuple[int, ...] = (), version: int = 3)
 
 
 def test_advantages_are_relative_to_the_group() -> None:
-    samples = train_samples(scored([1.0, 0.0, 0.0, 1.0]), std=True)
+    samples = train_samples(scored([1.0, 0.0, 0.0, 1.0]), Grpo())
     assert [sample.advantage for sample in samples] == pytest.approx([1, -1, -1, 1], rel=1e-5)
-    assert [sample.advantage for sample in train_samples(scored([2.0, 0.0]), std=False)] == [1.0, -1.0]
+    assert [sample.advantage for sample in train_samples(scored([2.0, 0.0]), Grpo(advantage_std=False))] == [1.0, -1.0]
     assert samples[2].prompt_ids.tolist() == [5, 6, 7]
     assert samples[2].response_ids.tolist() == [2, 2, 2]
 
 
 def test_a_response_without_a_score_leaves_the_group() -> None:
-    samples = train_samples(scored([1.0, 9.0, 0.0], errors=(1,)), std=False)
+    samples = train_samples(scored([1.0, 9.0, 0.0], errors=(1,)), Grpo(advantage_std=False))
     assert [sample.advantage for sample in samples] == [0.5, 0.0, -0.5]  # it is in no baseline, but in the KL term
     assert [len(sample.response_ids) for sample in samples] == [1, 2, 3]
     assert not group_has_signal(scored([1.0, 0.0], errors=(0,)))
-    assert [sample.advantage for sample in train_samples(scored([1.0, 0.0], errors=(0, 1)), std=True)] == [0.0, 0.0]
+    assert [sample.advantage for sample in train_samples(scored([1.0, 0.0], errors=(0, 1)), Grpo())] == [0.0, 0.0]
 
 
 def test_a_reward_that_is_not_finite_has_failed() -> None:
@@ -62,7 +62,7 @@ GROUPS = [scored([1.0, 1.0, 1.0, 1.0]), scored([1.0, 0.0, 1.0, 0.0])]
 def built(
     groups: list[ScoredGroup], minibatches: int, version: int, probe: int = 0, seed: int = 0, **changes: Any
 ) -> TrainBatch:
-    return build_batch(groups, GrpoConfig(**changes), minibatches, version, probe, seed, MismatchConfig())
+    return build_batch(groups, Grpo(**changes), minibatches, version, probe, seed, MismatchConfig())
 
 
 def test_equal_rewards_are_trained_on_with_advantage_zero() -> None:
@@ -116,14 +116,17 @@ def test_metrics_by_hand() -> None:
 
 
 def test_sample_rows_show_best_and_worst() -> None:
-    rows = sample_rows([scored([0.0, 2.0, 1.0])], std=False)
+    rows = sample_rows([scored([0.0, 2.0, 1.0])], Grpo(advantage_std=False))
     assert [(row.reward, row.length) for row in rows] == [(2.0, 2), (0.0, 1)]
     assert np.isclose(rows[0].advantage, 1.0)
 
 
 def test_sample_rows_show_the_advantages_that_are_trained_on() -> None:
     group = scored([3.0, 9.0, 1.0], errors=(1,))
-    (best, worst), samples = sample_rows([group], std=False), train_samples(group, std=False)
+    (best, worst), samples = (
+        sample_rows([group], Grpo(advantage_std=False)),
+        train_samples(group, Grpo(advantage_std=False)),
+    )
     assert [best.advantage, worst.advantage] == [samples[0].advantage, samples[2].advantage] == [1.0, -1.0]
-    (failed,) = sample_rows([scored([1.0, 1.0], errors=(0, 1))], std=True)
+    (failed,) = sample_rows([scored([1.0, 1.0], errors=(0, 1))], Grpo())
     assert (failed.reward, failed.advantage) == (0.0, 0.0)

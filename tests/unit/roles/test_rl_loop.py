@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from framework.algorithms.mismatch import Mismatch, MismatchConfig, TokenGap
-from framework.algorithms.policy_loss import GrpoConfig
 from framework.engines.lr_schedule import StepwiseValue
 from framework.errors import MismatchTooLarge, RunFailed, Stopped, UserError
+from framework.objectives.dapo import Dapo
+from framework.objectives.grpo import Grpo
 from framework.roles.rl_loop import RlConfig, RlLoop
 from framework.types import Response, RewardScore
 from tests.fake_clients import PROMPTS, FakeLearnerClient, FakeRewards, FakeRollouts, RecordingTracker, make_loop, ones
@@ -193,9 +194,7 @@ def test_groups_without_signal_are_trained_on_or_refilled(tmp_path: Path) -> Non
 
     kept = make_loop(tmp_path / "keep", rewards=FakeRewards(same_for_half))
     kept.run()
-    refilled = make_loop(
-        tmp_path / "refill", rewards=FakeRewards(same_for_half), algorithm=GrpoConfig(zero_std="refill")
-    )
+    refilled = make_loop(tmp_path / "refill", rewards=FakeRewards(same_for_half), algorithm=Dapo(filter_on="accuracy"))
     refilled.run()
     assert isinstance(kept.tracker, RecordingTracker)
     assert any(m["groups/zero_std_share"] > 0 for _, m in kept.tracker.metrics)
@@ -216,14 +215,14 @@ def test_groups_without_signal_are_trained_on_or_refilled(tmp_path: Path) -> Non
     ("score", "says"),
     [
         (RewardScore(0.0, {}, "the verifier is gone"), r"16 of 16 samples.*the verifier is gone"),
-        (RewardScore(1.0, {}), r"max_refill_batches=3 of 4 prompts.*zero_std=keep"),
+        (RewardScore(1.0, {}), r"max_refill_batches=3 of 4 prompts.*filter_on=null"),
     ],
 )
 def test_refilling_ends_where_no_group_will_ever_have_signal(
     tmp_path: Path, staleness: int, score: RewardScore, says: str
 ) -> None:
     rewards = FakeRewards(lambda _: score)
-    changes = {"max_refill_batches": 3, "max_staleness": staleness, "algorithm": GrpoConfig(zero_std="refill")}
+    changes = {"max_refill_batches": 3, "max_staleness": staleness, "algorithm": Dapo()}
     loop = make_loop(tmp_path, rewards=rewards, **changes)
     with pytest.raises(RunFailed, match=says):
         loop.run()
@@ -238,7 +237,7 @@ def test_failures_in_groups_that_were_replaced_count(tmp_path: Path) -> None:
         count += 1
         return RewardScore(0.0, {}, "timed out") if (count - 1) // 4 % 5 == 0 else RewardScore(float(count), {})
 
-    refill = GrpoConfig(zero_std="refill")
+    refill = Dapo()
     loop = make_loop(tmp_path / "allowed", rewards=FakeRewards(every_fifth_group), algorithm=refill)
     loop.max_failed_share = 0.4
     loop.run()
@@ -268,11 +267,11 @@ def test_failed_rewards_are_left_out_and_too_many_stop_the_run(tmp_path: Path) -
 
 
 def test_reference_is_reset_at_its_interval_only(tmp_path: Path) -> None:
-    loop = make_loop(tmp_path, algorithm=GrpoConfig(reference_reset_steps=8))
+    loop = make_loop(tmp_path, algorithm=Grpo(reference_reset_steps=8))
     loop.run()
     assert isinstance(loop.learner, FakeLearnerClient)
     assert loop.learner.references == [0, 8, 16, 24]
-    never = make_loop(tmp_path / "never", algorithm=GrpoConfig(reference_reset_steps=0))
+    never = make_loop(tmp_path / "never", algorithm=Grpo(reference_reset_steps=0))
     never.run()
     assert isinstance(never.learner, FakeLearnerClient)
     assert never.learner.references == [0]
