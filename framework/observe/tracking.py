@@ -9,8 +9,9 @@ from typing import Any
 
 from framework.errors import UserError
 from framework.observe.background import BackgroundSink
-from framework.observe.metrics import ProgressDisplay, Sink, Tracker
+from framework.observe.metrics import ProgressDisplay, Tracker
 from framework.observe.progress import StageProgress
+from framework.observe.tensorboard_sink import TensorBoardTarget
 from framework.observe.wandb_sink import TrackingConfig, WandbTarget, check_tracking
 
 log = logging.getLogger("framework.observe")
@@ -32,19 +33,21 @@ class RunTracking:
         check_tracking(config)
         self.run_dir, self._display = run_dir, display or StageProgress()
         self._config = config
-        wandb = WandbTarget(config, run_dir, run_config)
-        self._wandb = None if config.mode == "none" else BackgroundSink(wandb)
+        self._sinks: list[BackgroundSink] = []
+        if config.mode != "none":
+            self._sinks.append(BackgroundSink(WandbTarget(config, run_dir, run_config)))
+        if config.tensorboard:
+            self._sinks.append(BackgroundSink(TensorBoardTarget(run_dir, config.heat_map_every, config.max_rows)))
         self._current: Tracker | None = None
 
     def tracker(self, stage: str) -> Tracker:
         """Return the tracker of the stage that starts now; the one before it has finished."""
         self._end_stage(finished=True)
-        sinks: tuple[Sink, ...] = () if self._wandb is None else (self._wandb,)
-        self._current = Tracker(self.run_dir, stage, sinks, self._display)
+        self._current = Tracker(self.run_dir, stage, self._sinks, self._display)
         return self._current
 
     def close(self, finished: bool = True) -> None:
-        """End the current stage and the wandb run; `finished=False` after an error or a stop."""
+        """End the current stage and what it is recorded to; `finished=False` after an error or a stop."""
         try:
             self._end_stage(finished)
         except UserError as error:
@@ -52,8 +55,8 @@ class RunTracking:
                 raise
             log.warning("%s", error)  # why the run ends is said by whoever ends it
         finally:
-            if self._wandb is not None:  # a run that stops has no time to wait for uploads
-                self._wandb.finish(int(not finished), self._config.finish_timeout_s if finished else None)
+            for sink in self._sinks:  # a run that stops has no time to wait for uploads
+                sink.finish(int(not finished), self._config.finish_timeout_s if finished else None)
 
     def __enter__(self) -> RunTracking:
         return self

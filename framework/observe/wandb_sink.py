@@ -41,6 +41,7 @@ class TrackingConfig:
     project: FilledStr = "framework"
     entity: str = ""  # wandb team; empty: the key's default
     name: str = ""  # empty: the run directory's name
+    tensorboard: bool = False  # event files in the run directory, besides whatever `mode` says
     tags: tuple[str, ...] = ()
     heat_map_every: PositiveInt = 10  # steps between two heat maps of expert load
     max_rows: PositiveInt = 64  # responses in one table
