@@ -41,7 +41,7 @@ class Reward:
     def check(self, prompt: Prompt) -> None:
         """Raise UserError for a prompt that this reward can never score, its own reference answer included.
 
-        Asked of prompts before the run starts, and once for each group before its responses are scored.
+        Asked of prompts before the run starts; of a reward that `fails_as_wrong` also once for each group.
         """
 
     def extracted(self, prompt: Prompt, response: Response) -> str | None:
@@ -56,7 +56,10 @@ class Reward:
         """Raise UserError if the reward does not fit training with longest responses of so many tokens."""
 
     def prepare(self) -> None:
-        """Do slow imports once per process, so that no sample's time limit pays for them."""
+        """Do slow imports once, so that no sample's time limit pays for them.
+
+        The processes that score are forked from the one that did this: start no threads and open no GPU here.
+        """
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from framework.rewards.base import RewardConfig
 from framework.roles.clients import free_workers
 from framework.roles.pool import Done, WorkerPool
 from framework.roles.reward import check_scores
+from framework.roles.reward_watch import RewardWatch
 from framework.types import EvalResult, EvalTask, Prompt, ResponseGroup, SamplingParams, ScoredGroup
 
 
@@ -125,6 +126,7 @@ def sample_and_score(
     to_sample, to_score = list(range(len(prompts)))[::-1], deque[int]()
     groups: dict[int, ResponseGroup] = {}
     scored: dict[int, ScoredGroup] = {}
+    watch = RewardWatch()
     while len(scored) < len(prompts):
         for worker in rollout.ready():
             while to_sample and rollout.load(worker) < in_flight:
@@ -146,6 +148,7 @@ def sample_and_score(
             index = int(outcome.tag)  # type: ignore[call-overload]
             if isinstance(outcome, Done):
                 scored[index] = ScoredGroup(groups[index], outcome.result)
+                watch.arrived(scored[index])
                 runtime.tracker.progress(len(scored), len(prompts), "prompts")
             else:
                 to_score.append(index)
