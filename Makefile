@@ -11,7 +11,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-dep
 
 .PHONY: help test r1-zero own lint mutants .venv
 OWN := runs/models
-OWN_DATA := data.train=$(OWN)/arithmetic_train.jsonl data.heldout=$(OWN)/arithmetic_heldout.jsonl
+OWN_RUN := data.train=$(OWN)/arithmetic_train.jsonl data.heldout=$(OWN)/arithmetic_heldout.jsonl
+OWN_RUN += stage.grpo.max_tokens=64 stage.evaluate.max_tokens=64
 .DEFAULT_GOAL := help
 
 help: ## show the targets
@@ -50,7 +51,7 @@ r1-zero: .venv ## train a base model and R1-Zero from it at laptop scale, then s
 
 own: .venv ## fetch a real small model, train it by GRPO on arithmetic, evaluate before and after
 	$(BIN)/python -m jobs.own.prepare $(OWN)
-	$(BIN)/framework run job=grpo run=own base=$(OWN)/smollm2 $(OWN_DATA) $(ARGS)
+	$(BIN)/framework run job=grpo run=own base=$(OWN)/smollm2 $(OWN_RUN) $(ARGS)
 
 mutants: .venv ## change the code that decides, one place at a time, and list the changes that no test notices (an hour)
 	@$(PIP) -r requirements/mutants.txt

@@ -14,9 +14,12 @@ from framework.stages.memory import learner_role
 
 
 def fit_sampler(engine: VllmConfig, model: ModelConfig) -> VllmConfig:
-    """Return `engine` with no more context than the model has; UserError where its heads can't be split."""
-    model.check_tensor_parallel(engine.tensor_parallel_size, "engine.rollout.tensor_parallel_size")
-    return replace(engine, max_model_len=min(engine.max_model_len, model.max_position_embeddings))
+    """Return `engine` with no more context than the model has, over no more GPUs than its heads can be split."""
+    return replace(
+        engine,
+        max_model_len=min(engine.max_model_len, model.max_position_embeddings),
+        tensor_parallel_size=model.tensor_parallel(engine.tensor_parallel_size),
+    )
 
 
 def fit_learner(

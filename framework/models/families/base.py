@@ -186,14 +186,11 @@ class ModelConfig:
         """Heads of keys and values."""
         return self.num_key_value_heads or self.num_attention_heads
 
-    def check_tensor_parallel(self, size: int, where: str) -> None:
-        """Raise UserError unless a sampler can split its heads over `size` GPUs."""
-        if self.num_attention_heads % size:
-            allowed = (
-                f"must divide num_attention_heads={self.num_attention_heads}: "
-                f"{', '.join(map(str, divisors(self.num_attention_heads)))}"
-            )
-            raise UserError(where, size, allowed)
+    def tensor_parallel(self, most: int) -> int:
+        """Return over how many GPUs, `most` at most, a sampler can split the heads evenly: vLLM's rule."""
+        shared = self.key_value_heads
+        fitting = (n for n in divisors(self.num_attention_heads) if n <= most and (shared % n == 0 or n % shared == 0))
+        return max(fitting)
 
     # --- bytes and FLOPs
     def cache_elements(self, gpus: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +91,15 @@ def test_another_causal_model_runs_as_generic(tmp_path: Path) -> None:
     assert spec.hf_config().model_type == "olmo2"
 
 
-def test_heads_that_gpus_cannot_share(tmp_path: Path) -> None:
-    spec = of_base(write(tmp_path, "qwen2", **COMMON))
-    spec.check_tensor_parallel(2, "engine.rollout.tensor_parallel_size")
-    with pytest.raises(UserError, match="must divide num_attention_heads=2: 1, 2"):
-        spec.check_tensor_parallel(4, "engine.rollout.tensor_parallel_size")
+@pytest.mark.parametrize(
+    ("heads", "shared", "most", "fits"), [(14, 2, 32, 14), (9, 3, 8, 3), (40, 8, 32, 8), (12, 4, 8, 4), (6, 4, 8, 2)]
+)
+def test_heads_are_split_evenly(heads: int, shared: int, most: int, fits: int, tmp_path: Path) -> None:
+    keys = {**COMMON, "num_attention_heads": heads, "head_dim": 32}
+    spec = replace(of_base(write(tmp_path, "qwen3", **keys)), num_key_value_heads=None)
+    assert replace(spec, num_attention_heads=heads).tensor_parallel(1) == 1
+    object.__setattr__(spec, "num_key_value_heads", shared)  # 6 heads of 4 are refused elsewhere
+    assert spec.tensor_parallel(most) == fits
 
 
 def test_windows_are_read(tmp_path: Path) -> None:
