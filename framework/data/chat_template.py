@@ -91,6 +91,9 @@ class ChatTemplate:
         self.source = self.config.source(tokenizer)
         self.control = ControlTokens(tokenizer)
         self._tokenizer, self._told = tokenizer, self.config.told(self.source)
+        if self.config.name:  # a template that was not made for this tokenizer: Qwen has no begin token
+            names = ("bos_token", "eos_token", "pad_token")
+            self._told |= {name: "" for name in names if getattr(tokenizer, name) is None}
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Any] = (), where: str = "messages") -> Templated:
         """Return the conversation with the generation prompt and the prefix; raises UserError naming `where`."""
@@ -221,11 +224,11 @@ def tokenize_prompts(
     return tuple(tokenized)
 
 
-def check_token_ids(prompt: Prompt, vocabulary: int, where: str = "") -> None:
+def check_token_ids(prompt: Prompt, vocabulary: int) -> None:
     """Raise UserError if the prompt's own tokens are beyond the vocabulary."""
     if max(prompt.token_ids, default=0) >= vocabulary:
         allowed = f"must be below {vocabulary}: the vocabulary ends there"
-        raise UserError(f"{where}prompt {prompt.id}: token_ids", max(prompt.token_ids), allowed)
+        raise UserError(f"prompt {prompt.id}: token_ids", max(prompt.token_ids), allowed)
 
 
 def checked_length(prompt: Prompt, context: int, max_new_tokens: int = 1) -> Prompt:

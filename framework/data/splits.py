@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 
 from framework.data.layouts.columns import Columns
 from framework.data.layouts.prompts import load_prompts
-from framework.data.tasks import split_of
+from framework.data.tasks import same_text, split_of
 from framework.errors import UserError
 from framework.types import Prompt
-
-
-def same_text(text: str) -> str:
-    """Return what two texts share that differ in case, blanks or the width of characters alone."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def load_splits(
@@ -42,7 +36,7 @@ def share_out(prompts: Sequence[Prompt], heldout_share: float) -> tuple[tuple[Pr
 
     Raises UserError if a side has none.
     """
-    sides = [split_of(same_text(prompt.text), heldout_share) for prompt in prompts]
+    sides = [split_of(prompt.text, heldout_share) for prompt in prompts]
     train = tuple(prompt for prompt, side in zip(prompts, sides, strict=True) if side == "train")
     heldout = tuple(prompt for prompt, side in zip(prompts, sides, strict=True) if side != "train")
     if not train or not heldout:

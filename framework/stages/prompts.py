@@ -8,12 +8,12 @@ from pathlib import Path
 
 from framework.artifacts import Checkpoint, PromptSet
 from framework.bounds import NonNegativeInt, Probability, bounded
-from framework.data.chat_template import TemplateConfig, own_or_r1_zero, tokenize_prompts
+from framework.data.chat_template import TemplateConfig, check_token_ids, own_or_r1_zero, tokenize_prompts
 from framework.data.layouts.columns import Columns
 from framework.data.readers import write_prompts
 from framework.data.sources import find_source
 from framework.data.splits import load_splits
-from framework.data.tokenizer_files import load_tokenizer
+from framework.data.tokenizer_files import load_tokenizer, vocabulary_size
 from framework.graph.nodes import Runtime
 from framework.types import Prompt
 
@@ -82,7 +82,11 @@ class PreparePrompts:
 def check_prompts(base: Path, prompts: Sequence[Prompt], template: TemplateConfig, context: int, response: int) -> None:
     """Put the first prompts into the template before a run starts; the stage does so with all.
 
-    Raises UserError if the base's tokenizer is not what its files say, or a prompt does not fit template or context.
+    Raises UserError if the base's tokenizer is not what its files say, a prompt does not fit template or context, or
+    brings tokens beyond the vocabulary.
     """
     tokenizer = load_tokenizer(base)
+    size = vocabulary_size(tokenizer)
+    for prompt in prompts:
+        check_token_ids(prompt, size)
     tokenize_prompts(tokenizer, prompts[:_CHECKED], context, response, own_or_r1_zero(template, tokenizer))

@@ -191,10 +191,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_setting(name: str, lengths: Lengths, max_tokens: int, threads: int, folder: Path, dtype: str) -> Setting:
     """Write the checkpoint and make prompts for any number of steps."""
-    from transformers import AutoTokenizer
+    from framework.data.tokenizer_files import load_tokenizer
 
     checkpoint = save_with_lengths(model_config(), lengths, folder / name)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     numbers = np.random.default_rng(0).integers(10, 100, (16 * PROMPTS, 2))
     prompts = []
     for index, (left, right) in enumerate(numbers):
