@@ -64,14 +64,15 @@ def _dispatch(argv: list[str]) -> int:
 
 def plan(arguments: argparse.Namespace) -> int:
     """Print what `run` would do; needs no GPU and starts nothing."""
-    from framework.graph.plan import describe_plan
+    from framework.graph.plan import describe_plan, look_ahead
     from framework.models.estimate import describe_parameters
 
     config, graph = _load(arguments)
     title = f"job {config.job.name}, run directory {config.run_dir}"
     if config.model is not None:
         title += f"\nmodel {config.model.name}: {describe_parameters(config.model)}"
-    print(describe_plan(graph, config.cluster, title))
+    tried = look_ahead(graph)
+    print("\n".join([describe_plan(graph, config.cluster, title), "", *tried]).rstrip())
     return EXIT_DONE
 
 
@@ -79,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the graph in this process; finished stages are skipped."""
     from framework.convert import to_plain
     from framework.graph.ownership import owned
+    from framework.graph.plan import look_ahead
     from framework.graph.runner import Runner, StopFlag
     from framework.graph.store import Store, disk_errors
     from framework.observe.report import write_report
@@ -98,6 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         with store.claim(plain):
             if not runner.is_finished():
+                look_ahead(graph)
                 stack.enter_context(ray_session(config.cluster))
                 if config.tracking is not None:
                     tracking = stack.enter_context(RunTracking(config.tracking, config.run_dir, plain))
@@ -111,7 +114,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def submit(arguments: argparse.Namespace) -> int:
     """Hand the same run to a Ray cluster as a job."""
-    config, _ = _load(arguments)
+    from framework.graph.plan import look_ahead
+
+    config, graph = _load(arguments)
+    look_ahead(graph)
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 

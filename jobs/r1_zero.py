@@ -31,7 +31,7 @@ def build(config: RunConfig) -> Graph:
     pretrain.engine.check_topology(pretrain.check_workers(config.cluster), experts, "stage.pretrain.engine")
     template = config.template if config.template.name else replace(config.template, name="r1_zero")
     graph = Graph()
-    collect = graph.add("collect", Collect(config.data))
+    collect = graph.add("collect", Collect(config.data, rewards))
     prompts = collect.out("prompts")
     text = graph.add("clean", Clean(stage["clean"]), text=collect.out("text"), prompts=prompts).out("text")
     train_tokenizer = TrainTokenizer(stage["tokenizer"], model.max_position_embeddings, model.vocab_size)

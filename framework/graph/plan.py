@@ -43,6 +43,21 @@ class Estimates(Protocol):
         ...
 
 
+@runtime_checkable
+class LooksAhead(Protocol):
+    """A stage that can try its input in seconds, before anything starts."""
+
+    def look_ahead(self) -> str:
+        """Return one line about what was tried, or nothing; raises UserError for input that can never work."""
+        ...
+
+
+def look_ahead(graph: Graph) -> list[str]:
+    """Let every stage try its input; returns their lines."""
+    found = (node.stage.look_ahead() for node in graph.order() if isinstance(node.stage, LooksAhead))
+    return [line for line in found if line]
+
+
 def describe_plan(graph: Graph, cluster: ClusterConfig, title: str) -> str:
     """Return the plan of a checked graph as text: stages, artifacts, batch maths, roles, memory, hours and cost."""
     lines, assumptions, hours = [title, _describe_cluster(cluster)], dict[str, None](), 0.0

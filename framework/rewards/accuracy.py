@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from typing import Any, ClassVar
 
 from framework.bounds import bounded
 from framework.data.entries import decode_entry, encode_entry
+from framework.data.tasks import same_text
 from framework.errors import UserError, did_you_mean
 from framework.rewards.answers import CLOSE, OPEN, check_place, extract_answer
 from framework.rewards.base import Reward
@@ -17,6 +20,7 @@ from framework.rewards.maths.verdict import is_copy, math_answers_agree
 from framework.types import Prompt, Response
 
 MATH_TASKS = ("math", "gsm8k", "aime", "minerva", "olympiad")
+_NUMBER = re.compile(r"[-+]?(?:0|[1-9]\d{0,30})(?:\.\d{1,30})?")  # 011 is no number: it may be a string of bits
 Verifier = Callable[[str, dict[str, Any]], float]
 
 
@@ -61,6 +65,17 @@ class Accuracy(Reward):
             return extract_answer(text, "number")
         return answer
 
+    def agree(self, prompt: Prompt, first: str, second: str) -> bool:
+        """Whether two answers are of one value: as mathematics, or as plain numbers, or as text.
+
+        A verifier of reasoning-gym is not asked: many know any right answer, and a vote must not.
+        """
+        if same_text(first) == same_text(second):
+            return True
+        if prompt.task in self.math_tasks:
+            return any(_agrees(one, other) for one, other in ((first, second), (second, first)))
+        return all(map(_NUMBER.fullmatch, (first, second))) and Fraction(first) == Fraction(second)
+
     def is_right(self, prompt: Prompt, answer: str) -> bool:
         """Whether the task's verifier accepts `answer`; raises whatever it raises."""
         if prompt.task not in self.math_tasks:
@@ -97,6 +112,13 @@ class Accuracy(Reward):
             # it warns that its time limit is off, which is on purpose: the reward process has one
             logging.getLogger("math_verify").setLevel(logging.ERROR)
             math_verify.parse("$1$", parsing_timeout=None)
+
+
+def _agrees(first: str, second: str) -> bool:
+    try:
+        return math_answers_agree(first, second)
+    except ValueError:  # there is nothing in the first that another could agree with
+        return False
 
 
 def gym_score(prompt: Prompt, answer: str) -> float:

@@ -11,6 +11,7 @@ from numbers import Real
 from typing import ClassVar
 
 from framework.bounds import FiniteFloat, NonNegativeInt, Probability, Seconds, bounded
+from framework.data.tasks import same_text
 from framework.errors import UserError, did_you_mean
 from framework.rewards.blame import place_of_error
 from framework.types import Prompt, Response, RewardScore
@@ -55,6 +56,10 @@ class Reward:
     def check_limit(self, response_limit: int) -> None:
         """Raise UserError if the reward does not fit training with longest responses of so many tokens."""
 
+    def agree(self, prompt: Prompt, first: str, second: str) -> bool:
+        """Whether two extracted answers say the same, as a majority vote counts them; neither is known to be right."""
+        return same_text(first) == same_text(second)
+
     def prepare(self) -> None:
         """Do slow imports once, so that no sample's time limit pays for them.
 
@@ -96,13 +101,15 @@ class RewardConfig:
             reward.check_limit(response_limit)
 
     def check_prompts(self, prompts: Iterable[Prompt]) -> None:
-        """Raise UserError for a prompt that asks for a reward that is not configured, or that one cannot score."""
+        """Raise UserError for a prompt that asks for a reward that is not configured.
+
+        Whether they can score its reference answer is asked in their own process: see `IsolatedScorer.check`.
+        """
         for prompt in prompts:
-            for name in prompt.rewards or self.components:
+            for name in prompt.rewards:
                 if name not in self.components:
                     allowed = f"{did_you_mean(name, self.components)}the run configures {', '.join(self.components)}"
                     raise UserError(f"prompt {prompt.id}: rewards", name, allowed)
-                self.components[name].check(prompt)
 
 
 def score_response(

@@ -20,15 +20,18 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NoReturn
 
 from framework.rewards.base import Reward, describe_error, score_response
 from framework.rewards.blame import place_of_error
+from framework.rewards.questions import Lines, check_lines, vote_lines
 from framework.types import Prompt, Response
 
 HEADER_BYTES = 8  # big-endian length of the pickle that follows
 FORK, REAP = b"f", b"r"  # what the parent asks of the loader
+SCORE = "score"
+QUESTIONS: Mapping[str, Callable[..., Lines]] = {"check": check_lines, "vote": vote_lines}
 CHECK = "the check of the reference answer"
 
 
@@ -71,7 +74,7 @@ def main(parent: int, memory_limit_mb: int, control_fd: int) -> None:
 
 
 def _work(components: Mapping[str, Reward], loader: int, requests_fd: int, results: int, stacks: int) -> NoReturn:
-    """Score every group asked for until the parent closes the pipe; never returns."""
+    """Answer every request until the parent closes the pipe; never returns."""
     code = 0
     try:
         if os.getpgid(0) != os.getpid():
@@ -80,8 +83,13 @@ def _work(components: Mapping[str, Reward], loader: int, requests_fd: int, resul
         threading.Thread(target=_die_with, args=(loader,), daemon=True).start()
         with os.fdopen(requests_fd, "rb") as requests:
             while request := _read(requests):
-                group, start, given = pickle.loads(request)
-                _score_group(components, group.prompt, group.responses[start:], given, results)
+                verb, *arguments = pickle.loads(request)
+                if verb == SCORE:
+                    group, start, given = arguments
+                    _score_group(components, group.prompt, group.responses[start:], given, results)
+                else:
+                    for line in QUESTIONS[verb](components, *arguments):
+                        _write(results, line)
     except SystemExit as leaving:  # a reward that calls sys.exit
         code = leaving.code if isinstance(leaving.code, int) else 1
     except BaseException:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Self
 
+from framework.errors import UserError
 from framework.rewards.base import RewardConfig, score_response
 from framework.rewards.child import CHECK
 from framework.roles.reward_process import RewardLoader, RewardWorkerProcess
-from framework.types import ResponseGroup, RewardScore
+from framework.types import Prompt, ResponseGroup, RewardScore
 
+FIRST_CHECK = 3  # times the time limit, for the first prompt of a check: it pays for a task's word lists
 MAX_TIMEOUTS = 2  # of one reward in one group; then the rest of the group fails without being tried
 
 
@@ -79,6 +82,59 @@ class IsolatedScorer:
                     untried = RewardScore(0.0, error=f"{what} {reason}; not tried on this response of the same prompt")
                     scores += [untried] * (len(group.responses) - len(scores))
             return tuple(scores)
+
+    def check(self, prompts: Iterable[Prompt]) -> int:
+        """Ask every reward whether it can score each prompt, its reference answer included; returns how many passed.
+
+        `prompts` is sent over as it is and read there. Raises UserError for the first that fails, hangs or kills.
+        """
+        with self._lock:
+            asked = {"id": "", "answer": ""}
+            limit_s = FIRST_CHECK * self._config.time_limit_s
+            try:
+                self._worker.ask("check", prompts)
+                while True:
+                    found = self._worker.next_answer(limit_s)
+                    if "checked" in found:
+                        return int(found["checked"])
+                    if "fault" in found:
+                        where, value, allowed = map(str, found["fault"])
+                        place = where or f"prompt {asked['id']}: answer"
+                        raise UserError(place, value if where else asked["answer"], allowed)
+                    if "id" in found:
+                        asked = {name: str(found[name]) for name in ("id", "answer")}
+                    else:
+                        limit_s = self._config.time_limit_s
+            except TimeoutError:
+                self._replace_worker()
+                reason = f"its rewards did not judge it within {limit_s:g} s"
+            except (EOFError, BrokenPipeError, KeyError):
+                reason = f"the process of its rewards died while they judged it: {self._replace_worker()}"
+            raise UserError(f"prompt {asked['id'] or 'number 1'}: answer", asked["answer"], reason)
+
+    def votes(self, group: ResponseGroup, name: str) -> tuple[int, ...]:
+        """Return for each response the first one whose answer says the same, by reward `name`; -1: it gives none.
+
+        An answer whose comparison hangs or kills stands for itself and is compared by its text alone from then on.
+        """
+        with self._lock:
+            votes: list[int] = []
+            kinds: dict[int, tuple[str, bool]] = {}  # first response of a kind -> its answer, whether to compare it
+            for place, response in enumerate(group.responses):
+                vote, answer, comparable = -1, "", True
+                try:
+                    self._worker.ask("vote", name, group.prompt, response, tuple(kinds.values()))
+                    answer = str(self._worker.next_answer()["answer"] or "")
+                    if answer:
+                        agrees = int(self._worker.next_answer()["agrees"])
+                        vote = list(kinds)[agrees] if 0 <= agrees < len(kinds) else place
+                except (TimeoutError, EOFError, BrokenPipeError, KeyError, TypeError, ValueError):
+                    self._replace_worker()
+                    vote, comparable = place if answer else -1, False
+                if vote == place:
+                    kinds[place] = answer, comparable
+                votes.append(vote)
+            return tuple(votes)
 
     @property
     def pid(self) -> int:

@@ -39,6 +39,10 @@ class RewardWorker:
         """Return G scores; bad rewards are reported in them, never raised."""
         return self._scorer.score(group)
 
+    def judge(self, group: ResponseGroup, accuracy: str) -> tuple[tuple[RewardScore, ...], tuple[int, ...]]:
+        """Return G scores, and G votes by reward `accuracy`; see `IsolatedScorer.votes`."""
+        return self._scorer.score(group), self._scorer.votes(group, accuracy)
+
     def ping(self) -> str:
         """Answer a health check."""
         return "pong"

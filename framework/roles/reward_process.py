@@ -19,7 +19,7 @@ from typing import Any
 from framework.errors import RunFailed, UserError
 from framework.rewards.base import RewardConfig
 from framework.rewards.blame import place_of_dump
-from framework.rewards.child import FORK, HEADER_BYTES, REAP
+from framework.rewards.child import FORK, HEADER_BYTES, REAP, SCORE
 from framework.types import ResponseGroup, RewardScore
 
 # What any program needs. Keys and tokens of the run stay out of reach of reward code.
@@ -123,8 +123,19 @@ class RewardWorkerProcess:
 
     def request(self, group: ResponseGroup, start: int, given: Mapping[str, float]) -> None:
         """Ask for the scores of responses start, start + 1, … of the group; of the first, `given` is known already."""
-        message = pickle.dumps((group, start, dict(given)), protocol=pickle.HIGHEST_PROTOCOL)
+        self.ask(SCORE, group, start, dict(given))
+
+    def ask(self, verb: str, *arguments: object) -> None:
+        """Send a request: SCORE, or one of `framework.rewards.child.QUESTIONS`."""
+        message = pickle.dumps((verb, *arguments), protocol=pickle.HIGHEST_PROTOCOL)
         _send(self._requests, message, time.monotonic() + self._config.time_limit_s)
+
+    def next_answer(self, limit_s: float | None = None) -> dict[str, Any]:
+        """Return the next line; raises TimeoutError past the limit (default: a response's), EOFError if it failed."""
+        found = self._lines.next(time.monotonic() + (self._config.time_limit_s if limit_s is None else limit_s))
+        if not isinstance(found, dict):
+            raise EOFError
+        return found
 
     def next_score(self) -> RewardScore:
         """Return the next response's score; raises TimeoutError past its limit, EOFError if the child failed."""

@@ -22,6 +22,7 @@ from framework.data.tokenizer import TokenizerConfig, least_tokens
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
 from framework.rewards.base import RewardConfig
+from framework.stages.references import judge_all, judge_given, judge_tasks
 from framework.types import Prompt
 
 
@@ -94,12 +95,23 @@ class Collect:
     """The stage."""
 
     config: CollectConfig
+    rewards: RewardConfig | None = None  # what is to score the prompts; None: their references are not judged
+
+    def look_ahead(self) -> str:
+        """Judge the reference answers of some prompts."""
+        if self.rewards is None:
+            return ""
+        if given := self.config.given_prompts():
+            return judge_given(self.rewards, self._named(given))
+        return judge_tasks(self.rewards, self.config.tasks)
 
     def run(self, inputs: NoInputs, runtime: Runtime) -> Collected:
         """Write the two sets."""
         config = self.config
         train, heldout = self._prompts(runtime.seed)
         check_disjoint(train, heldout)
+        if self.rewards is not None:
+            judge_all(self.rewards, self._named({"train": train, "heldout": heldout}), runtime)
         text, prompts = runtime.artifact_dir("text"), runtime.artifact_dir("prompts")
         write_prompts(prompts / "train.jsonl", train)
         write_prompts(prompts / "heldout.jsonl", heldout)
@@ -113,6 +125,11 @@ class Collect:
             size = len(documents)
         runtime.tracker.progress(size, size, f"{len(train)} prompts")
         return Collected(TextSet(text), PromptSet(prompts))
+
+    def _named(self, splits: Mapping[str, Sequence[Prompt]]) -> dict[str, Sequence[Prompt]]:
+        """The splits under the names of their files."""
+        files = {"train": self.config.train_prompts_file, "heldout": self.config.heldout_prompts_file}
+        return {files[split] or f"{split} prompts": prompts for split, prompts in splits.items()}
 
     def _prompts(self, seed: int) -> tuple[list[Prompt], list[Prompt]]:
         config = self.config

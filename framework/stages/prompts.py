@@ -15,6 +15,8 @@ from framework.data.sources import find_source
 from framework.data.splits import load_splits
 from framework.data.tokenizer_files import load_tokenizer, vocabulary_size
 from framework.graph.nodes import Runtime
+from framework.rewards.base import RewardConfig
+from framework.stages.references import judge_all, judge_given
 from framework.types import Prompt
 
 _CHECKED = 256  # prompts that a plan tokenizes
@@ -67,16 +69,27 @@ class PreparePrompts:
     config: PromptsConfig
     files: tuple[Path, ...] = ()  # of `config`: the stage runs again when one of them changes
     template: TemplateConfig = TemplateConfig()  # without a name the tokenizer's own, or R1-Zero's where it has none
+    rewards: RewardConfig | None = None  # what is to score the prompts; None: their references are not judged
+
+    def look_ahead(self) -> str:
+        """Judge the reference answers of some prompts."""
+        return "" if self.rewards is None else judge_given(self.rewards, self._named(self.config.read()))
 
     def run(self, inputs: PromptsInputs, runtime: Runtime) -> Prepared:
         """Write both splits."""
         tokenizer, directory = load_tokenizer(inputs.base.path), runtime.artifact_dir("prompts")
         template = own_or_r1_zero(self.template, tokenizer)
         train, heldout = self.config.read()
+        if self.rewards is not None:
+            judge_all(self.rewards, self._named((train, heldout)), runtime)
         for split, prompts in (("train", train), ("heldout", heldout)):
             write_prompts(directory / f"{split}.jsonl", tokenize_prompts(tokenizer, prompts, config=template))
         runtime.tracker.progress(1, 1, f"{len(train)} prompts, {len(heldout)} held out")
         return Prepared(PromptSet(directory))
+
+    def _named(self, splits: Sequence[Sequence[Prompt]]) -> dict[str, Sequence[Prompt]]:
+        train, heldout = (f"{name or 'held-out prompts'}" for name in (self.config.train, self.config.heldout))
+        return {name: prompts for name, prompts in zip((train, heldout), splits, strict=True) if prompts}
 
 
 def check_prompts(base: Path, prompts: Sequence[Prompt], template: TemplateConfig, context: int, response: int) -> None:

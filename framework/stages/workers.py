@@ -57,7 +57,10 @@ def sampling_pools(
             ],
             set_up=lambda actor: actor.start.remote(),
             deadlines=cluster.deadlines,
-            least_s={"score": lambda group: response_s * len(group.responses)},
+            least_s={
+                "score": lambda group: response_s * len(group.responses),
+                "judge": lambda group, _: 3 * response_s * len(group.responses),
+            },
             asks={"CPU": 1.0},
         ),
     )

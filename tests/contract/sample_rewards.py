@@ -68,6 +68,26 @@ class Verifier(Obedient):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Voter(Reward):
+    """Numbers vote by value; "none" gives no answer, and "hang" is one that no comparison survives."""
+
+    def __call__(self, prompt: Prompt, response: Response) -> float:
+        return 0.0
+
+    def extracted(self, prompt: Prompt, response: Response) -> str | None:
+        if response.text == "lost":
+            time.sleep(3600)
+        return None if response.text == "none" else response.text
+
+    def agree(self, prompt: Prompt, first: str, second: str) -> bool:
+        if "hang" in (first, second):
+            time.sleep(3600)
+        if "exit" in (first, second):
+            os._exit(3)
+        return float(first) == float(second)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Unpreparable(Reward):
     """Cannot be loaded."""
 
