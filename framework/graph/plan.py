@@ -102,6 +102,9 @@ def _describe_estimate(estimate: StageEstimate, cluster: ClusterConfig) -> Itera
         if role.memory_gib:
             yield f"     {_memory(role, cluster)}"
         yield from (f"     {line}" for line in _choices(role, cluster))
+    if shared := shared_memory(estimate, cluster):
+        parts = " + ".join(f"{name} {gib:.1f}" for name, gib in shared.items())
+        yield f"   together on one GPU: {sum(shared.values()):.1f} GiB ({parts}){_fit(sum(shared.values()), cluster)}"
     if estimate.hours:
         yield f"   about {_duration(estimate.hours)}{_cost(estimate.hours, cluster)}"
 
@@ -111,9 +114,19 @@ def _memory(role: RoleEstimate, cluster: ClusterConfig) -> str:
     scale, unit = (1, "GiB") if total >= 1 else (1024, "MiB")
     parts = ", ".join(f"{name} {gib * scale:.1f}" for name, gib in role.memory_gib.items())
     text = f"{total * scale:.1f} {unit} per {'GPU' if role.gpus else 'process'} ({parts})"
-    if role.gpus and total > cluster.gpu_memory_gib:
-        text += f"  DOES NOT FIT in {cluster.gpu_memory_gib:g} GiB"
-    return text
+    return text + (_fit(total, cluster) if role.gpus else "")
+
+
+def shared_memory(estimate: StageEstimate, cluster: ClusterConfig) -> dict[str, float]:
+    """GiB of each role that has a share of the same GPU: none gives its memory back while the other takes its turn."""
+    roles = [role for role in estimate.roles if role.gpus and role.memory_gib]
+    if not cluster.colocate or len(roles) < 2:
+        return {}
+    return {role.name: sum(role.memory_gib.values()) for role in roles}
+
+
+def _fit(gib: float, cluster: ClusterConfig) -> str:
+    return f"  DOES NOT FIT in {cluster.gpu_memory_gib:g} GiB" if gib > cluster.gpu_memory_gib else ""
 
 
 def _choices(role: RoleEstimate, cluster: ClusterConfig) -> Iterable[str]:
