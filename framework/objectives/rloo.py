@@ -12,7 +12,7 @@ import torch
 
 from framework.algorithms.advantages import leave_one_out
 from framework.algorithms.policy_loss import Gain, PolicyValues, token_ratio
-from framework.bounds import NonNegativeFloat, bounded
+from framework.bounds import NonNegativeFloat, NonNegativeInt, bounded
 from framework.objectives.policy import PolicyObjective
 from framework.types import Denominator, Float32, MicroBatch, TrainSample
 
@@ -27,6 +27,7 @@ class Rloo(PolicyObjective):
     """
 
     kl_coef: NonNegativeFloat = 0.03
+    reference_reset_steps: NonNegativeInt = 0  # the reference stays the model that training began with
 
     average: ClassVar[Denominator] = "sequence"
     kl_in_reward: ClassVar[bool] = True

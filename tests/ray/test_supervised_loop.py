@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from framework.engines.batch_schedule import BatchSchedule
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lm_trainer import DeepSpeedTrainer
 from framework.engines.lr_schedule import LrSchedule
-from framework.errors import UserError
+from framework.errors import NotFinite, UserError
 from framework.models.spec import build_model
 from framework.observe.metrics import Tracker, read_history
 from framework.roles.supervised_data import RowData
@@ -160,3 +161,27 @@ def test_damage_costs_the_steps_since_the_checkpoint_before(
 def lines(run: LmRun) -> list[tuple[int, dict[str, Any]]]:
     records = [json.loads(line) for line in (run.work_dir / "worker_metrics.jsonl").read_text().splitlines()]
     return [(record["step"], record["metrics"]) for record in records if record["metrics"]]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_at_once_and_the_checkpoint_stays(
+    ray_node: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Starting again would only repeat it; the exit code is that of a failed run, with one line."""
+    (tmp_path / "shards").mkdir()
+    documents = [(start + 3 * np.arange(400)) % VOCAB for start in range(20)]
+    write_shards(tmp_path / "shards", {"train": documents, "validation": documents[:2]}, VOCAB)  # type: ignore[arg-type]
+    (tmp_path / "work").mkdir()
+    good = run_of(tmp_path, CHECKPOINT_EVERY)
+    with Tracker(tmp_path / "metrics", "pretrain") as tracker:
+        train_lm(good, tracker, lambda: False)
+    engine = replace(ENGINE, schedule=LrSchedule(lr=1e30))
+    with (
+        caplog.at_level(logging.WARNING, "framework"),
+        Tracker(tmp_path / "metrics", "pretrain") as tracker,
+        pytest.raises(NotFinite, match=r"^step 2[12], rank \d of 2: .* is not finite[^\n]*$") as raised,
+    ):
+        train_lm(run_of(tmp_path, 3 * CHECKPOINT_EVERY, engine=engine), tracker, lambda: False)
+    assert raised.value.exit_code == 1
+    assert "restarting" not in caplog.text
+    states = (good.work_dir / "train").glob("checkpoint_*/learner/engine.json")
+    assert {json.loads(file.read_text())["counters"]["steps"] for file in states} == {CHECKPOINT_EVERY}

@@ -53,7 +53,8 @@ PAPERS: dict[str, dict[str, Any]] = {
         "engine.learner.eps": 1e-15,
     },
     "rloo": {  # 2402.14740
-        "algorithm.kl_in_reward": True, "algorithm.kl_coef": 0.03, "algorithm.average": "sequence",
+        "algorithm.kl_in_reward": True, "algorithm.reference_reset_steps": 0,
+        "algorithm.kl_coef": 0.03, "algorithm.average": "sequence",
         "stage.grpo.minibatches_per_rollout": 1, "stage.grpo.group_size": 4,
     },
     "icepop": {  # 2510.18855
