@@ -110,7 +110,7 @@ def train(trainer: DeepSpeedTrainer, save_to: Path | None = None, steps: int = S
     losses, norms = [], []
     for index in range(trainer.engine.steps, steps):
         if index == 0:
-            trainer.engine.step = lambda: grads.update(gradients(trainer)) or step()  # type: ignore[method-assign]
+            trainer.engine.step = lambda *found: grads.update(gradients(trainer)) or step(*found)  # type: ignore[method-assign]
         metrics = trainer.train_minibatch(*batch(index)).metrics
         trainer.engine.step = step  # type: ignore[method-assign]
         losses.append(metrics["loss"])
