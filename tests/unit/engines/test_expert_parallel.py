@@ -300,9 +300,8 @@ def test_another_zero_stage_is_refused(runs: Runs) -> None:
 def test_what_cannot_be_converted_is_one_line(runs: Runs) -> None:
     state = runs.directory / "w2_ep1_z2" / "learner"
     state.mkdir(parents=True)
-    (state / "engine.json").write_text(
-        json.dumps({"topology": {"world": 2, "ep_size": 1, "zero_stage": 2, "dtype": "float32"}, "files": {}})
-    )
+    topology = {"world": 2, "ep_size": 1, "zero_stage": 2, "dtype": "float32"}
+    (state / "engine.json").write_text(json.dumps({"counters": {}, "files": {}, "topology": topology}))
     torch.save([], state / "biases.pt")
     with pytest.raises(UserError, match="cannot be converted"):
         new_trainer(1, 2).load(state.parent)
