@@ -203,6 +203,9 @@ class EvalTask:
     format_rate: float  # share of responses in the demanded format
     mean_response_tokens: float
     truncated_share: float  # responses that ran into the length limit
+    failed_samples: int = 0  # responses that a verifier could not score: in no denominator
+    n_judged: int = -1  # prompts with a verdict, which the shares of right ones are over; -1: not recorded
+    pass_at: Mapping[str, float] = field(default_factory=dict)  # k' = 1, 4, 16, … up to k -> unbiased pass@k'
 
 
 @dataclass(frozen=True)

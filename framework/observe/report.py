@@ -137,6 +137,11 @@ def _evaluation(results: Sequence[EvalResult]) -> str:
     heads = "".join(f'<th class="group edge" colspan="{len(labels)}">{escape(group)}</th>' for group in groups)
     gain_head = '<th class="edge" rowspan="2">gain<br>in pass@1</th>' if len(results) > 1 else ""
     subheads = "".join(_edged("th", [escape(label) for label in labels]) for _ in groups)
+    failed = "".join(
+        f". {result.label}: {result.overall.failed_samples:,} responses could not be scored and count nowhere"
+        for result in results
+        if result.overall.failed_samples
+    )
     sampling = "; ".join(f"{result.label}: {_mapping(result.sampling)}" for result in results if result.sampling)
     body = "".join(_evaluation_row(name, tasks, i == 0) for i, (name, tasks) in enumerate(rows))
     return (
@@ -145,7 +150,7 @@ def _evaluation(results: Sequence[EvalResult]) -> str:
         f"{gain_head}</tr><tr>{subheads}</tr></thead><tbody>{body}</tbody></table></div>"
         f'<p class="soft">Held-out prompts, {k} sampled responses to each. ± is one standard error over prompts. '
         f"cons@{k}: the majority answer is right; pass@{k}: at least one is; "
-        f"format: share of responses in the demanded format; tokens: mean response length. {escape(sampling)}</p>"
+        f"format: share of responses in the demanded format; tokens: mean response length. {escape(sampling + failed)}</p>"
         f"<br>{charts.evaluation_chart(rows, labels)}"
     )
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated
-
-import numpy as np
 
 from framework.artifacts import Checkpoint, EvalReport, PromptSet
 from framework.bounds import Bound, FilledStr, NonNegativeInt, PositiveInt, bounded
@@ -21,13 +19,13 @@ from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
 from framework.graph.plan import RoleEstimate, StageEstimate
-from framework.rewards.answers import extract_answer
 from framework.rewards.base import RewardConfig
 from framework.roles.clients import free_workers
 from framework.roles.pool import Done, WorkerPool
 from framework.roles.reward import check_scores
 from framework.roles.reward_watch import RewardWatch
-from framework.types import EvalResult, EvalTask, Prompt, ResponseGroup, SamplingParams, ScoredGroup
+from framework.stages.eval_numbers import JudgedGroup, task_numbers
+from framework.types import EvalResult, Prompt, ResponseGroup, SamplingParams, ScoredGroup
 
 
 @dataclass(frozen=True)
@@ -95,9 +93,12 @@ class Evaluate:
         checkpoint, logs = without_stale_copies(inputs.checkpoint.path, runtime.work_dir / "base"), runtime.work_dir
         rewards = self.rewards.at_limit(config.max_tokens)
         with sampling_pools(runtime.cluster, self.engine, rewards, checkpoint, logs) as pools:
-            scored = sample_and_score(pools.rollout, pools.reward, prompts, params, config.groups_in_flight, runtime)
+            judged = sample_and_score(
+                pools.rollout, pools.reward, prompts, params, config.groups_in_flight, runtime, config.accuracy
+            )
+        scored = [group.scored for group in judged]
         check_scores(scored, self.rewards.max_failed_share)  # a broken verifier is no wrong answer
-        result = summarise(self.label, scored, config)
+        result = summarise(self.label, judged, config)
         directory = runtime.artifact_dir("report")
         (directory / "report.json").write_text(json.dumps(asdict(result), indent=1))
         write_rows(directory / "samples.jsonl", (_row(group) for group in scored))
@@ -118,16 +119,17 @@ def sample_and_score(
     params: SamplingParams,
     in_flight: int,
     runtime: Runtime,
-) -> list[ScoredGroup]:
-    """Sample a group per prompt and score it; results in the prompts' order. Work of dead actors is done again.
+    accuracy: str,
+) -> list[JudgedGroup]:
+    """Sample a group per prompt, score it and count its votes by reward `accuracy`; in the prompts' order.
 
-    Seeds come from the run's and the prompt: whatever worker serves it, and again after a resume.
+    Work of dead actors is done again. Seeds come from the run's and the prompt: whatever worker serves it, and again after a resume.
     """
     to_sample, to_score = list(range(len(prompts)))[::-1], deque[int]()
     groups: dict[int, ResponseGroup] = {}
-    scored: dict[int, ScoredGroup] = {}
+    judged: dict[int, JudgedGroup] = {}
     watch = RewardWatch()
-    while len(scored) < len(prompts):
+    while len(judged) < len(prompts):
         for worker in rollout.ready():
             while to_sample and rollout.load(worker) < in_flight:
                 index = to_sample.pop()
@@ -136,7 +138,7 @@ def sample_and_score(
         for worker in free_workers(reward) if to_score else ():
             if to_score:
                 index = to_score.popleft()
-                reward.call(worker, "score", groups[index], tag=index)
+                reward.call(worker, "judge", groups[index], accuracy, tag=index)
         for outcome in rollout.poll(0.05):
             index = int(outcome.tag)  # type: ignore[call-overload]
             if isinstance(outcome, Done):
@@ -147,57 +149,26 @@ def sample_and_score(
         for outcome in reward.poll(0):
             index = int(outcome.tag)  # type: ignore[call-overload]
             if isinstance(outcome, Done):
-                scored[index] = ScoredGroup(groups[index], outcome.result)
-                watch.arrived(scored[index])
-                runtime.tracker.progress(len(scored), len(prompts), "prompts")
+                scores, votes = outcome.result
+                judged[index] = JudgedGroup(ScoredGroup(groups[index], scores), votes)
+                watch.arrived(judged[index].scored)
+                runtime.tracker.progress(len(judged), len(prompts), "prompts")
             else:
                 to_score.append(index)
         runtime.stop_if_asked()
-    return [scored[index] for index in range(len(prompts))]
+    return [judged[index] for index in range(len(prompts))]
 
 
-def summarise(label: str, scored: Sequence[ScoredGroup], config: EvaluateConfig) -> EvalResult:
+def summarise(label: str, judged: Sequence[JudgedGroup], config: EvaluateConfig) -> EvalResult:
     """Overall and per-task numbers."""
-    by_task: dict[str, list[ScoredGroup]] = {}
-    for group in scored:
-        by_task.setdefault(group.group.prompt.task, []).append(group)
+    by_task: dict[str, list[JudgedGroup]] = {}
+    for group in judged:
+        by_task.setdefault(group.scored.group.prompt.task, []).append(group)
     sampling = {"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.max_tokens}
-    tasks = tuple(_task(name, groups, config) for name, groups in sorted(by_task.items()))
-    return EvalResult(label, _task("all", scored, config), tasks, sampling)
-
-
-def _task(name: str, groups: Sequence[ScoredGroup], config: EvaluateConfig) -> EvalTask:
-    right_NK = np.array([[_component(s.components, config.accuracy) >= 1 for s in g.scores] for g in groups])
-    responses = [response for group in groups for response in group.group.responses]
-    scores = [score for group in groups for score in group.scores]
-    pass_N = right_NK.mean(axis=1)
-    return EvalTask(
-        task=name,
-        n_prompts=len(groups),
-        k=right_NK.shape[1],
-        pass_at_1=float(pass_N.mean()),
-        pass_at_1_se=float(pass_N.std(ddof=1) / np.sqrt(len(groups))) if len(groups) > 1 else 0.0,
-        cons_at_k=float(np.mean([majority_is_right(group, config.accuracy) for group in groups])),
-        pass_at_k=float(right_NK.any(axis=1).mean()),
-        format_rate=float(np.mean([_component(score.components, config.format) for score in scores])),
-        mean_response_tokens=float(np.mean([len(response.token_ids) for response in responses])),
-        truncated_share=float(np.mean([response.finish_reason == "length" for response in responses])),
+    tasks = tuple(
+        task_numbers(name, groups, config.accuracy, config.format) for name, groups in sorted(by_task.items())
     )
-
-
-def majority_is_right(group: ScoredGroup, accuracy: str) -> bool:
-    """Whether the most frequent answer is right; of equally frequent ones, the first given. No answer is no vote."""
-    answers = [(extract_answer(response.text) or "").strip() for response in group.group.responses]
-    votes = Counter(answer for answer in answers if answer)
-    if not votes:
-        return False
-    winner = votes.most_common(1)[0][0]
-    return _component(group.scores[answers.index(winner)].components, accuracy) >= 1
-
-
-def _component(components: object, name: str) -> float:
-    value = components.get(name, 0.0) if hasattr(components, "get") else 0.0
-    return float(value)
+    return EvalResult(label, task_numbers("all", judged, config.accuracy, config.format), tasks, sampling)
 
 
 def _row(scored: ScoredGroup) -> dict[str, object]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,11 +9,12 @@ from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.rewards.base import RewardConfig
 from framework.rewards.format import Format
-from framework.stages.evaluate import Evaluate, EvaluateConfig, majority_is_right, summarise
+from framework.stages.eval_numbers import JudgedGroup, majority_is_right, pass_at
+from framework.stages.evaluate import Evaluate, EvaluateConfig, summarise
 from framework.types import Prompt, Response, ResponseGroup, RewardScore, ScoredGroup
 
 
-def group(answers: list[str], right: str, task: str = "t", finish: str = "stop") -> ScoredGroup:
+def group(answers: list[str], right: str, task: str = "t", finish: str = "stop") -> JudgedGroup:
     """Responses that give `answers` ("" for none)."""
     responses, scores = [], []
     for answer in answers:
@@ -19,7 +22,9 @@ def group(answers: list[str], right: str, task: str = "t", finish: str = "stop")
         ids = np.arange(4, dtype=np.int32)
         responses.append(Response(ids, ids.astype(np.float32), ids, finish, text))  # type: ignore[arg-type]
         scores.append(RewardScore(0.0, {"accuracy": float(answer == right), "format": float(bool(answer))}))
-    return ScoredGroup(ResponseGroup(Prompt(right, right, task, right), tuple(responses)), tuple(scores))
+    votes = tuple(answers.index(answer) if answer else -1 for answer in answers)
+    scored = ScoredGroup(ResponseGroup(Prompt(right, right, task, right), tuple(responses)), tuple(scores))
+    return JudgedGroup(scored, votes)
 
 
 def test_numbers_by_hand() -> None:
@@ -47,3 +52,41 @@ def test_accuracy_must_be_one_of_the_rewards() -> None:
     rewards = RewardConfig({"format": Format()})
     with pytest.raises(UserError, match=r"stage\.evaluate\.accuracy"):
         Evaluate(EvaluateConfig(), "base", VllmConfig(), rewards)
+
+
+def test_pass_at_k_by_hand() -> None:
+    assert pass_at(1, 4, 1) == 0.25
+    assert pass_at(1, 4, 2) == pytest.approx(0.5)  # 1 - C(3,2)/C(4,2)
+    assert pass_at(2, 4, 2) == pytest.approx(5 / 6)
+    assert (pass_at(0, 4, 4), pass_at(1, 4, 4), pass_at(3, 4, 2)) == (0.0, 1.0, 1.0)
+    overall = summarise("base", [group(["4", "5", "5", "6", "7", "8", "9", "3"], "4")], EvaluateConfig(k=8)).overall
+    assert overall.pass_at == pytest.approx({"1": 1 / 8, "4": 0.5, "8": 1.0})
+
+
+def test_a_failed_verdict_is_no_wrong_vote_and_is_counted() -> None:
+    judged = group(["4"] * 5, "4")
+    failed = RewardScore(0.0, error="timed out")
+    scores = (failed, *judged.scored.scores[1:])
+    judged = JudgedGroup(replace(judged.scored, scores=scores), judged.votes)
+    assert majority_is_right(judged, "accuracy") is True
+    overall = summarise("base", [judged], EvaluateConfig(k=5)).overall
+    assert (overall.pass_at_1, overall.cons_at_k, overall.format_rate, overall.failed_samples) == (1.0, 1.0, 1.0, 1)
+    unknown = JudgedGroup(replace(judged.scored, scores=(failed,) * 5), judged.votes)
+    assert majority_is_right(unknown, "accuracy") is None
+    assert summarise("base", [unknown, group(["4"] * 5, "4")], EvaluateConfig(k=5)).overall.pass_at_1 == 1.0
+
+
+def test_each_component_has_its_own_denominator() -> None:
+    def only(judged: JudgedGroup, name: str) -> JudgedGroup:
+        scores = tuple(RewardScore(0.0, {name: score.components[name]}) for score in judged.scored.scores)
+        return JudgedGroup(replace(judged.scored, scores=scores), judged.votes)
+
+    right = group(["4", "4"], "4")
+    overall = summarise("base", [only(right, "format"), only(right, "accuracy")], EvaluateConfig(k=2)).overall
+    assert (overall.pass_at_1, overall.cons_at_k, overall.format_rate, overall.n_judged) == (1.0, 1.0, 1.0, 1)
+
+
+def test_the_vote_decides_by_value_not_by_text() -> None:
+    judged = group(["1/2", "0.5", "3", "3", "0.50"], "1/2")
+    scores = tuple(RewardScore(0.0, {"accuracy": float(place in (0, 1, 4))}) for place in range(5))
+    assert majority_is_right(JudgedGroup(replace(judged.scored, scores=scores), (0, 0, 2, 2, 0)), "accuracy") is True

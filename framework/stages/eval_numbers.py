@@ -1,0 +1,86 @@
+"""The numbers of an evaluation from its scored groups: pass@k, majority votes, denominators. Pure functions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+
+from framework.types import EvalTask, ScoredGroup
+
+
+@dataclass(frozen=True)
+class JudgedGroup:
+    """A scored group with its votes: for each response the first one whose answer says the same; -1: no answer."""
+
+    scored: ScoredGroup
+    votes: tuple[int, ...]  # G
+
+
+def pass_at(right: int, total: int, k: int) -> float:
+    """Chance that one of k responses, drawn without replacement from `total`, is right: unbiased for k <= total.
+
+    Source: Chen et al., Evaluating Large Language Models Trained on Code, eq. 1: 1 - C(total - right, k) / C(total, k).
+    """
+    k = min(k, total)
+    return 1.0 - comb(total - right, k) / comb(total, k)
+
+
+def verdicts(group: ScoredGroup, name: str) -> list[float | None]:
+    """Component `name` of each response; None where it was not asked, or failed."""
+    return [score.components.get(name) for score in group.scores]
+
+
+def majority_is_right(group: JudgedGroup, accuracy: str) -> bool | None:
+    """Whether the most frequent answer is right; of equally frequent ones the first given. No answer is no vote.
+
+    It is right if most of the responses that give it and could be scored are. None: none of them could be scored.
+    """
+    votes = Counter(vote for vote in group.votes if vote >= 0)  # in the order in which they were first given
+    if not votes:
+        return False
+    winner = votes.most_common(1)[0][0]
+    found = verdicts(group.scored, accuracy)
+    members = [found[place] for place, vote in enumerate(group.votes) if vote == winner]
+    known = [value >= 1 for value in members if value is not None]
+    return 2 * sum(known) > len(known) if known else None
+
+
+def task_numbers(name: str, groups: Sequence[JudgedGroup], accuracy: str, form: str) -> EvalTask:
+    """Each number is over what it can be told of: responses that failed, or whose prompt asks for less, stay out."""
+    k = max(len(group.votes) for group in groups)
+    counts = []  # of each prompt that has a verdict: right ones, known ones
+    majorities: list[bool] = []
+    for group in groups:
+        known = [value >= 1 for value in verdicts(group.scored, accuracy) if value is not None]
+        if known:
+            counts.append((sum(known), len(known)))
+            majority = majority_is_right(group, accuracy)
+            majorities += [] if majority is None else [majority]
+    responses = [response for group in groups for response in group.scored.group.responses]
+    formats = [value for group in groups for value in verdicts(group.scored, form) if value is not None]
+    pass_N = [right / total for right, total in counts]
+    sizes = sorted({k, *(size for size in (4**power for power in range(12)) if size <= k)})
+    passes = {size: _mean([pass_at(right, total, size) for right, total in counts]) for size in sizes}
+    return EvalTask(
+        task=name,
+        n_prompts=len(groups),
+        k=k,
+        pass_at_1=_mean(pass_N),
+        pass_at_1_se=float(np.std(pass_N, ddof=1) / np.sqrt(len(pass_N))) if len(pass_N) > 1 else 0.0,
+        cons_at_k=_mean(majorities),
+        pass_at_k=passes[k],
+        format_rate=_mean(formats),
+        mean_response_tokens=_mean([len(response.token_ids) for response in responses]),
+        truncated_share=_mean([response.finish_reason == "length" for response in responses]),
+        failed_samples=sum(bool(score.error) for group in groups for score in group.scored.scores),
+        n_judged=len(counts),
+        pass_at={str(size): value for size, value in passes.items()},
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else 0.0
