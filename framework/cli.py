@@ -83,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     from framework.graph.plan import look_ahead
     from framework.graph.runner import Runner, StopFlag
     from framework.graph.store import Store, disk_errors
+    from framework.observe.progress import awaiting
     from framework.observe.report import write_report
     from framework.observe.tracking import RunTracking
     from framework.observe.wandb_sink import check_tracking
@@ -101,9 +102,11 @@ def run(arguments: argparse.Namespace) -> int:
         with store.claim(plain):
             if not runner.is_finished():
                 look_ahead(graph)
-                stack.enter_context(ray_session(config.cluster))
+                with awaiting("Ray to start, or to answer"):
+                    stack.enter_context(ray_session(config.cluster))
                 if config.tracking is not None:
-                    tracking = stack.enter_context(RunTracking(config.tracking, config.run_dir, plain))
+                    with awaiting("what the run is tracked by to open"):
+                        tracking = stack.enter_context(RunTracking(config.tracking, config.run_dir, plain))
                     runner = replace(runner, tracker_of=tracking.tracker)
             _log_to(config.run_dir / "run.log")
         stack.enter_context(stop.on_signals())  # after Ray, which puts its own SIGTERM handler in place

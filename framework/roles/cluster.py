@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
@@ -36,7 +37,7 @@ def start_ray(cluster: ClusterConfig) -> None:
     if address:
         try:
             _check_reachable(address)
-            ray.init(address=address, log_to_driver=False)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError) as error:
             where = "cluster.ray_address" if cluster.ray_address else "RAY_ADDRESS"
             raise UserError(where, address, f"must be the address of a Ray cluster that runs ({error})") from error
@@ -47,6 +48,7 @@ def start_ray(cluster: ClusterConfig) -> None:
             num_gpus=cluster.gpus_per_node,
             include_dashboard=False,
             log_to_driver=False,
+            logging_level=logging.ERROR,  # its greetings and hints are in its own logs
             object_store_memory=int(cluster.object_store_gib * 2**30),
         )
     found = int(ray.cluster_resources().get("GPU", 0))

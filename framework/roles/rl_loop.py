@@ -294,7 +294,9 @@ class RlLoop:
         if self.version % self.config.samples_every == 1 or self.config.samples_every == 1:
             self.tracker.samples(step, sample_rows(scored, self.algorithm))
         reward, length = metrics["reward/mean"], metrics["response/length_mean"]
-        self.tracker.progress(step, self.config.steps, f"reward {reward:.3f}  length {length:.1f}  {seconds:.2f} s")
+        self.tracker.progress(
+            step, self.config.steps, f"reward {reward:.3f}  length {length:.1f}  {seconds:.2f} s a batch"
+        )
 
     def _save(self) -> None:
         """Write learner and ledger as one checkpoint."""

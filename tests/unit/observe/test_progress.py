@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 
-from framework.observe.progress import ProgressConfig, StageProgress, format_seconds
+from framework.observe.progress import ProgressConfig, StageProgress, awaiting, format_seconds
 
 
 class Terminal(io.StringIO):
@@ -70,3 +71,17 @@ def test_a_terminal_gets_a_bar_with_the_text_as_it_is() -> None:
 )
 def test_format_seconds(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def test_what_is_awaited_is_said_until_it_is_there() -> None:
+    stream = io.StringIO()
+    with awaiting("Ray to start", every_s=0.02, stream=stream):
+        time.sleep(0.15)
+    lines = stream.getvalue().splitlines()
+    assert 2 <= len(lines) <= 8
+    assert set(lines) == {"waiting for Ray to start: 0 s"}
+    time.sleep(0.05)
+    assert stream.getvalue().splitlines() == lines
+    with awaiting("what is there at once", every_s=5.0, stream=stream):
+        pass
+    assert stream.getvalue().splitlines() == lines
