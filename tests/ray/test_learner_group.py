@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from framework.algorithms.mismatch import MismatchConfig
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.errors import UserError
@@ -39,7 +40,8 @@ def config(checkpoint: Path, ep_size: int) -> LearnerConfig:
 
 
 def batch() -> TrainBatch:
-    return TrainBatch((minibatch(seed=0), minibatch(seed=1)), probe=samples(4), version=0)
+    gate = MismatchConfig(stop_above=100.0)  # nobody sampled these
+    return TrainBatch((minibatch(seed=0), minibatch(seed=1)), probe=samples(4), version=0, gate=gate)
 
 
 def trained(group: LearnerGroup, timeout_s: float = 120.0) -> TrainResult:
