@@ -150,7 +150,8 @@ def _evaluation(results: Sequence[EvalResult]) -> str:
         f"{gain_head}</tr><tr>{subheads}</tr></thead><tbody>{body}</tbody></table></div>"
         f'<p class="soft">Held-out prompts, {k} sampled responses to each. ± is one standard error over prompts. '
         f"cons@{k}: the majority answer is right; pass@{k}: at least one is; "
-        f"format: share of responses in the demanded format; tokens: mean response length. {escape(sampling + failed)}</p>"
+        f"format: share of responses in the demanded format; tokens: mean response length. "
+        f"{escape(sampling + failed)}</p>"
         f"<br>{charts.evaluation_chart(rows, labels)}"
     )
 

@@ -123,7 +123,8 @@ def sample_and_score(
 ) -> list[JudgedGroup]:
     """Sample a group per prompt, score it and count its votes by reward `accuracy`; in the prompts' order.
 
-    Work of dead actors is done again. Seeds come from the run's and the prompt: whatever worker serves it, and again after a resume.
+    Work of dead actors is done again. Seeds come from the run's and the prompt: whatever worker serves it, and again
+    after a resume.
     """
     to_sample, to_score = list(range(len(prompts)))[::-1], deque[int]()
     groups: dict[int, ResponseGroup] = {}
