@@ -7,11 +7,13 @@ import importlib
 import logging
 import os
 import shlex
+import signal
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,7 +35,8 @@ logger = logging.getLogger("framework")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; every error is one line on stderr."""
     try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        with _sigterm_as_interrupt():
+            return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         print("framework: interrupted; the same command resumes", file=sys.stderr)
         return EXIT_STOPPED
@@ -41,6 +44,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _explain(error)
     finally:
         logger.handlers.clear()  # of this command: a caller's next one has another terminal
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, from its first moment on; a run then stops at its next safe point."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -81,7 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
     from framework.convert import to_plain
     from framework.graph.ownership import owned
     from framework.graph.plan import look_ahead
-    from framework.graph.runner import Runner, StopFlag
+    from framework.graph.runner import Runner
+    from framework.graph.stop import CLEAN_UP_S, StopFlag
     from framework.graph.store import Store, disk_errors
     from framework.observe.progress import awaiting
     from framework.observe.report import write_report
@@ -92,12 +109,14 @@ def run(arguments: argparse.Namespace) -> int:
     config, graph = _load(arguments)
     if config.tracking is not None:
         check_tracking(config.tracking)
-    plain, stop = to_plain(config), StopFlag()
+    plain, stop = to_plain(config), StopFlag(config.cluster.deadlines.stop + CLEAN_UP_S)
     with ExitStack() as stack:
+        stack.enter_context(stop.on_signals())
         with disk_errors(config.run_dir):
             store = Store(config.run_dir, stack.enter_context(owned(config.run_dir, _taken_over)))
+        again = arguments.rerun_changed
         runner = Runner(
-            graph, store, config.cluster, config.seed, should_stop=stop, rerun_changed=arguments.rerun_changed
+            graph, store, config.cluster, config.seed, should_stop=stop, allow_s=stop.allow, rerun_changed=again
         )
         with store.claim(plain):
             if not runner.is_finished():
@@ -109,7 +128,6 @@ def run(arguments: argparse.Namespace) -> int:
                         tracking = stack.enter_context(RunTracking(config.tracking, config.run_dir, plain))
                     runner = replace(runner, tracker_of=tracking.tracker)
             _log_to(config.run_dir / "run.log")
-        stack.enter_context(stop.on_signals())  # after Ray, which puts its own SIGTERM handler in place
         runner.run()
     logger.info("report: %s", write_report(config.run_dir))
     return EXIT_DONE

@@ -34,6 +34,7 @@ class Runtime:
     cluster: ClusterConfig
     tracker: Tracker
     should_stop: Callable[[], bool]  # true after SIGINT or SIGTERM; then save and call stop()
+    allow_s: Callable[[float], None] = lambda seconds: None  # a checkpoint at a stop takes so long: wait for it
 
     def artifact_dir(self, output: str) -> Path:
         """Return the fresh, existing directory in which to build the artifact of field `output` of Out."""

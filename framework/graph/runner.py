@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -19,6 +15,7 @@ import numpy.typing as npt
 from framework.errors import FrameworkError, Stopped, UserError
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Graph, Node, Runtime
+from framework.graph.stop import never_stop
 from framework.graph.store import Store, as_disk_error, resolve_inputs
 from framework.protocols import Tracker
 from framework.types import SampleRow
@@ -54,47 +51,6 @@ def no_tracking(node: str) -> Tracker:
     return NullTracker()
 
 
-def never_stop() -> bool:
-    """Return False: nobody can ask this run to stop."""
-    return False
-
-
-class StopFlag:
-    """Set by SIGINT or SIGTERM. A flag, because an exception inside `ray.get` would surface late."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-
-    def __call__(self) -> bool:
-        """Return whether the run was asked to stop."""
-        return self._event.is_set()
-
-    def set(self) -> None:
-        """Ask the run to stop at the next point where everything needed to resume is saved."""
-        self._event.set()
-
-    @contextmanager
-    def on_signals(self) -> Iterator[StopFlag]:
-        """Let the first SIGINT or SIGTERM set the flag and a second one end the process as usual."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            logger.warning("%s: stopping at the next safe point; again to stop now", signal.Signals(number).name)
-            self.set()
-            signal.signal(number, previous[signal.Signals(number)])
-
-        for number in previous:
-            signal.signal(number, handle)
-        try:
-            yield self
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-
 @dataclass(frozen=True)
 class Runner:
     """One run of a graph."""
@@ -106,6 +62,7 @@ class Runner:
     tracker_of: TrackerOf = no_tracking
     should_stop: Callable[[], bool] = never_stop
     rerun_changed: bool = False  # make anew what other code made
+    allow_s: Callable[[float], None] = lambda seconds: None  # `StopFlag.allow`
 
     def run(self) -> dict[str, Any]:
         """Run every node that is not finished; returns node name -> outputs.
@@ -163,9 +120,11 @@ class Runner:
             cluster=self.cluster,
             tracker=self.tracker_of(node.name),
             should_stop=self.should_stop,
+            allow_s=self.allow_s,
         )
         try:
             built = node.stage.run(node.inputs_type(**inputs), runtime)
+            outputs = self.store.commit(node, key, built, hashes)
         except (UserError, Stopped):
             raise
         except Exception as error:
@@ -177,7 +136,6 @@ class Runner:
             if disk_error is None:
                 raise
             raise disk_error from error
-        outputs = self.store.commit(node, key, built, hashes)
         logger.info("%s: finished in %.1f s", label, time.monotonic() - start)
         return outputs
 

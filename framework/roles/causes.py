@@ -6,6 +6,19 @@ import re
 
 _MEMORY = re.compile(r"(\d[\d.]*\s*[KMGT]i?B)\s*/\s*(\d[\d.]*\s*[KMGT]i?B)")
 
+_COLLECTIVE = re.compile(r"gloo|nccl|connection|timed? ?out|peer|collective", re.IGNORECASE)
+_PORT = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
+
+
+def is_collective(text: str) -> bool:
+    """Whether an error is that of a collective operation: as a rule another rank's fault."""
+    return bool(_COLLECTIVE.search(text))
+
+
+def port_taken(error: BaseException) -> bool:
+    """Whether a port that was chosen for a process group was taken before it was bound."""
+    return bool(_PORT.search(str(error)))
+
 
 def is_death(error: BaseException) -> bool:
     """Whether a process is gone, or was ended: what it was asked to do is not to blame."""

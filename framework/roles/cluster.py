@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
+from framework.roles.ray_watch import RayWatch, end_process
 
 CONNECT_TIMEOUT_S = 5.0
+TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def ray_address(cluster: ClusterConfig) -> str:
@@ -23,7 +28,7 @@ def ray_address(cluster: ClusterConfig) -> str:
 
 
 def start_ray(cluster: ClusterConfig) -> None:
-    """Join or start Ray; raises UserError if the cluster can't be reached or lacks the GPUs that `cluster` counts on.
+    """Join or start Ray; raises UserError if the cluster can't be reached or lacks what the roles of `cluster` book.
 
     A local instance offers as many CPUs as the roles ask for, even on fewer cores: Ray's CPUs only book places, and too
     few of them would leave an actor waiting for ever.
@@ -34,28 +39,104 @@ def start_ray(cluster: ClusterConfig) -> None:
     import ray
 
     address = ray_address(cluster)
+    where = "cluster.ray_address" if cluster.ray_address else "RAY_ADDRESS"
     if address:
         try:
             _check_reachable(address)
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (OSError, ValueError, RuntimeError) as error:
-            where = "cluster.ray_address" if cluster.ray_address else "RAY_ADDRESS"
-            raise UserError(where, address, f"must be the address of a Ray cluster that runs ({error})") from error
+            with _undisturbed():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            raise _refused(where, address, error) from error
     else:
-        ray.init(
-            address="local",
-            num_cpus=max(cluster.cpus, cpus_booked(cluster)),
-            num_gpus=cluster.gpus_per_node,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,  # its greetings and hints are in its own logs
-            object_store_memory=int(cluster.object_store_gib * 2**30),
-        )
-    found = int(ray.cluster_resources().get("GPU", 0))
-    if found < cluster.gpus:
+        with _undisturbed(), _own_token():
+            ray.init(
+                address="local",
+                num_cpus=max(cluster.cpus, cpus_booked(cluster)),
+                num_gpus=cluster.gpus_per_node,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,  # its greetings and hints are in its own logs
+                object_store_memory=int(cluster.object_store_gib * 2**30),
+            )
+    try:
+        check_room(cluster, ray.cluster_resources(), [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    except UserError:
         ray.shutdown()
-        allowed = f"the Ray cluster has {found} GPUs; choose a cluster= that fits"
+        raise
+
+
+def _refused(where: str, address: str, error: Exception) -> UserError:
+    """What to tell about a cluster that cannot be joined: that it is not there, or that the token is not its own."""
+    text = " ".join(str(error).split())
+    if "authenticat" in text.lower() or "token" in text.lower() or type(error).__name__ == "AuthenticationError":
+        file = Path.home() / ".ray" / "auth_token"
+        mode, has = os.environ.get("RAY_AUTH_MODE", "not set"), "set" if "RAY_AUTH_TOKEN" in os.environ else "not set"
+        found = f"RAY_AUTH_MODE {mode}, RAY_AUTH_TOKEN {has}" + (f", a token in {file}" if file.is_file() else "")
+        allowed = (
+            f"the cluster at {address} refuses this token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's "
+            "(on its head: ray get-auth-token), or RAY_AUTH_MODE=disabled for a cluster without one"
+        )
+        return UserError("RAY_AUTH_TOKEN", found, allowed)
+    return UserError(where, address, f"must be the address of a Ray cluster that runs ({text[:300]})")
+
+
+def check_room(cluster: ClusterConfig, total: Mapping[str, float], nodes: list[Mapping[str, float]]) -> None:
+    """Raise UserError, by name of the resource, if a stage's roles would wait for a place that there will never be."""
+    if total.get("GPU", 0) < cluster.gpus:
+        allowed = f"the Ray cluster has {total.get('GPU', 0):g} GPUs; choose a cluster= that fits"
         raise UserError("cluster.num_nodes x cluster.gpus_per_node", cluster.gpus, allowed)
+    asked, has = cpus_booked(cluster), total.get("CPU", 0)
+    if has < asked:
+        parts = (
+            f"rollout {cluster.rollout_workers} x {cluster.rollout_cpus:g}, "
+            f"learner {cluster.learner_workers} x {cluster.learner_cpus:g}, reward {cluster.reward_workers} x 1"
+        )
+        allowed = f"the Ray cluster has {has:g} CPUs: fewer workers or CPUs for each, or a cluster with more"
+        raise UserError("CPUs of all roles", f"{asked} ({parts})", allowed)
+    largest = max((node.get("CPU", 0) for node in nodes), default=0)
+    for role, cpus in (("rollout", cluster.rollout_cpus), ("learner", cluster.learner_cpus)):
+        if cpus > largest:
+            allowed = f"must fit one node: the largest of the Ray cluster has {largest:g} CPUs"
+            raise UserError(f"cluster.{role}_cpus", cpus, allowed)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let Ray start without taking over SIGTERM, and keep its processes out of our process group.
+
+    `timeout`, systemd and a terminal signal the whole group: with the raylet gone, nothing could be saved. A session of
+    their own keeps them out of it; they still end with this process, as Ray asks the kernel for that.
+    """
+    from ray._private import services, utils
+
+    popen, set_handler = services.ConsolePopen, utils.set_sigterm_handler
+    services.ConsolePopen = partial(popen, start_new_session=True)
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        services.ConsolePopen, utils.set_sigterm_handler = popen, set_handler
+
+
+@contextmanager
+def _own_token() -> Iterator[None]:
+    """Guard a local instance by a token of its own, where the user has set none.
+
+    Ray would write one to ~/.ray/auth_token, and send that to every cluster that is joined later.
+    """
+    if any(name in os.environ for name in TOKEN) or (Path.home() / ".ray" / "auth_token").is_file():
+        yield
+        return
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray's processes inherit it
+    _forget_token()
+    yield
+
+
+def _forget_token() -> None:
+    """Let Ray look for the token anew: it keeps the one that it has found first."""
+    from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
+
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _check_reachable(address: str) -> None:
@@ -73,13 +154,21 @@ def shutdown() -> None:
 
 
 @contextmanager
-def ray_session(cluster: ClusterConfig) -> Iterator[None]:
-    """Ray for the length of a block."""
+def ray_session(cluster: ClusterConfig, on_death: Callable[[str], Any] = end_process) -> Iterator[None]:
+    """Ray for the length of a block; `on_death` is called, from a thread, if Ray itself dies meanwhile."""
+    before = {name: os.environ.get(name) for name in TOKEN}
     start_ray(cluster)
     try:
-        yield
+        with RayWatch(cluster.deadlines.ray, on_death):
+            yield
     finally:
         shutdown()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        _forget_token()
 
 
 def cpus_booked(cluster: ClusterConfig) -> int:

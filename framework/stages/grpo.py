@@ -74,7 +74,8 @@ class Grpo:
         from framework.models.public_layout import dequantised
         from framework.roles.clients import RayRewards, RayRollouts
         from framework.roles.cluster import worker_environment
-        from framework.roles.learner import LearnerConfig, LearnerGroup
+        from framework.roles.learner import LearnerConfig
+        from framework.roles.learner_group import LearnerGroup
         from framework.roles.ledger import Ledger
         from framework.roles.pool import wait_for_any
         from framework.roles.rl_loop import RlLoop
@@ -97,7 +98,12 @@ class Grpo:
         directory = runtime.artifact_dir("policy")
         with sampling_pools(cluster, self.rollout, rewards, base, runtime.work_dir) as pools:
             learner = LearnerGroup(
-                learner_config, cluster.learner_workers, actor_options=[options] * cluster.learner_workers
+                learner_config,
+                cluster.learner_workers,
+                actor_options=[options] * cluster.learner_workers,
+                deadlines=cluster.deadlines,
+                should_stop=runtime.should_stop,
+                allow_s=runtime.allow_s,
             )
             try:
                 RlLoop(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,7 @@ import pytest
 from framework.cli import _explain
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
-from framework.roles.cluster import cpus_booked, ray_session, start_ray, worker_environment
+from framework.roles.cluster import TOKEN, check_room, cpus_booked, ray_session, start_ray, worker_environment
 
 
 @pytest.mark.slow
@@ -58,3 +62,52 @@ def test_address_where_no_cluster_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(UserError, match="RAY_ADDRESS: got"):
         start_ray(ClusterConfig())
+
+
+def test_what_the_cluster_cannot_give_is_refused_by_name() -> None:
+    cluster = ClusterConfig(rollout_cpus=2)
+    check_room(cluster, {"CPU": 4}, [{"CPU": 2}, {"CPU": 2}])
+    with pytest.raises(UserError, match=r"'4 \(rollout 1 x 2, learner 1 x 1, reward 1 x 1\)'; .*has 3 CPUs"):
+        check_room(cluster, {"CPU": 3}, [{"CPU": 3}])
+    with pytest.raises(UserError, match=r"cluster\.rollout_cpus: got 2; must fit one node: .* has 1 CPUs"):
+        check_room(cluster, {"CPU": 4}, [{"CPU": 1}] * 4)
+    with pytest.raises(UserError, match=r"gpus_per_node: got 8; the Ray cluster has 0 GPUs"):
+        check_room(ClusterConfig(gpus_per_node=8), {"CPU": 64}, [{"CPU": 64}])
+
+
+SESSION = """
+import os, signal, sys, time
+from framework.graph.cluster import ClusterConfig
+from framework.graph.deadlines import Deadlines
+from framework.roles.cluster import ray_session
+import ray
+from ray._private import worker
+with ray_session(ClusterConfig(cpus=1, object_store_gib=0.1, deadlines=Deadlines(ray=3))):
+    own = {name: [item.process.pid for item in found] for name, found in worker._global_node.all_processes.items()}
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "Ray has taken SIGTERM over"
+    assert not any(os.getpgid(pid) == os.getpgid(0) for found in own.values() for pid in found), own
+    os.kill(own[sys.argv[1]][0], int(sys.argv[2]))
+    ray.get(ray.remote(lambda: time.sleep(1000)).remote())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("process", "by", "says"),
+    [
+        ("raylet", signal.SIGKILL, "Ray's raylet has died (exit code -9)"),
+        ("gcs_server", signal.SIGKILL, "Ray's gcs_server has died (exit code -9)"),
+        ("gcs_server", signal.SIGSTOP, "has not answered for 3 s"),
+    ],
+)
+def test_rays_death_ends_the_run_with_one_line(process: str, by: signal.Signals, says: str, tmp_path: Path) -> None:
+    """And its processes are out of our process group: what signals that must not end them."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", *TOKEN)}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", SESSION, process, str(int(by))]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 1, done.stderr[-3000:]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("framework: ")]
+    assert says in line
+    assert "the same command resumes" in line
+    assert not (tmp_path / ".ray" / "auth_token").exists(), "a token for every cluster joined later"

@@ -15,9 +15,11 @@ import pytest
 from framework.algorithms.mismatch import MismatchConfig
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
-from framework.errors import UserError
+from framework.errors import RunFailed, Stopped, UserError
+from framework.graph.deadlines import Deadlines
 from framework.objectives.grpo import Grpo
-from framework.roles.learner import LearnerConfig, LearnerGroup
+from framework.roles.learner import LearnerConfig
+from framework.roles.learner_group import LearnerGroup, PortTaken
 from framework.roles.rl_batch import TrainBatch
 from framework.roles.rl_clients import LearnerLost, TrainResult
 from tests.learners import minibatch, samples, tiny_model
@@ -55,7 +57,9 @@ def trained(group: LearnerGroup, timeout_s: float = 120.0) -> TrainResult:
 def test_two_ranks_train_publish_die_and_resume(ray_node: None, checkpoint: Path, tmp_path: Path) -> None:
     import ray
 
-    group = LearnerGroup(config(checkpoint, ep_size=2), ranks=2)
+    stopping = False
+    table = Deadlines(silent=6, stop=2)
+    group = LearnerGroup(config(checkpoint, ep_size=2), ranks=2, deadlines=table, should_stop=lambda: stopping)
     group.start()
     group.train(batch())
     first = trained(group)
@@ -88,6 +92,23 @@ def test_two_ranks_train_publish_die_and_resume(ray_node: None, checkpoint: Path
         trained(group, timeout_s=20)
     group.load(tmp_path)
 
+    stopped = pid_of(group, 1)  # as a stuck kernel or a dead network: rank 0 waits for it in a collective
+    os.kill(stopped, signal.SIGSTOP)
+    group.train(batch())
+    with pytest.raises(LearnerLost, match="learner rank 1 of 2 gave no sign of life"):
+        trained(group, timeout_s=30)
+    group.load(tmp_path)
+    assert not os.path.exists(f"/proc/{stopped}")
+
+    group.train(replace(batch(), minibatches=(minibatch(),) * 5000))  # for longer than a stop may take
+    assert group.poll() is None
+    stopping, asked = True, time.monotonic()
+    with pytest.raises(Stopped, match="the last checkpoint stands"):
+        trained(group)
+    assert 2 <= time.monotonic() - asked < 10
+    stopping = False
+    group.load(tmp_path)
+
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "config.json").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"full: got 'the disk is full'"):
@@ -108,3 +129,49 @@ def pid_of(group: LearnerGroup, rank: int) -> int:
 
     found: int = ray.get(group._workers[rank].__ray_call__.remote(pid))
     return found
+
+
+class Rank:
+    """A rank without an engine; its port may be taken."""
+
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", 1
+
+    def start(self, rank: int, world: int, host: str, port: int, config: LearnerConfig) -> None:
+        if config.temperature == 2.0:
+            raise RuntimeError("The server socket has failed to listen: EADDRINUSE (98, Address already in use)")
+
+
+def test_the_rank_that_failed_is_blamed_not_the_one_that_reports_it(
+    ray_node: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Ranks(Rank):
+        def start(self, rank: int, world: int, host: str, port: int, config: LearnerConfig) -> None:
+            super().start(rank, world, host, port, config)
+            self.rank = rank
+
+        def save(self, directory: Path) -> None:
+            if self.rank == 0:
+                raise RuntimeError("[gloo] Connection closed by peer")
+            time.sleep(1)
+            raise ZeroDivisionError("a bug")
+
+        def load(self, directory: Path) -> None:
+            if self.rank == 0:
+                raise RuntimeError("[gloo] Timed out waiting 5000ms for recv operation")
+            time.sleep(1000)
+
+    monkeypatch.setattr("framework.roles.learner_group.LearnerWorker", Ranks)
+    monkeypatch.setattr("framework.roles.learner_group._DEATH_NOTICE_S", 3.0)
+    group = LearnerGroup(LearnerConfig(tmp_path), ranks=2, actor_options=[{"num_cpus": 0}] * 2)
+    group.start()
+    with pytest.raises(RunFailed, match=r"learner rank 1 failed: .*a bug"):
+        group.save(tmp_path)
+    group.start()
+    with pytest.raises(LearnerLost, match="rank 0 failed in a collective, though every rank lives") as lost:
+        group.load(tmp_path)
+    assert "[]" not in str(lost.value)
+    taken = LearnerGroup(LearnerConfig(tmp_path, temperature=2.0), ranks=1, actor_options=[{"num_cpus": 0}])
+    with pytest.raises(PortTaken):
+        taken.start()
+    assert capsys.readouterr().out.count("port was taken by another process; trying another one") == 2

@@ -63,7 +63,9 @@ class Train:
     """Counts its calls in its work_dir, and stops or fails when told to."""
 
     lr: float = 1e-3
-    fail: str = ""  # "stop", "killed" (with all of its group), "error", "full", "crash", "sleep": at the first call
+    fail: str = (
+        ""  # at the first call: "stop", "killed" (with all of its group), "error", "full", "crash", "sleep", "unbuilt"
+    )
     base: str = ""  # directory of a checkpoint; see build_on_base
 
     def run(self, inputs: TrainIn, runtime: Runtime) -> Model:
@@ -80,6 +82,9 @@ class Train:
             raise ValueError("a bug\nover two lines")
         if done == 0 and self.fail in ("stop", "killed"):
             object.__getattribute__(runtime.should_stop, "set")()
+        if done == 0 and self.fail == "unbuilt":  # as it ends, before it has built anything
+            object.__getattribute__(runtime.should_stop, "set")()
+            return Model(Checkpoint(runtime.out_dir / "checkpoint"))
         if done == 0 and self.fail == "killed":
             raise ConnectionError("raylet is gone\nwith a traceback")
         runtime.stop_if_asked()

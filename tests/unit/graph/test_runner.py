@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +22,9 @@ from framework.errors import RunFailed, Stopped, UserError
 from framework.graph import store as store_module
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Graph, Runtime
-from framework.graph.runner import Runner, StopFlag
+from framework.graph.runner import Runner
 from framework.graph.settings import differences, settings_of
+from framework.graph.stop import StopFlag
 from framework.graph.store import Store, disk_errors
 from tests.unit.toy_graph import Evaluate, Nothing, Texts, Train, Write
 
@@ -315,6 +317,40 @@ def test_signals_set_the_flag_and_are_given_back() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):  # the second one ends the process as usual
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.usefixtures("usual_signals")
+def test_a_stop_waits_for_nobody_for_ever() -> None:
+    """Whatever the main thread hangs in; what is worth waiting for may ask for more time."""
+    ended: list[tuple[float, str]] = []
+    began = time.monotonic()
+    with StopFlag(0.3, lambda text: ended.append((time.monotonic() - began, text))).on_signals():
+        time.sleep(0.5)
+        assert not ended, "nobody has asked it to stop"
+        began = time.monotonic()
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not ended and time.monotonic() < began + 5:
+            time.sleep(0.05)
+    ((after, text),) = ended
+    assert 0.3 <= after < 1
+    assert "the last checkpoint stands" in text
+
+    ended.clear()
+    with StopFlag(0.1, lambda text: ended.append((0, text))).on_signals() as flag:
+        os.kill(os.getpid(), signal.SIGTERM)
+        flag.allow(100)
+        time.sleep(0.6)
+    time.sleep(0.3)
+    assert not ended, "a checkpoint was being written, and then the run had ended by itself"
+
+
+def test_a_stop_as_a_stage_ends_is_a_stop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    graph, flag = toy(train=Train(fail="unbuilt")), StopFlag()
+    with pytest.raises(Stopped, match="train: stopped"):
+        runner(tmp_path, graph, should_stop=flag).run()
+    started(caplog)
+    runner(tmp_path, graph).run()
+    assert started(caplog) == ["train", "evaluate"]
 
 
 def test_full_disk_is_the_users_to_solve(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

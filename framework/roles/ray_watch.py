@@ -1,0 +1,85 @@
+"""Notices that Ray itself has died, its raylet or its head: what waits in Ray would wait for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from framework.errors import EXIT_FAILED
+
+LOOK_EVERY_S = 1.0
+OWN = ("gcs_server", "raylet")  # without either nothing can be started or fetched
+
+
+class RayWatch:
+    """Looks after the Ray processes that this one has started, and asks the head which nodes live.
+
+    A process of our own that has ended is dead at once, our node when the head says so, and a head that gives no answer
+    after `limit_s`. `on_death` is called once, in a thread, with one line.
+    """
+
+    def __init__(self, limit_s: float, on_death: Callable[[str], Any]) -> None:
+        self._limit_s, self._on_death = limit_s, on_death
+        self._over = threading.Event()
+        self._answered, self._node_lives = time.monotonic(), True
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._ask, self._watch)]
+
+    def __enter__(self) -> Self:
+        import ray
+        from ray._private import worker
+
+        node = worker._global_node
+        processes = node.all_processes if node is not None else {}
+        self._own = {name: [item.process for item in processes.get(name, [])] for name in OWN}
+        context = ray.get_runtime_context()
+        self._address, self._node = context.gcs_address, context.get_node_id()
+        self._answered = time.monotonic()
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(timeout=2 * LOOK_EVERY_S)
+
+    def _ask(self) -> None:
+        """Ask the head; in a thread of its own, since there is no telling when it answers."""
+        import ray
+
+        while not self._over.wait(LOOK_EVERY_S):
+            with contextlib.suppress(Exception):  # no answer: the other thread counts the seconds
+                alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+                self._node_lives, self._answered = self._node in alive, time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._over.wait(LOOK_EVERY_S):
+            found = self._dead()
+            if found and not self._over.is_set():
+                self._on_death(found)
+                return
+
+    def _dead(self) -> str:
+        for name, processes in self._own.items():
+            for process in processes:
+                if process.poll() is not None:
+                    return f"Ray's {name} has died (exit code {process.returncode})"
+        if not self._node_lives:
+            return "Ray's head has given this node up: its raylet is dead, or does not answer"
+        if time.monotonic() - self._answered > self._limit_s:
+            return f"Ray's head at {self._address} has not answered for {self._limit_s:g} s"
+        return ""
+
+
+def end_process(text: str) -> None:
+    """End this process at once with one line: every other way out asks Ray first."""
+    print(f"framework: {text}; the same command resumes the run", file=sys.stderr, flush=True)
+    os._exit(EXIT_FAILED)
