@@ -21,7 +21,8 @@ from framework.engines.vllm_engine import VllmConfig
 from framework.graph.cluster import ClusterConfig
 from framework.objectives.grpo import Grpo
 from framework.roles.cluster import worker_environment
-from framework.roles.learner import LearnerConfig, LearnerGroup
+from framework.roles.learner import LearnerConfig
+from framework.roles.learner_group import LearnerGroup
 from framework.roles.rl_batch import TrainBatch
 from framework.roles.rollout import RolloutWorker
 from framework.types import Minibatch, Prompt, ResponseGroup, SamplingParams, TrainSample
