@@ -22,10 +22,14 @@ from typing import TYPE_CHECKING, Any
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.errors import DamagedState, NotFinite, RunFailed, Stopped, UserError
 from framework.files import remove_tree, write_atomically
+from framework.graph.deadlines import Deadlines
 from framework.graph.store import as_disk_error
 from framework.models.families.base import ModelConfig
 from framework.protocols import Tracker
+from framework.roles.causes import cause, is_collective, is_death
 from framework.roles.cluster import worker_environment
+from framework.roles.pulse import beat
+from framework.roles.rank_watch import RankWatch, pulse_name
 from framework.roles.supervised_data import ChatData, RowData
 
 if TYPE_CHECKING:
@@ -35,7 +39,7 @@ KEPT = 2  # checkpoints: the newest, and one to fall back to
 METRICS, STOP, SAVING = "worker_metrics.jsonl", "STOP", "saving-"
 RELAYED = "relayed"  # how far METRICS has gone to the tracker
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
-STOP_CHECK_STEPS = 10  # steps between looks at the stop file: the ranks must agree
+STOP_CHECK_S, STOP_CHECK_STEPS = 2.0, 10  # between looks at the stop file, whichever comes first: the ranks agree
 
 logger = logging.getLogger("framework")
 
@@ -58,16 +62,25 @@ class LmRun:
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
     max_failures: int = 5  # restarts in a row without a new checkpoint between them
+    deadlines: Deadlines = Deadlines()
 
 
-def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> None:
+def train_lm(
+    run: LmRun,
+    tracker: Tracker,
+    should_stop: Callable[[], bool],
+    allow_s: Callable[[float], None] = lambda seconds: None,
+) -> None:
     """Train to the end and export; continues from the newest checkpoint in work_dir.
 
-    Raises UserError (wrong input, full disk) at once, RunFailed after `max_failures` other errors, or Stopped.
+    Raises UserError (wrong input, full disk) at once, and an error that two starts from one checkpoint raise alike;
+    RunFailed after `max_failures` others, or Stopped. A worker that hangs is killed, as `deadlines` say, and a stop
+    waits `deadlines.stop` for the step under way: then the last checkpoint stands.
     """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    _check_room(run)
     (run.work_dir / STOP).unlink(missing_ok=True)
     metrics = run.work_dir / METRICS
     metrics.touch()
@@ -76,7 +89,9 @@ def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> N
         TorchTrainer,
         _worker,
         train_loop_config={"run": run},
-        torch_config=TorchConfig(backend="nccl" if run.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if run.gpus_per_worker else "gloo", timeout_s=math.ceil(run.engine.collective_timeout_s)
+        ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(run.min_workers, run.workers) if run.min_workers else run.workers,
             use_gpu=run.gpus_per_worker > 0,
@@ -94,9 +109,11 @@ def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> N
         ),
     )
     outcome: list[BaseException | None] = []
+    restarted = threading.Event()
     saved = run.work_dir / "train" / SNAPSHOT
 
     def fit() -> None:
+        said = ""
         failures = 0  # Ray Train can't start its own count afresh once a restart has got further
         before: bytes | None = None
         while not outcome:
@@ -109,25 +126,76 @@ def train_lm(run: LmRun, tracker: Tracker, should_stop: Callable[[], bool]) -> N
             except BaseException as error:  # handed to the main thread below
                 found = _as_framework_error(error, run.work_dir)
                 newest = saved.read_bytes() if saved.is_file() else None
-                failures, before = (failures + 1 if newest == before else 1), newest
-                if failures > run.max_failures or isinstance(found, UserError | NotFinite) or should_stop():
+                restarted.set()
+                again = newest == before and str(found) == said and not _is_death(error)
+                failures, before, said = (failures + 1 if newest == before else 1), newest, str(found)
+                at_once = again or isinstance(found, UserError | NotFinite)
+                if at_once or failures > run.max_failures or should_stop():
                     outcome.append(found)
                 else:
                     logger.warning("%s; restarting from the newest checkpoint (%d)", found, failures)
 
     thread = threading.Thread(target=fit, daemon=True)
     relay = _Relay(metrics, tracker, run.steps)
+    ranks = RankWatch(str(run.out), run.workers, run.deadlines)
+    ranks.begin()
     thread.start()
+    patience = _Patience(run, allow_s)
     while thread.is_alive():
         if should_stop():
             (run.work_dir / STOP).touch()
+            if patience.over():
+                outcome.append(None)  # no restart
+                raise Stopped("stopped before the step under way had ended; the last checkpoint stands, resume from it")
         thread.join(timeout=0.3)
+        if restarted.is_set():
+            restarted.clear()
+            ranks.begin()
+        ranks.check()
         relay.pump()
     relay.pump()
     if outcome[0] is not None:
         raise outcome[0]
-    if relay.step < run.steps:
+    if not relay.exported:
         raise Stopped(f"stopped after {relay.step} of {run.steps} steps; the same command resumes")
+
+
+class _Patience:
+    """How long a stop waits: `deadlines.stop` for the step under way, then for a checkpoint that is being written."""
+
+    def __init__(self, run: LmRun, allow_s: Callable[[float], None]) -> None:
+        self._run, self._allow = run, allow_s
+        self._until: float | None = None
+        self._saving = False
+
+    def over(self) -> bool:
+        """Whether it is; the first call begins it."""
+        now = time.monotonic()
+        if self._until is None:
+            self._until = now + self._run.deadlines.stop
+        if not self._saving and any(self._run.work_dir.glob(f"{SAVING}*")):
+            self._saving = True
+            self._until = max(self._until, now + self._run.deadlines.save)
+            self._allow(self._run.deadlines.save)
+        return now > self._until
+
+
+def _check_room(run: LmRun) -> None:
+    """Raise UserError, by name, if the cluster has no place for the ranks, however long one waits."""
+    import ray
+
+    least = run.min_workers or run.workers
+    for name, each in (("CPU", run.cpus_per_worker), ("GPU", run.gpus_per_worker)):
+        has = ray.cluster_resources().get(name, 0)
+        if least * each > has:
+            allowed = f"the Ray cluster has {has:g} {name}s: fewer workers, or less for each (cluster.learner_cpus)"
+            raise UserError(f"{name}s of {least} training workers", f"{least * each:g}", allowed)
+
+
+def _is_death(error: BaseException) -> bool:
+    """Whether a worker died rather than raised: the same may well not happen again."""
+    failures = list(getattr(error, "worker_failures", {}).values()) or [error]
+    return any(is_death(getattr(failure, "_base_exc", None) or failure) for failure in failures)
 
 
 def _as_framework_error(error: BaseException, work_dir: Path) -> BaseException:
@@ -136,8 +204,9 @@ def _as_framework_error(error: BaseException, work_dir: Path) -> BaseException:
     for candidate in [*failures, error]:
         if (known := _known(candidate, work_dir)) is not None:
             return known
-    lines = [line.strip() for line in str(failures[0] if failures else error).splitlines() if line.strip()]
-    return RunFailed(f"training worker failed: {lines[-1] if lines else type(error).__name__}")
+    # a rank that died or raised by itself, rather than one whose collective waited for it
+    own = [failure for failure in failures if not is_collective(cause(failure))]
+    return RunFailed(f"training worker failed: {cause((own or failures or [error])[0])}")
 
 
 def _known(error: BaseException | None, work_dir: Path) -> UserError | RunFailed | None:
@@ -159,6 +228,8 @@ class _Relay:
         self._file, self._tracker, self._steps = file, tracker, steps
         self._mark = file.with_name(RELAYED)
         self._offset, self.step = self._relayed()
+        self._old = file.stat().st_size
+        self.exported = False  # by these workers
         if self.step:
             tracker.progress(self.step, steps)
 
@@ -188,6 +259,7 @@ class _Relay:
         if record.get("note"):
             logger.warning("%s", record["note"])
         step = record["step"]
+        self.exported = bool(record.get("exported")) and self._offset > self._old
         if step <= self.step:
             self._tracker.rewind(step)
         self.step = step
@@ -213,6 +285,8 @@ def _worker(config: dict[str, Any]) -> None:
     from framework.engines.sharded_load import build_sharded, load_sharded
 
     run: LmRun = config["run"]
+    turns = 0  # what has been done: whoever waits for this rank sees that it gets on
+    beat(pulse_name(str(run.out), ray.train.get_context().get_world_rank()), lambda: turns)
     torch.set_num_threads(run.engine.threads or max(1, int(run.cpus_per_worker)))
     rank = ray.train.get_context().get_world_rank()
     feed = run.data.open(run.seed)
@@ -230,7 +304,9 @@ def _worker(config: dict[str, Any]) -> None:
     _restore(run, trainer, rank)
     step = trainer.engine.steps
     started, tokens = time.monotonic(), 0.0
+    look_at, looked_at, looked = step + 1, step, time.monotonic()
     while step < run.steps:
+        turns += 1
         result = feed.train(trainer, step)
         step, tokens = result.step, tokens + result.metrics["tokens"]
         validate = step % run.validate_every == 0 or step == run.steps
@@ -244,20 +320,26 @@ def _worker(config: dict[str, Any]) -> None:
             if rank == 0 and loss is not None:
                 _write(run, step, {"validation/loss": loss}, None)
             started, tokens = time.monotonic(), 0.0
+        turns += 1
         stopping = False
-        if step % STOP_CHECK_STEPS == 0:
-            flag = torch.tensor([float(rank == 0 and (run.work_dir / STOP).exists())], device=trainer.engine.device)
+        if step >= look_at:
+            each = (time.monotonic() - looked) / max(1, step - looked_at)
+            ahead = min(STOP_CHECK_STEPS, max(1, int(STOP_CHECK_S / max(each, 1e-9))))
+            asked = float(rank == 0 and (run.work_dir / STOP).exists())
+            flag = torch.tensor([asked, float(ahead)], device=trainer.engine.device)
             dist.broadcast(flag, src=0)
-            stopping = bool(flag.item())
+            stopping, look_at = bool(flag[0].item()), step + int(flag[1].item())
+            looked_at, looked = step, time.monotonic()
         if step % run.checkpoint_every == 0 or stopping:
             with tempfile.TemporaryDirectory(prefix=SAVING, dir=run.work_dir) as directory:
                 trainer.save(Path(directory))
                 ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(directory))
         if stopping:
             return
+    turns += 1
     trainer.export(run.out)
     if rank == 0:
-        _write(run, step, {}, None)
+        _write(run, step, {}, None, exported=True)
 
 
 def _restore(run: LmRun, trainer: DeepSpeedTrainer, rank: int) -> None:
@@ -296,7 +378,10 @@ def _check_snapshot(file: Path) -> None:
         file.replace(file.with_name(f"{file.name}.damaged"))
 
 
-def _write(run: LmRun, step: int, metrics: dict[str, float], load_LE: Any, note: str = "") -> None:
+def _write(
+    run: LmRun, step: int, metrics: dict[str, float], load_LE: Any, note: str = "", exported: bool = False
+) -> None:
     record = {"step": step, "metrics": metrics, "load": None if load_LE is None else load_LE.tolist(), "note": note}
+    record |= {"exported": exported}
     with (run.work_dir / METRICS).open("ab", buffering=0) as file:  # in one write: a killed worker leaves no torn line
         file.write(json.dumps(record).encode() + b"\n")

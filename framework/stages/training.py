@@ -66,7 +66,8 @@ def train(
         max_failures=config.max_failures,
         cpus_per_worker=cluster.learner_cpus,
         gpus_per_worker=1.0 if cluster.gpus else 0.0,
+        deadlines=cluster.deadlines,
     )
-    train_lm(run, runtime.tracker, runtime.should_stop)
+    train_lm(run, runtime.tracker, runtime.should_stop, runtime.allow_s)
     copy_tokenizer(tokenizer.path, out)
     return Checkpoint(out)

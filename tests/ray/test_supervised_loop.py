@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lm_trainer import DeepSpeedTrainer
 from framework.engines.lr_schedule import LrSchedule
 from framework.errors import NotFinite, UserError
+from framework.graph.deadlines import Deadlines
 from framework.models.spec import build_model
 from framework.observe.metrics import Tracker, read_history
 from framework.roles.supervised_data import RowData
@@ -67,24 +69,30 @@ def weights(checkpoint: Path) -> dict[str, np.ndarray]:
 
 
 class Killer:
-    """Kills one training worker once a checkpoint is known to Ray Train and training has gone on from there."""
+    """Kills one training worker once a checkpoint is known to Ray Train, and stops one once there is a later one."""
 
     def __init__(self, run: LmRun) -> None:
         self._run = run
-        self.killed: int | None = None
+        self._known: set[str] = set()
+        self.struck: list[int] = []
 
     def __call__(self) -> bool:
-        known = list((self._run.work_dir / "train").glob("checkpoint_manager_snapshot.json"))
-        if self.killed is None and known and "checkpoint_" in known[0].read_text():
+        snapshots = list((self._run.work_dir / "train").glob("checkpoint_manager_snapshot.json"))
+        known = set(re.findall(r"checkpoint_\d{4}-[\w.-]+", snapshots[0].read_text())) if snapshots else set()
+        if len(self.struck) < 2 and known - self._known:
             workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in "".join(p.cmdline())]
+            workers = [p for p in workers if p.pid not in self.struck]
             if workers:
-                workers[-1].send_signal(signal.SIGKILL)
-                self.killed = workers[-1].pid
+                workers[-1].send_signal((signal.SIGKILL, signal.SIGSTOP)[len(self.struck)])
+                self.struck.append(workers[-1].pid)
+                self._known |= known
         return False
 
 
-def test_a_killed_worker_and_another_number_of_workers_leave_no_trace(ray_node: None, tmp_path: Path) -> None:
-    """A run whose worker is killed ends with the uninterrupted run's weights; then one worker continues it."""
+def test_a_killed_worker_and_another_number_of_workers_leave_no_trace(
+    ray_node: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of which one worker is killed and one stopped ends with an undisturbed run's weights; one continues it."""
     (tmp_path / "shards").mkdir()
     generator = np.random.default_rng(0)
     documents = [(generator.integers(0, 40) + 3 * np.arange(400)) % VOCAB for _ in range(60)]
@@ -92,11 +100,13 @@ def test_a_killed_worker_and_another_number_of_workers_leave_no_trace(ray_node: 
     (tmp_path / "work").mkdir()
     losses, after_first, after_last = run_ranks(train_directly, 2, tmp_path)[0]
 
-    run = run_of(tmp_path, FIRST)
+    run = run_of(tmp_path, FIRST, deadlines=Deadlines(silent=6))
     killer = Killer(run)
     with Tracker(tmp_path / "metrics", "pretrain") as tracker:
         train_lm(run, tracker, killer)
-    assert killer.killed is not None, "no worker was killed: the run was too short"
+    assert len(killer.struck) == 2, "no worker was killed or stopped: the run was too short"
+    assert not psutil.pid_exists(killer.struck[1]), "a stopped worker is killed"
+    assert re.search(r"training worker \d lost \(gave no sign of life", capsys.readouterr().out)
     found = weights(run.out)
     assert found.keys() == after_first.keys()
     assert all(np.array_equal(found[name], after_first[name]) for name in found)
