@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 
-from framework.objectives.grpo import Grpo
 from framework.config import build_graph, compose
 from framework.data.tokenizer_files import load_tokenizer
 from framework.engines.deepspeed_engine import DeepSpeedConfig
@@ -30,6 +29,7 @@ from framework.engines.vllm_engine import VllmConfig, VllmSampler
 from framework.graph.plan import describe_plan
 from framework.models.families.find import check_same, of_base
 from framework.models.spec import parameter_counts
+from framework.objectives.grpo import Grpo
 from framework.stages.training import copy_tokenizer
 from framework.types import Float32, Minibatch, Prompt, PublishedWeights, SamplingParams, TrainSample
 from tests.contract.families import CHECKPOINTS, CONTEXT, write_checkpoint
