@@ -1,17 +1,32 @@
 from __future__ import annotations
 
+import json
+from collections import deque
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from framework.artifacts import Checkpoint, PromptSet
+from framework.data.readers import write_rows
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
+from framework.graph.cluster import ClusterConfig
+from framework.graph.nodes import Runtime
+from framework.models import public_layout
+from framework.observe.collect import read_evaluation
 from framework.rewards.base import RewardConfig
 from framework.rewards.format import Format
+from framework.roles.pool import Done
+from framework.stages import evaluate, workers
 from framework.stages.eval_numbers import JudgedGroup, majority_is_right, pass_at
-from framework.stages.evaluate import Evaluate, EvaluateConfig, summarise
-from framework.types import Prompt, Response, ResponseGroup, RewardScore, ScoredGroup
+from framework.stages.evaluate import Evaluate, EvaluateConfig, EvaluateInputs, summarise
+from framework.types import Prompt, Response, ResponseGroup, RewardScore, SamplingParams, ScoredGroup
+from tests.fake_clients import RecordingTracker
 
 
 def group(answers: list[str], right: str, task: str = "t", finish: str = "stop") -> JudgedGroup:
@@ -90,3 +105,52 @@ def test_the_vote_decides_by_value_not_by_text() -> None:
     judged = group(["1/2", "0.5", "3", "3", "0.50"], "1/2")
     scores = tuple(RewardScore(0.0, {"accuracy": float(place in (0, 1, 4))}) for place in range(5))
     assert majority_is_right(JudgedGroup(replace(judged.scored, scores=scores), (0, 0, 2, 2, 0)), "accuracy") is True
+
+
+class FakePool:
+    """One worker that answers each call at the next poll, by the function of its name."""
+
+    def __init__(self, **verbs: Callable[..., object]) -> None:
+        self.verbs, self.called = verbs, deque[tuple[str, tuple[object, ...], object]]()
+
+    def ready(self) -> list[int]:
+        return [0]
+
+    def load(self, worker: int) -> int:
+        return len(self.called)
+
+    def call(self, worker: int, verb: str, *arguments: object, tag: object) -> None:
+        self.called.append((verb, arguments, tag))
+
+    def poll(self, timeout_s: float) -> list[Done]:
+        called, self.called = self.called, deque()
+        return [Done(0, tag, self.verbs[verb](*arguments)) for verb, arguments, tag in called]
+
+
+def test_only_held_out_prompts_are_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompts that were trained on lie beside them: a gain measured on those would be no gain."""
+    parts = {"train.jsonl": ("seen-0", "seen-1", "seen-2"), "heldout.jsonl": ("new-0", "new-1")}
+    for name, ids in parts.items():
+        write_rows(tmp_path / name, ({"id": id_, "text": id_, "task": "t", "answer": "4"} for id_ in ids))
+    sampled: list[str] = []
+
+    def generate(prompt: Prompt, params: SamplingParams) -> ResponseGroup:
+        sampled.append(prompt.id)
+        return replace(group(["4"] * params.n, "4").scored.group, prompt=prompt)
+
+    def judge(sampled: ResponseGroup, accuracy: str) -> tuple[tuple[RewardScore, ...], tuple[int, ...]]:
+        return group(["4"] * len(sampled.responses), "4").scored.scores, (0,) * len(sampled.responses)
+
+    pools = SimpleNamespace(rollout=FakePool(generate=generate), reward=FakePool(judge=judge))
+    monkeypatch.setattr(workers, "sampling_pools", lambda *_: nullcontext(pools))
+    monkeypatch.setattr(public_layout, "without_stale_copies", lambda path, _: path)
+    monkeypatch.setattr(evaluate, "load_tokenizer", lambda _: None)
+    monkeypatch.setattr(evaluate, "tokenize_prompts", lambda _, prompts, *__: prompts)
+    rewards = RewardConfig({"format": Format(), "accuracy": Format()})
+    stage = Evaluate(EvaluateConfig(k=2, max_tokens=64), "base", VllmConfig(max_model_len=128), rewards)
+    runtime = Runtime("eval", tmp_path, tmp_path, 0, ClusterConfig(), RecordingTracker(), lambda: False)
+    found = stage.run(EvaluateInputs(Checkpoint(tmp_path), PromptSet(tmp_path)), runtime)
+    assert sorted(sampled) == ["new-0", "new-1"]
+    rows = [json.loads(line) for line in (found.report.path / "samples.jsonl").read_text().splitlines()]
+    assert [row["prompt_id"] for row in rows] == ["new-0", "new-1"]
+    assert read_evaluation(found.report.path / "report.json").overall.n_prompts == 2
