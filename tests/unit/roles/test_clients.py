@@ -20,6 +20,7 @@ class Pool:
     def __init__(self) -> None:
         self.alive = [0, 1]
         self.out: list[tuple[int, str, Hashable]] = []
+        self.given: list[tuple[int, str, tuple[Any, ...]]] = []  # every call's arguments
         self.outcomes: list[Done | Lost] = []
 
     def ready(self) -> list[int]:
@@ -28,7 +29,8 @@ class Pool:
     def load(self, worker: int) -> int:
         return sum(at == worker for at, _, _ in self.out)
 
-    def call(self, worker: int, method: str, *_args: Any, tag: Hashable) -> None:
+    def call(self, worker: int, method: str, *args: Any, tag: Hashable) -> None:
+        self.given.append((worker, method, args))
         self.out.append((worker, method, tag))
 
     def poll(self, _timeout_s: float) -> list[Done | Lost]:
@@ -189,3 +191,131 @@ def test_scores_of_before_a_recovery_are_not_taken_for_those_after_it(ends: str)
     ((ticket, scores),) = rewards.poll()
     assert ticket == 0
     assert "era=1" in str(scores)
+
+
+def test_workers_are_called_with_what_was_published_and_what_was_submitted() -> None:
+    pool, rollouts = make()
+    rollouts.publish(3, ["newer", "weights"])
+    for worker in (0, 1):
+        pool.answer(worker, "update_weights")
+    rollouts.poll()
+    assert pool.given == [
+        (0, "update_weights", (0, "weights")),
+        (1, "update_weights", (0, "weights")),
+        (0, "update_weights", (3, "newer", "weights")),
+        (1, "update_weights", (3, "newer", "weights")),
+    ]
+    for worker in (0, 1):
+        pool.answer(worker, "update_weights")
+    rollouts.poll()
+    prompt = Prompt("p", "2 + 2", "t", "4", token_ids=(1, 2))
+    rollouts.submit(7, prompt, PARAMS)
+    assert pool.given[4:] == [(0, "generate", (prompt, PARAMS))]
+    rewards, group = RayRewards(cast(WorkerPool, pool)), ResponseGroup(prompt, ())
+    rewards.submit(7, group)
+    assert pool.given[5:] == [(1, "score", (group,))]
+
+
+@pytest.mark.parametrize("acknowledged", [False, True])
+def test_free_slots_count_groups_held_and_groups_sent_but_no_update(acknowledged: bool) -> None:
+    pool, rollouts = make(limit=2)
+    for worker in (0, 1) if acknowledged else ():
+        pool.answer(worker, "update_weights")
+    rollouts.poll()
+    assert rollouts.free_slots() == 4
+    for taken in range(1, 5):
+        submit(rollouts, range(taken - 1, taken))
+        assert rollouts.free_slots() == 4 - taken
+    submit(rollouts, range(4, 5))  # above the limit of the first worker, which takes nothing off the second's room
+    assert rollouts.free_slots() == 0
+    for worker in (0, 1):
+        pool.answer(worker, "update_weights")
+    rollouts.poll()
+    assert (pool.sampling(0), pool.sampling(1)) == (3, 2)
+    pool.answer(1, "generate")
+    assert rollouts.free_slots() == 2
+    assert len(rollouts.poll()) == 2
+
+
+def test_a_worker_that_starts_again_gets_the_newest_weights_before_any_group() -> None:
+    pool, rollouts = make()
+    for worker in (0, 1):
+        pool.answer(worker, "update_weights")
+    rollouts.poll()
+    assert rollouts.synced()
+    pool.kill(1)
+    assert rollouts.poll() == []
+    assert rollouts.synced(), "all that are there serve it"
+    pool.alive = [0, 1]
+    assert not rollouts.synced()
+    rollouts.poll()
+    assert pool.given[2:] == [(1, "update_weights", (0, "weights"))]
+    submit(rollouts, range(2))
+    assert (pool.sampling(0), pool.sampling(1)) == (1, 0)
+    pool.answer(1, "update_weights")
+    rollouts.poll()
+    assert (pool.sampling(0), pool.sampling(1)) == (1, 1)
+    assert rollouts.synced()
+    pool.alive = []
+    assert not rollouts.synced(), "no worker serves anything"
+
+
+def test_after_a_recovery_nothing_is_sent_before_the_next_publish() -> None:
+    pool, rollouts = make()
+    for worker in (0, 1):
+        pool.answer(worker, "update_weights")
+    rollouts.poll()
+    for version in (0, 0):
+        rollouts.forget()
+        pool.out, sent = [], len(pool.given)
+        rollouts.poll()
+        assert len(pool.given) == sent
+        assert not rollouts.synced(), "what they serve is of before"
+        assert rollouts.free_slots() == 0
+        rollouts.publish(version, ["weights"])
+        assert [method for _, method, _ in pool.given[sent:]] == ["update_weights"] * 2
+        for worker in (0, 1):
+            pool.answer(worker, "update_weights")
+        rollouts.poll()
+        assert rollouts.synced()
+
+
+@pytest.mark.parametrize("ends", ["answer", "kill"])
+def test_every_recovery_is_told_from_the_one_before(ends: str) -> None:
+    pool, rollouts = make()
+    rewards = RayRewards(cast(WorkerPool, Pool()))
+    reward_pool = cast(Pool, rewards._pool)
+    group = ResponseGroup(Prompt("p", "", "", ""), ())
+    for worker in (0, 1):
+        pool.answer(worker, "update_weights")
+    rollouts.poll()
+    for _ in range(2):
+        rollouts.forget()
+        rewards.forget()
+    rollouts.publish(0, ["weights"])
+    for worker in (0, 1):
+        pool.answer(worker, "update_weights")
+    rollouts.poll()
+    submit(rollouts, range(1))
+    rewards.submit(0, group)
+    rollouts.forget()
+    rewards.forget()
+    for of, method in ((pool, "generate"), (reward_pool, "score")):
+        of.answer(0, method) if ends == "answer" else of.kill(0)
+    assert rollouts.poll() == []
+    assert rewards.poll() == []
+
+
+def test_groups_of_a_dead_worker_come_back_without_a_result() -> None:
+    pool, rollouts = make()
+    rewards_pool = Pool()
+    rewards = RayRewards(cast(WorkerPool, rewards_pool))
+    for worker in (0, 1):
+        pool.answer(worker, "update_weights")
+    rollouts.poll()
+    submit(rollouts, range(2))
+    rewards.submit(5, ResponseGroup(Prompt("p", "", "", ""), ()))
+    pool.kill(0)
+    rewards_pool.kill(0)
+    assert rollouts.poll() == [(0, None)]
+    assert rewards.poll() == [(5, None)]
