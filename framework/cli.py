@@ -100,6 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
     from framework.graph.runner import Runner
     from framework.graph.stop import CLEAN_UP_S, StopFlag
     from framework.graph.store import Store, disk_errors
+    from framework.observe.collect import collect
+    from framework.observe.outcome import outcome
     from framework.observe.progress import awaiting
     from framework.observe.report import write_report
     from framework.observe.tracking import RunTracking
@@ -129,6 +131,9 @@ def run(arguments: argparse.Namespace) -> int:
                     runner = replace(runner, tracker_of=tracking.tracker)
             _log_to(config.run_dir / "run.log")
         runner.run()
+    evaluations = collect(config.run_dir).evaluations
+    if evaluations:
+        logger.info("held-out prompts:\n%s", outcome(evaluations))
     logger.info("report: %s", write_report(config.run_dir))
     return EXIT_DONE
 

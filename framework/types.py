@@ -191,16 +191,19 @@ class SampleRow:
 
 @dataclass(frozen=True)
 class EvalTask:
-    """How one checkpoint does on one task, from k sampled responses to each of n prompts (R1 paper, section 3.1)."""
+    """How one checkpoint does on one task, from k sampled responses to each of n prompts (R1 paper, section 3.1).
+
+    None: nothing could be told, as no response had that verdict.
+    """
 
     task: str  # "all" for the mean over every prompt
     n_prompts: int
     k: int  # responses per prompt
-    pass_at_1: float  # mean over prompts of the share of right responses
-    pass_at_1_se: float  # standard error of that mean over prompts
-    cons_at_k: float  # share of prompts whose majority answer is right
-    pass_at_k: float  # share of prompts with at least one right response
-    format_rate: float  # share of responses in the demanded format
+    pass_at_1: float | None  # mean over prompts of the share of right responses
+    pass_at_1_se: float | None  # standard error of that mean over prompts; None: fewer than two
+    cons_at_k: float | None  # share of prompts whose majority answer is right
+    pass_at_k: float | None  # share of prompts with at least one right response
+    format_rate: float | None  # share of responses in the demanded format
     mean_response_tokens: float
     truncated_share: float  # responses that ran into the length limit
     failed_samples: int = 0  # responses that a verifier could not score: in no denominator
@@ -216,3 +219,4 @@ class EvalResult:
     overall: EvalTask
     tasks: tuple[EvalTask, ...]
     sampling: Mapping[str, float] = field(default_factory=dict)  # temperature, top_p, max_tokens, seed
+    right_share: Mapping[str, float] = field(default_factory=dict)  # prompt id -> right of its judged responses

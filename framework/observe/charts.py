@@ -97,17 +97,18 @@ def evaluation_chart(rows: Sequence[tuple[str, Sequence[EvalTask | None]]], labe
     for i, (name, results) in enumerate(rows):
         middle = TOP + row_height * (i + 0.5)
         marks.append(_text(left - 10, middle + 4, name, "end", "strong" if i == 0 else ""))
-        found = [(j, result) for j, result in enumerate(results) if result is not None]
-        ends = [x.at(result.pass_at_1) for _, result in found]
+        known = [(j, result.pass_at_1, result.pass_at_1_se) for j, result in enumerate(results) if result is not None]
+        found = [(j, value, error or 0.0) for j, value, error in known if value is not None]
+        ends = [x.at(value) for _, value, _ in found]
         if len(ends) > 1:
             marks.append(f'<line class="span" x1="{min(ends):.1f}" x2="{max(ends):.1f}" y1="{middle}" y2="{middle}"/>')
-        for j, result in found:
-            low, high = (min(1.0, max(0.0, result.pass_at_1 + s * result.pass_at_1_se)) for s in (-1, 1))
-            tip = f"{labels[j]}, {name}: {result.pass_at_1:.1%} ± {result.pass_at_1_se:.1%}"
+        for j, value, error in found:
+            low, high = (min(1.0, max(0.0, value + s * error)) for s in (-1, 1))
+            tip = f"{labels[j]}, {name}: {value:.1%} ± {error:.1%}"
             marks.append(
                 f'<g style="color:var(--s{j % COLOURS})"><title>{html.escape(tip)}</title>'
                 f'<line class="error" x1="{x.at(low):.1f}" x2="{x.at(high):.1f}" y1="{middle}" y2="{middle}"/>'
-                f'<circle cx="{x.at(result.pass_at_1):.1f}" cy="{middle}" r="5" fill="currentColor"/></g>'
+                f'<circle cx="{x.at(value):.1f}" cy="{middle}" r="5" fill="currentColor"/></g>'
             )
     legend = _legend([(label, "") for label in labels])
     return _frame("pass@1 by task", "± one standard error over prompts", legend, marks, height, None, width)

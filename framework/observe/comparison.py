@@ -13,6 +13,7 @@ from framework.errors import UserError
 from framework.observe.charts import Series, line_chart
 from framework.observe.collect import RunFiles, collect
 from framework.observe.curves import CURVES, GROUPS, Curves
+from framework.observe.outcome import share
 from framework.observe.verdict import verdict
 
 COMPARISON = "comparison.html"
@@ -44,7 +45,7 @@ def _evaluations(runs: Mapping[str, RunFiles]) -> str:
     for name, run in runs.items():
         told = "<br>".join(f'<span class="{f.tone}">{escape(f.text)}</span>' for f in verdict(run))
         last = run.evaluations[-1] if run.evaluations else None
-        right = f"{last.overall.pass_at_1:.1%} ±{last.overall.pass_at_1_se * 100:.1f}" if last else "–"
+        right = share(last.overall.pass_at_1, last.overall.pass_at_1_se) if last else "–"
         rows.append(
             f"<tr><td>{escape(name)}</td><td>{escape(last.label) if last else '–'}</td><td>{right}</td>"
             f'<td class="text">{told}</td></tr>'

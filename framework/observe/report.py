@@ -15,6 +15,7 @@ from framework.observe import charts
 from framework.observe.collect import EvalSample, FoundArtifact, RunFiles, collect
 from framework.observe.curves import stage_charts
 from framework.observe.metrics import StageHistory
+from framework.observe.outcome import gain, share
 from framework.observe.progress import format_seconds
 from framework.observe.verdict import verdict
 from framework.types import EvalResult, EvalTask, SampleRow
@@ -102,12 +103,12 @@ def _answer(sample: EvalSample | None) -> str:
 def _tiles(run: RunFiles) -> str:
     tiles = []
     for result in run.evaluations:
-        tiles.append((f"pass@1, {result.label}", f"{result.overall.pass_at_1:.1%}"))
+        tiles.append((f"pass@1, {result.label}", share(result.overall.pass_at_1)))
     if len(run.evaluations) > 1:
         last = run.evaluations[-1]
-        gain = last.overall.pass_at_1 - run.evaluations[0].overall.pass_at_1
-        tiles.append(("gain in pass@1, points", f"{gain * 100:+.1f}"))
-        tiles.append((f"cons@{last.overall.k}, {last.label}", f"{last.overall.cons_at_k:.1%}"))
+        found = gain(run.evaluations[0], last)
+        tiles.append(("gain in pass@1, points", f"{found.points * 100:+.1f}" if found else "–"))
+        tiles.append((f"cons@{last.overall.k}, {last.label}", share(last.overall.cons_at_k)))
     stages = run.history.stages.values()
     tiles.append(("time in stages", format_seconds(sum(stage.seconds for stage in stages))))
     rewarded = [stage for stage in stages if stage.series.get("reward/mean")]
@@ -133,7 +134,9 @@ def _evaluation(results: Sequence[EvalResult]) -> str:
     rows += [(name, [tasks.get(name) for tasks in by_name]) for name in names]
     labels = [result.label for result in results]
     k = results[-1].overall.k
-    groups = ["pass@1", f"cons@{k}", f"pass@{k}", "format", "tokens", "truncated"]
+    overalls = [result.overall for result in results]
+    sizes = sorted({size for task in overalls for size in (task.k, *map(int, task.pass_at))} - {1})
+    groups = ["pass@1", f"cons@{k}", *(f"pass@{size}" for size in sizes), "format", "tokens", "truncated"]
     heads = "".join(f'<th class="group edge" colspan="{len(labels)}">{escape(group)}</th>' for group in groups)
     gain_head = '<th class="edge" rowspan="2">gain<br>in pass@1</th>' if len(results) > 1 else ""
     subheads = "".join(_edged("th", [escape(label) for label in labels]) for _ in groups)
@@ -143,40 +146,56 @@ def _evaluation(results: Sequence[EvalResult]) -> str:
         if result.overall.failed_samples
     )
     sampling = "; ".join(f"{result.label}: {_mapping(result.sampling)}" for result in results if result.sampling)
-    body = "".join(_evaluation_row(name, tasks, i == 0) for i, (name, tasks) in enumerate(rows))
+    body = "".join(_evaluation_row(name, tasks, sizes, i == 0) for i, (name, tasks) in enumerate(rows))
     return (
         f'<h2>Evaluation</h2><div class="scroll"><table class="dense"><thead><tr><th rowspan="2">task</th>'
         f'<th rowspan="2">prompts</th>{heads}'
         f"{gain_head}</tr><tr>{subheads}</tr></thead><tbody>{body}</tbody></table></div>"
         f'<p class="soft">Held-out prompts, {k} sampled responses to each. ± is one standard error over prompts. '
-        f"cons@{k}: the majority answer is right; pass@{k}: at least one is; "
+        f"cons@{k}: the majority answer is right; pass@n: at least one of n drawn from them is; "
         f"format: share of responses in the demanded format; tokens: mean response length. "
         f"{escape(sampling + failed)}</p>"
         f"<br>{charts.evaluation_chart(rows, labels)}"
     )
 
 
-def _evaluation_row(name: str, tasks: Sequence[EvalTask | None], is_all: bool) -> str:
-    def share(value: float, error: float | None = None) -> str:
-        return f"{value:.1%}" + (f' <span class="se">±{error * 100:.1f}</span>' if error is not None else "")
-
+def _evaluation_row(name: str, tasks: Sequence[EvalTask | None], sizes: Sequence[int], is_all: bool) -> str:
     cells = [
-        [share(t.pass_at_1, t.pass_at_1_se) if t else "–" for t in tasks],
-        [share(t.cons_at_k, (t.cons_at_k * (1 - t.cons_at_k) / t.n_prompts) ** 0.5) if t else "–" for t in tasks],
-        [share(t.pass_at_k) if t else "–" for t in tasks],
+        [_share(t.pass_at_1, t.pass_at_1_se) if t else "–" for t in tasks],
+        [_share(t.cons_at_k, _vote_error(t)) if t else "–" for t in tasks],
+        *([share(_pass_at(t, size)) if t else "–" for t in tasks] for size in sizes),
         [share(t.format_rate) if t else "–" for t in tasks],
         [charts.format_number(t.mean_response_tokens) if t else "–" for t in tasks],
         [share(t.truncated_share) if t else "–" for t in tasks],
     ]
-    known = [t for t in tasks if t]
-    gain = ""
-    if len(tasks) > 1:
-        points = (known[-1].pass_at_1 - known[0].pass_at_1) * 100
-        style = "gain" if points > 0 else "loss"
-        gain = f'<td class="edge {style}">{points:+.1f}</td>' if len(known) == len(tasks) else '<td class="edge">–</td>'
-    prompts = " / ".join(dict.fromkeys(f"{t.n_prompts:,}" for t in known))
-    row = "".join(_edged("td", group) for group in cells)
-    return f"<tr{' class=all' if is_all else ''}><td>{escape(name)}</td><td>{prompts}</td>{row}{gain}</tr>"
+    prompts = " / ".join(dict.fromkeys(f"{t.n_prompts:,}" for t in tasks if t))
+    row = "".join(_edged("td", group) for group in cells) + (_gain_cell(tasks) if len(tasks) > 1 else "")
+    return f"<tr{' class=all' if is_all else ''}><td>{escape(name)}</td><td>{prompts}</td>{row}</tr>"
+
+
+def _gain_cell(tasks: Sequence[EvalTask | None]) -> str:
+    known = [task.pass_at_1 for task in tasks if task and task.pass_at_1 is not None]
+    if len(known) < len(tasks):
+        return '<td class="edge">–</td>'
+    points = (known[-1] - known[0]) * 100
+    return f'<td class="edge {"gain" if points > 0 else "loss"}">{points:+.1f}</td>'
+
+
+def _share(value: float | None, error: float | None) -> str:
+    shown = f' <span class="se">±{error * 100:.1f}</span>' if error is not None else ""
+    return share(value) + (shown if value is not None else "")
+
+
+def _pass_at(task: EvalTask, size: int) -> float | None:
+    return task.pass_at.get(str(size), task.pass_at_k if size == task.k else None)
+
+
+def _vote_error(task: EvalTask) -> float | None:
+    """One standard error of the share of prompts whose majority is right, over the prompts with a verdict."""
+    if task.cons_at_k is None:
+        return None
+    judged = task.n_judged if task.n_judged > 0 else task.n_prompts
+    return float((task.cons_at_k * (1 - task.cons_at_k) / judged) ** 0.5)
 
 
 def _stage(stage: StageHistory) -> str:

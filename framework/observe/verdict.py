@@ -9,6 +9,7 @@ from typing import Literal
 
 from framework.observe.collect import RunFiles
 from framework.observe.metrics import StageHistory
+from framework.observe.outcome import gain, share
 
 TREND_SHARE = 10  # the first and the last tenth of a stage's steps are compared
 
@@ -34,15 +35,18 @@ def _gain(run: RunFiles) -> Iterator[Finding]:
         return
     first, last = run.evaluations[0], run.evaluations[-1]
     before, after = first.overall, last.overall
-    gain = after.pass_at_1 - before.pass_at_1
-    error = math.hypot(after.pass_at_1_se, before.pass_at_1_se)
-    sure = abs(gain) > 2 * error
-    told = "better" if gain > 0 else "worse"
-    judged = f"{told} by {abs(gain) * 100:.1f} points" if sure else f"no different within the error ({gain * 100:+.1f})"
+    found = gain(first, last)
+    if found is None:
+        yield Finding("bad", f"{first.label} and {last.label} can't be compared: one has no prompt with a verdict.")
+        return
+    sure = found.error is not None and abs(found.points) > 2 * found.error
+    told, points = "better" if found.points > 0 else "worse", found.points * 100
+    judged = f"{told} by {abs(points):.1f} points" if sure else f"no different within the error ({points:+.1f})"
+    within = "of unknown error" if found.error is None else f"± {2 * found.error * 100:.1f}"
     yield Finding(
-        ("good" if gain > 0 else "bad") if sure else "plain",
-        f"{last.label} answers {after.pass_at_1:.1%} of {after.n_prompts:,} held-out prompts right, {first.label} "
-        f"{before.pass_at_1:.1%}: {judged}, ± {2 * error * 100:.1f}.",
+        ("good" if points > 0 else "bad") if sure else "plain",
+        f"{last.label} answers {share(after.pass_at_1)} of {after.n_prompts:,} held-out prompts right, {first.label} "
+        f"{share(before.pass_at_1)}: {judged}, {within}.",
     )
 
 

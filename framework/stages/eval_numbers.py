@@ -49,6 +49,16 @@ def majority_is_right(group: JudgedGroup, accuracy: str) -> bool | None:
     return 2 * sum(known) > len(known) if known else None
 
 
+def right_shares(groups: Sequence[JudgedGroup], accuracy: str) -> dict[str, float]:
+    """The share of right ones of each prompt's responses with a verdict; prompts without any stay out."""
+    shares = {}
+    for group in groups:
+        known = [float(value >= 1) for value in verdicts(group.scored, accuracy) if value is not None]
+        if known:
+            shares[group.scored.group.prompt.id] = float(np.mean(known))
+    return shares
+
+
 def task_numbers(name: str, groups: Sequence[JudgedGroup], accuracy: str, form: str) -> EvalTask:
     """Each number is over what it can be told of: responses that failed, or whose prompt asks for less, stay out."""
     k = max(len(group.votes) for group in groups)
@@ -64,23 +74,23 @@ def task_numbers(name: str, groups: Sequence[JudgedGroup], accuracy: str, form: 
     formats = [value for group in groups for value in verdicts(group.scored, form) if value is not None]
     pass_N = [right / total for right, total in counts]
     sizes = sorted({k, *(size for size in (4**power for power in range(12)) if size <= k)})
-    passes = {size: _mean([pass_at(right, total, size) for right, total in counts]) for size in sizes}
+    passes = {size: float(np.mean([pass_at(*count, size) for count in counts])) for size in sizes if counts}
     return EvalTask(
         task=name,
         n_prompts=len(groups),
         k=k,
         pass_at_1=_mean(pass_N),
-        pass_at_1_se=float(np.std(pass_N, ddof=1) / np.sqrt(len(pass_N))) if len(pass_N) > 1 else 0.0,
+        pass_at_1_se=float(np.std(pass_N, ddof=1) / np.sqrt(len(pass_N))) if len(pass_N) > 1 else None,
         cons_at_k=_mean(majorities),
-        pass_at_k=passes[k],
+        pass_at_k=passes.get(k),
         format_rate=_mean(formats),
-        mean_response_tokens=_mean([len(response.token_ids) for response in responses]),
-        truncated_share=_mean([response.finish_reason == "length" for response in responses]),
+        mean_response_tokens=float(np.mean([len(response.token_ids) for response in responses])),
+        truncated_share=float(np.mean([response.finish_reason == "length" for response in responses])),
         failed_samples=sum(bool(score.error) for group in groups for score in group.scored.scores),
         n_judged=len(counts),
         pass_at={str(size): value for size, value in passes.items()},
     )
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if len(values) else 0.0
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if len(values) else None

@@ -24,7 +24,7 @@ from framework.roles.clients import free_workers
 from framework.roles.pool import Done, WorkerPool
 from framework.roles.reward import check_scores
 from framework.roles.reward_watch import RewardWatch
-from framework.stages.eval_numbers import JudgedGroup, task_numbers
+from framework.stages.eval_numbers import JudgedGroup, right_shares, task_numbers
 from framework.types import EvalResult, Prompt, ResponseGroup, SamplingParams, ScoredGroup
 
 
@@ -169,7 +169,8 @@ def summarise(label: str, judged: Sequence[JudgedGroup], config: EvaluateConfig)
     tasks = tuple(
         task_numbers(name, groups, config.accuracy, config.format) for name, groups in sorted(by_task.items())
     )
-    return EvalResult(label, task_numbers("all", judged, config.accuracy, config.format), tasks, sampling)
+    overall = task_numbers("all", judged, config.accuracy, config.format)
+    return EvalResult(label, overall, tasks, sampling, right_shares(judged, config.accuracy))
 
 
 def _row(scored: ScoredGroup) -> dict[str, object]:

@@ -19,6 +19,7 @@ from framework.errors import RunFailed, UserError
 from framework.observe import tracking as tracking_module
 from framework.roles import cluster as cluster_module
 from tests.unit.bad_input import TOY, TOY_CONF
+from tests.unit.observe.synthetic import evaluate
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +76,21 @@ def test_run_then_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     log = (tmp_path / "runs" / "toy" / "run.log").read_text()
     assert log.count("train: started") == 1
     assert cli.find_checkpoint(tmp_path / "runs" / "toy").name == "checkpoint"
+
+
+def test_a_run_ends_with_its_evaluations_and_their_gain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert framework(tmp_path, "run") == 0
+    evaluate(tmp_path / "runs" / "toy", "base", 0.25, {})
+    evaluate(tmp_path / "runs" / "toy", "rl", 0.5, {})
+    capsys.readouterr()
+    assert framework(tmp_path, "run") == 0
+    heading, names, base, rl, gain, report = capsys.readouterr().err.splitlines()[-6:]
+    assert heading.endswith(" held-out prompts:")
+    assert names.split()[:2] == ["checkpoint", "prompts"]
+    assert base.split()[:3] == ["base", "192", "25.0%"]
+    assert rl.split()[:3] == ["rl", "192", "50.0%"]
+    assert gain.startswith("gain of rl over base in pass@1: +25.0 ± 4.8 points")
+    assert report.endswith("report.html")
 
 
 def test_failure_is_one_line_and_a_traceback_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

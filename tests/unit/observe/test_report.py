@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -252,3 +252,29 @@ def test_what_is_not_a_run_is_the_users_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_without_verdicts_shows_dashes_and_other_sizes_of_pass_at_k_stand_in_their_own_columns(
+    tmp_path: Path,
+) -> None:
+    sizes = {"1": 0.5, "4": 0.625, "8": 0.75}
+    told = EvalTask("told", 8, 8, 0.5, 0.1, 0.5, 0.75, 1.0, 10.0, 0.0, pass_at=sizes)
+    silent = EvalTask("silent", 3, 8, None, None, None, None, None, 10.0, 0.0, n_judged=0)
+    for label in ("base", "rl"):
+        result = json.dumps(asdict(EvalResult(label, replace(told, task="all"), (told, silent))))
+        write_artifact(tmp_path, f"evaluate_{label}", EvalReport, {"report.json": result, "samples.jsonl": ""}, {})
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    cells = outline(page).cells
+    told_at, silent_at = cells.index("told"), cells.index("silent")
+    assert cells[told_at + 6 : told_at + 10] == ["62.5%", "62.5%", "75.0%", "75.0%"]
+    assert cells[silent_at : silent_at + 17] == ["silent", "3", *["–"] * 10, "10", "10", "0.0%", "0.0%", "–"]
+    assert re.findall(r">(pass@\d+)</th>", page) == ["pass@1", "pass@4", "pass@8"]
+
+
+def test_nothing_judged_at_all_is_reported_too(tmp_path: Path) -> None:
+    silent = EvalTask("all", 3, 8, None, None, None, None, None, 10.0, 0.0, n_judged=0)
+    for label in ("base", "rl"):
+        result = json.dumps(asdict(EvalResult(label, silent, (silent,))))
+        write_artifact(tmp_path, f"evaluate_{label}", EvalReport, {"report.json": result, "samples.jsonl": ""}, {})
+    assert "one has no prompt with a verdict" in write_report(tmp_path).read_text(encoding="utf-8")
+    assert cli.main(["report", str(tmp_path), str(tmp_path)]) == 0

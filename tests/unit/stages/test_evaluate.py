@@ -154,3 +154,16 @@ def test_only_held_out_prompts_are_evaluated(tmp_path: Path, monkeypatch: pytest
     rows = [json.loads(line) for line in (found.report.path / "samples.jsonl").read_text().splitlines()]
     assert [row["prompt_id"] for row in rows] == ["new-0", "new-1"]
     assert read_evaluation(found.report.path / "report.json").overall.n_prompts == 2
+
+
+def test_nothing_judged_is_no_zero_and_each_prompt_keeps_its_share() -> None:
+    judged = group(["4", "4", "5", ""], "4", "math")
+    unjudged = group(["4", "4"], "9", "essay")
+    scores = (RewardScore(0.0),) * 2
+    unjudged = JudgedGroup(replace(unjudged.scored, scores=scores), unjudged.votes)
+    result = summarise("base", [judged, unjudged], EvaluateConfig(k=4))
+    essay = result.tasks[0]
+    measured = (essay.pass_at_1, essay.pass_at_1_se, essay.cons_at_k, essay.pass_at_k, essay.format_rate)
+    assert (essay.task, measured, essay.pass_at) == ("essay", (None,) * 5, {})
+    assert result.overall.pass_at_1 == 0.5
+    assert result.right_share == {"4": 0.5}
