@@ -16,7 +16,7 @@ from framework.data.packing import (
     unpack_responses,
 )
 from framework.errors import UserError
-from framework.types import MicroBatch, TrainSample
+from framework.types import Denominator, MicroBatch, TrainSample
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 20)), max_size=24)
 
@@ -214,6 +214,48 @@ def test_documents() -> None:
     (micro,) = pack_documents(documents, 8, trained=marks)
     assert micro.mask_T.tolist() == [1, 0, 1, 0, 0, 1, 0]
     assert micro.weights_T.equal(micro.mask_T)
+
+
+def test_documents_are_dealt_to_ranks_and_have_nothing_of_reinforcement_learning() -> None:
+    documents = [np.arange(10 * i, 10 * i + n, dtype=np.int32) for i, n in enumerate((3, 5, 2, 4))]
+    shares = [pack_documents(documents, 8, rank=rank, ranks=2) for rank in range(2)]
+    assert [[micro.sample_index_S for micro in share] for share in shares] == [[(1, 2)], [(3, 0)]]
+    assert [micro.sample_index_S for micro in pack_documents(documents, 8)] == [(1, 0), (3, 2)]
+    (micro,) = shares[1]
+    assert micro.token_ids_T.tolist() == [30, 31, 32, 33, 0, 1, 2]
+    assert (micro.segment_lengths_S.tolist(), micro.position_ids_T.tolist()) == ([4, 3], [0, 1, 2, 3, 0, 1, 2])
+    for zeros_T in (micro.advantages_T, micro.old_logprobs_T, micro.sampler_logprobs_T, micro.ref_logprobs_T):
+        assert zeros_T.tolist() == [0] * 7
+    with pytest.raises(ValueError, match="2 marks for 3 tokens"):
+        pack_documents(documents[:1], 8, trained=[np.ones(2, np.int32)])
+
+
+@pytest.mark.parametrize("denominator", ["response", "token", "constant"])
+def test_padded_rows_carry_the_signal_that_packed_ones_carry(denominator: Denominator) -> None:
+    samples = samples_of([(3, 2), (1, 4), (2, 1)])
+    samples[1] = replace(samples[1], old_logprobs=np.float32([-1, -2, -3, -4]))
+    ref = [np.full(len(s.response_ids), i + 0.5, np.float32) for i, s in enumerate(samples)]
+    (packed,) = pack(samples, 64, denominator=denominator, ref_logprobs=ref)
+    (padded,) = pack_padded(samples, 64, denominator=denominator, ref_logprobs=ref)
+    for name in ("weights_T", "advantages_T", "old_logprobs_T", "sampler_logprobs_T", "ref_logprobs_T", "targets_T"):
+        one, other = (unpack_responses(getattr(micro, name), micro) for micro in (packed, padded))
+        assert {i: one[i].tolist() for i in range(3)} == {i: other[i].tolist() for i in range(3)}, name
+    assert unpack_responses(padded.ref_logprobs_T, padded)[2].tolist() == [2.5]
+    assert unpack_responses(padded.old_logprobs_T, padded)[1].tolist() == [-1, -2, -3, -4]
+    (unknown,) = pack_padded(samples, 64)
+    assert unknown.ref_logprobs_T.tolist() == [0] * 12
+    assert unpack_responses(unknown.weights_T, unknown)[0].tolist() == [0.5, 0.5]
+
+
+def test_a_refused_plan_names_key_and_value() -> None:
+    with pytest.raises(UserError) as budget:
+        plan_packing([3, 5], 4, 1)
+    assert (budget.value.where, budget.value.value) == ("token_budget", 4)
+    with pytest.raises(UserError) as ranks:
+        plan_packing([3], 4, 0)
+    assert (ranks.value.where, ranks.value.value) == ("learner ranks", 0)
+    assert plan_packing([4], 4, 1).ranks == (((0,),),)
+    assert plan_packing([], 0, 2).ranks == (((),), ((),))
 
 
 def test_to_device_moves_every_tensor() -> None:

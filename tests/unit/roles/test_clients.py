@@ -33,7 +33,8 @@ class Pool:
         self.given.append((worker, method, args))
         self.out.append((worker, method, tag))
 
-    def poll(self, _timeout_s: float) -> list[Done | Lost]:
+    def poll(self, timeout_s: float) -> list[Done | Lost]:
+        assert timeout_s == 0, "the loop waits for all roles at once, not for one"
         outcomes, self.outcomes = self.outcomes, []
         return outcomes
 
