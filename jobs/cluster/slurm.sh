@@ -2,13 +2,15 @@
 # R1-Zero on Slurm: sbatch --nodes=4 jobs/cluster/slurm.sh [overrides of `framework run`]
 # Starts a Ray head on the first node and a worker on each other one, then runs the job on the first node. Submit from the
 # repository's root, on a file system that every node shares. Submitting the same line again resumes the run.
+# The signal comes before the limit by more than a stop takes: cluster.deadlines.stop (45 s) for a role at work, and
+# cluster.deadlines.save (300 s) for a checkpoint being written. Raise it with them.
 #SBATCH --job-name=r1-zero
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
 #SBATCH --exclusive
 #SBATCH --time=24:00:00
-#SBATCH --signal=B:TERM@300
+#SBATCH --signal=B:TERM@600
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
@@ -40,8 +42,9 @@ for node in "${nodes[@]:1}"; do
   start_ray "$node" --address="$address:$port"
 done
 ready=0
+wait_log="$(mktemp)"
 for _ in $(seq 120); do
-  joined="$(python -c 'import ray; ray.init(log_to_driver=False); print(sum(n["Alive"] for n in ray.nodes()))' 2>/dev/null || true)"
+  joined="$(python -c 'import ray; ray.init(log_to_driver=False); print(sum(n["Alive"] for n in ray.nodes()))' 2>"$wait_log" || true)"
   if [[ "${joined##*$'\n'}" == "${#nodes[@]}" ]]; then
     ready=1
     break
@@ -49,7 +52,8 @@ for _ in $(seq 120); do
   sleep 5
 done
 if ((!ready)); then
-  echo "error: not all of ${#nodes[@]} nodes joined Ray within 10 minutes" >&2
+  echo "error: not all of ${#nodes[@]} nodes joined Ray within 10 minutes; the last answer: $(tail -n 1 "$wait_log")" >&2
+  echo "If it speaks of a token: every node needs the same RAY_AUTH_MODE (token, or disabled) and RAY_AUTH_TOKEN." >&2
   exit 1
 fi
 

@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from framework.graph.deadlines import Deadlines
+from framework.graph.stop import CLEAN_UP_S
+
 REPOSITORY = Path(__file__).parents[2]
 LOCKS = ("cpu", "gpu")
+A_STOP_S = Deadlines().stop + Deadlines().save + CLEAN_UP_S
 
 
 @pytest.mark.parametrize("script", [".ci/run", "jobs/cluster/slurm.sh"])
@@ -25,13 +29,21 @@ def test_rayjob_runs_the_cli_with_the_pinned_ray() -> None:
     job = yaml.safe_load((REPOSITORY / "jobs/cluster/rayjob.yaml").read_text())["spec"]
     assert job["entrypoint"].startswith("framework run ")
     assert f"ray=={job['rayClusterSpec']['rayVersion']}" in lock("gpu")
-    assert int(yaml.safe_load(job["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
+    assert int(yaml.safe_load(job["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) > A_STOP_S
     groups = [job["rayClusterSpec"]["headGroupSpec"], *job["rayClusterSpec"]["workerGroupSpecs"]]
     for group in groups:
         pod = group["template"]["spec"]
         volumes = {volume["name"] for volume in pod["volumes"]}
         for container in pod["containers"]:
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+        assert pod["terminationGracePeriodSeconds"] > A_STOP_S
+
+
+def test_slurm_signals_before_the_limit_by_more_than_a_stop_takes() -> None:
+    (seconds,) = re.findall(
+        r"^#SBATCH --signal=B:TERM@(\d+)$", (REPOSITORY / "jobs/cluster/slurm.sh").read_text(), re.M
+    )
+    assert int(seconds) > A_STOP_S
 
 
 @pytest.mark.parametrize("name", LOCKS)
