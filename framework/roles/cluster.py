@@ -18,7 +18,7 @@ from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
 from framework.roles.ray_watch import RayWatch, end_process
 
-CONNECT_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 5.0, 10.0
 TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -42,7 +42,7 @@ def start_ray(cluster: ClusterConfig) -> None:
     where = "cluster.ray_address" if cluster.ray_address else "RAY_ADDRESS"
     if address:
         try:
-            _check_reachable(address)
+            _check_head(address)
             with _undisturbed():
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
@@ -139,11 +139,30 @@ def _forget_token() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _check_reachable(address: str) -> None:
-    """Raise OSError at once where Ray itself would wait for minutes and then end the process."""
+def _check_head(address: str) -> None:
+    """Ask a head who it is, where Ray itself would print for a while, wait for minutes and then end the process.
+
+    Raises AuthenticationError if it refuses our token, ConnectionError if nothing listens there, or no Ray head does.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():  # else "auto" or "local", which Ray looks up
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    if not host or not port.isdigit():  # "auto" or "local", which Ray looks up
+        return
+    socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    import grpc
+    from ray._private.authentication.grpc_authentication_client_interceptor import _get_authentication_metadata_tuple
+    from ray.exceptions import AuthenticationError
+
+    with grpc.insecure_channel(f"{host}:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            who = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+            who(b"", timeout=ANSWER_TIMEOUT_S, metadata=_get_authentication_metadata_tuple())
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise AuthenticationError(error.details()) from error
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED and address.startswith("ray://"):
+                return  # Ray's client server, which knows no such question
+            found = f"{error.code().name.lower().replace('_', ' ')}, {error.details()}"
+            raise ConnectionError(f"what listens there does not answer as a Ray head does: {found}") from error
 
 
 def shutdown() -> None:

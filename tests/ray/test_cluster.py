@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import pytest
 from framework.cli import _explain
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
+from framework.roles import cluster as cluster_module
 from framework.roles.cluster import TOKEN, check_room, cpus_booked, ray_session, start_ray, worker_environment
 
 
@@ -111,3 +115,27 @@ def test_rays_death_ends_the_run_with_one_line(process: str, by: signal.Signals,
     assert says in line
     assert "the same command resumes" in line
     assert not (tmp_path / ".ray" / "auth_token").exists(), "a token for every cluster joined later"
+
+
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_a_port_where_no_ray_head_listens_is_one_line_within_seconds(
+    says: bytes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cluster_module, "ANSWER_TIMEOUT_S", 1.0)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):  # closed below
+            while True:
+                taken.append(server.accept()[0])
+                taken[-1].sendall(says)
+
+    taken: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(UserError, match="what listens there does not answer as a Ray head does") as error:
+            start_ray(ClusterConfig(ray_address=address))
+    for connection in taken:
+        connection.close()
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""
