@@ -314,6 +314,22 @@ async def test_the_short_way_of_the_scheduler_samples_what_vllms_own_does(vllm_s
 
 
 @pytest.mark.slow
+async def test_tags_that_are_special_tokens_stay_in_the_text_and_control_tokens_go(vllm_sampler: VllmSampler) -> None:
+    group = await vllm_sampler.generate(PROMPT, SamplingParams(max_tokens=200, n=8, seed=1))
+    first = 3 + 256  # the tokenizer's ids: three control tokens, the bytes, then SPECIAL
+    sampled: set[int] = set()
+    for response in group.responses:
+        ids = response.token_ids.tolist()
+        sampled |= set(ids)
+        for place, tag in enumerate(TAGS):
+            assert response.text.count(tag) == ids.count(first + place)
+        for control in ("<pad>", "<bos>", "<eos>", "<|im_end|>", "<｜User｜>"):
+            assert control not in response.text
+    assert {first, first + 1} & sampled  # else nothing was shown
+    assert {0, 1, 2, first + 4, first + 5} & sampled
+
+
+@pytest.mark.slow
 async def test_after_a_failed_update_the_sampler_never_answers(vllm_sampler: VllmSampler, policy: TinyPolicy) -> None:
     without_a_bias = [
         (n, t) for n, t in policy.named_tensors() if n != "model.layers.2.mlp.gate.e_score_correction_bias"
@@ -335,19 +351,3 @@ def assert_samples_from(policy: TinyPolicy, group: ResponseGroup) -> None:
 
 def ids_of(group: ResponseGroup) -> Sequence[tuple[int, ...]]:
     return [tuple(response.token_ids.tolist()) for response in group.responses]
-
-
-@pytest.mark.slow
-def test_tags_that_are_special_tokens_stay_in_the_text_and_control_tokens_go(vllm_sampler: VllmSampler) -> None:
-    group = asyncio.run(vllm_sampler.generate(PROMPT, SamplingParams(max_tokens=200, n=8, seed=1)))
-    first = 3 + 256  # the tokenizer's ids: three control tokens, the bytes, then SPECIAL
-    sampled: set[int] = set()
-    for response in group.responses:
-        ids = response.token_ids.tolist()
-        sampled |= set(ids)
-        for place, tag in enumerate(TAGS):
-            assert response.text.count(tag) == ids.count(first + place)
-        for control in ("<pad>", "<bos>", "<eos>", "<|im_end|>", "<｜User｜>"):
-            assert control not in response.text
-    assert {first, first + 1} & sampled  # else nothing was shown
-    assert {0, 1, 2, first + 4, first + 5} & sampled
