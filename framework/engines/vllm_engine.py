@@ -263,6 +263,8 @@ def _build_engine(config: VllmConfig, checkpoint: Path, version: int) -> LLMEngi
         compilation_config=CompilationConfig(custom_ops=disabled_kernels),
         seed=config.seed,
         scheduler_cls=DECODE_SCHEDULER,
+        # a prompt scheduled in parts draws for each part and takes the draw back, which a CPU generator cannot
+        enable_chunked_prefill=False if current_platform.is_cpu() else None,
         async_scheduling=False,  # no step may be under way when weights change
         logprobs_mode="processed_logprobs",  # of the distribution sampled from, temperature applied
         generation_config="vllm",  # the checkpoint's own temperature and top-k must not leak into the sampling

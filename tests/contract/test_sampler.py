@@ -330,6 +330,21 @@ async def test_tags_that_are_special_tokens_stay_in_the_text_and_control_tokens_
 
 
 @pytest.mark.slow
+async def test_more_seeded_prompts_than_a_step_takes_are_sampled_alike(vllm_sampler: VllmSampler) -> None:
+    length = MAX_MODEL_LEN - 4
+    prompts = [
+        Prompt(f"long {n}", "", "math", "", token_ids=tuple(4 + (n * 7 + place) % 200 for place in range(length)))
+        for n in range(9000 // length)  # vLLM's budget of a step is 8,192 tokens at most, on a CPU
+    ]
+
+    async def sample() -> list[Sequence[tuple[int, ...]]]:
+        params = [SamplingParams(max_tokens=4, n=2, seed=n) for n in range(len(prompts))]
+        return [ids_of(group) for group in await asyncio.gather(*map(vllm_sampler.generate, prompts, params))]
+
+    assert await sample() == await sample()
+
+
+@pytest.mark.slow
 async def test_after_a_failed_update_the_sampler_never_answers(vllm_sampler: VllmSampler, policy: TinyPolicy) -> None:
     without_a_bias = [
         (n, t) for n, t in policy.named_tensors() if n != "model.layers.2.mlp.gate.e_score_correction_bias"
