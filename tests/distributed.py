@@ -19,7 +19,7 @@ ENGINES = [
 ]  # fmt: skip
 
 
-def run_ranks(function: Callable[..., Any], world: int, *args: Any) -> list[Any]:
+def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
     """Return function(*args) of each rank; `function` must be importable. Raises AssertionError with the traceback."""
     context = multiprocessing.get_context("forkserver")  # imports the engines once for all ranks and all tests
     context.set_forkserver_preload(ENGINES)
@@ -32,7 +32,7 @@ def run_ranks(function: Callable[..., Any], world: int, *args: Any) -> list[Any]
     outputs: dict[int, Any] = {}
     try:
         while len(outputs) < world:
-            rank, output, error = results.get(timeout=TIMEOUT_S)
+            rank, output, error = results.get(timeout=timeout_s)
             assert error is None, f"rank {rank}: {error}"
             outputs[rank] = output
     except queue.Empty:

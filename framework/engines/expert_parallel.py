@@ -217,7 +217,7 @@ def shared_tensors(
             if yield_them and ".experts." in name:  # fused, without AutoEP
                 yield from _unfused(model, name, parameter.detach())
             elif yield_them:
-                yield public_name(model, name.replace(".router.gate.", ".gate.")), parameter.detach()
+                yield names.of(public_name(model, name.replace(".router.gate.", ".gate."))), parameter.detach()
     for name, layer in moe_layers(model):
         bias = getattr(layer.router, BIAS, None)
         if yield_them and bias is not None and name.startswith(prefix):
