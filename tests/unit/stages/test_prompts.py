@@ -22,7 +22,7 @@ def test_prompts_are_in_the_models_own_template_and_carry_what_it_opened(tmp_pat
     rows = [{"frage": f"{i} + {i}?", "gold": 2 * i, "level": i % 3} for i in range(40)]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = PromptsConfig(str(tmp_path / "p.jsonl"), columns={"text": "frage", "answer": "gold"})
-    stage = PreparePrompts(config, TemplateConfig(thinking=False))
+    stage = PreparePrompts(config, template=TemplateConfig(thinking=False))
     written = stage.run(PromptsInputs(Checkpoint(tmp_path / "base")), runtime(tmp_path)).prompts.path
     train, heldout = read_prompts(written / "train.jsonl"), read_prompts(written / "heldout.jsonl")
     assert len(train) + len(heldout) == 40
