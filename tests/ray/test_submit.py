@@ -32,7 +32,7 @@ def dashboard() -> Iterator[str]:
     """Address of the dashboard of a Ray head of its own, ended by its process id."""
     port, folder = free_port(), Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # short: sockets lie below it
     ports = [f"--port={free_port()}", f"--dashboard-port={port}", f"--dashboard-agent-listen-port={free_port()}"]
-    command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=1", f"--temp-dir={folder}", *ports]
+    command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=3", f"--temp-dir={folder}", *ports]
     with (folder / "head.log").open("wb") as log:
         process = subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
     try:
