@@ -52,13 +52,15 @@ class RayWatch:
             thread.join(timeout=2 * LOOK_EVERY_S)
 
     def _ask(self) -> None:
-        """Ask the head; in a thread of its own, since there is no telling when it answers."""
-        import ray
+        """Ask the head, by a connection of our own: one that `ray.shutdown` closes meanwhile may abort the process."""
+        from ray import NodeID
+        from ray._raylet import GcsClient
 
+        head, node = GcsClient(address=self._address), NodeID.from_hex(self._node)
         while not self._over.wait(LOOK_EVERY_S):
             with contextlib.suppress(Exception):  # no answer: the other thread counts the seconds
-                alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-                self._node_lives, self._answered = self._node in alive, time.monotonic()
+                (self._node_lives,) = head.check_alive([node], timeout=LOOK_EVERY_S)
+                self._answered = time.monotonic()
 
     def _watch(self) -> None:
         while not self._over.wait(LOOK_EVERY_S):

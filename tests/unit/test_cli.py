@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from framework import about, cli
+from framework.commands.models import find_checkpoint
 from framework.config import group_options
 from framework.errors import RunFailed, UserError
 from framework.observe import tracking as tracking_module
@@ -75,7 +76,7 @@ def test_run_then_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "report: " in first
     log = (tmp_path / "runs" / "toy" / "run.log").read_text()
     assert log.count("train: started") == 1
-    assert cli.find_checkpoint(tmp_path / "runs" / "toy").name == "checkpoint"
+    assert find_checkpoint(tmp_path / "runs" / "toy").name == "checkpoint"
 
 
 def test_a_run_ends_with_its_evaluations_and_their_gain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,3 +216,18 @@ def test_help(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(argv)
     assert done.value.code == 0
     assert "framework" in capsys.readouterr().out
+
+
+LEFT_OVER = """
+import atexit, threading, time
+from framework import cli
+atexit.register(print, "cleaned up")
+threading.Thread(target=time.sleep, args=[60]).start()
+cli.main = lambda: 130
+cli.entry()
+"""
+
+
+def test_the_exit_code_is_the_commands_whatever_threads_are_left() -> None:
+    ended = subprocess.run([sys.executable, "-c", LEFT_OVER], capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stdout) == (130, "cleaned up\n"), ended.stderr

@@ -1,0 +1,3 @@
+"""What the `framework` command does, a function a command: arguments in, exit code out."""
+
+COMMANDS = ("plan", "run", "submit", "keys", "report", "score", "check", "chat", "serve", "bench", "completion")

@@ -1,0 +1,143 @@
+"""Commands that start a job graph, or say what it would do: plan, run, submit."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from framework.errors import EXIT_DONE, EXIT_FAILED, UserError
+
+STOP_WAIT_S = 600  # between SIGTERM and SIGKILL of a Ray job: time to write a checkpoint
+logger = logging.getLogger("framework")
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Print what `run` would do; needs no GPU and starts nothing."""
+    from framework.graph.plan import describe_plan, look_ahead
+    from framework.models.estimate import describe_parameters
+
+    config, graph = _load(arguments)
+    title = f"job {config.job.name}, run directory {config.run_dir}"
+    if config.model is not None:
+        title += f"\nmodel {config.model.name}: {describe_parameters(config.model)}"
+    tried = look_ahead(graph)
+    print("\n".join([describe_plan(graph, config.cluster, title), "", *tried]).rstrip())
+    return EXIT_DONE
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the graph in this process; finished stages are skipped."""
+    from framework.convert import to_plain
+    from framework.graph.ownership import owned
+    from framework.graph.plan import look_ahead
+    from framework.graph.runner import Runner
+    from framework.graph.stop import CLEAN_UP_S, StopFlag
+    from framework.graph.store import Store, disk_errors
+    from framework.observe.collect import collect
+    from framework.observe.outcome import outcome
+    from framework.observe.progress import awaiting
+    from framework.observe.report import write_report
+    from framework.observe.tracking import RunTracking
+    from framework.observe.wandb_sink import check_tracking
+    from framework.roles.cluster import ray_session
+
+    config, graph = _load(arguments)
+    if config.tracking is not None:
+        check_tracking(config.tracking)
+    plain, stop = to_plain(config), StopFlag(config.cluster.deadlines.stop + CLEAN_UP_S)
+    with ExitStack() as stack:
+        stack.enter_context(stop.on_signals())
+        with disk_errors(config.run_dir):
+            store = Store(config.run_dir, stack.enter_context(owned(config.run_dir, _taken_over)))
+        again = arguments.rerun_changed
+        runner = Runner(
+            graph, store, config.cluster, config.seed, should_stop=stop, allow_s=stop.allow, rerun_changed=again
+        )
+        with store.claim(plain):
+            if not runner.is_finished():
+                look_ahead(graph)
+                with awaiting("Ray to start, or to answer"):
+                    stack.enter_context(ray_session(config.cluster))
+                if config.tracking is not None:
+                    with awaiting("what the run is tracked by to open"):
+                        tracking = stack.enter_context(RunTracking(config.tracking, config.run_dir, plain))
+                    runner = replace(runner, tracker_of=tracking.tracker)
+            _log_to(config.run_dir / "run.log")
+        runner.run()
+    evaluations = collect(config.run_dir).evaluations
+    if evaluations:
+        logger.info("held-out prompts:\n%s", outcome(evaluations))
+    logger.info("report: %s", write_report(config.run_dir))
+    return EXIT_DONE
+
+
+def submit(arguments: argparse.Namespace) -> int:
+    """Hand the same run to a Ray cluster as a job."""
+    from framework.graph.plan import look_ahead
+
+    config, graph = _load(arguments)
+    look_ahead(graph)
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    options = ["--config-dir", str(arguments.config_dir)] if arguments.config_dir else []
+    options += ["--rerun-changed"] if arguments.rerun_changed else []
+    try:
+        client = JobSubmissionClient(arguments.address)
+        job = client.submit_job(
+            entrypoint=shlex.join(["framework", "run", *arguments.overrides, *options]),
+            runtime_env={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}},
+            metadata={"run": config.run},
+        )
+    except AuthenticationError as error:
+        found = "one that it refuses" if "RAY_AUTH_TOKEN" in os.environ else "not set"
+        raise UserError("RAY_AUTH_TOKEN", found, "must be the cluster's token, with RAY_AUTH_MODE=token") from error
+    except (ConnectionError, RuntimeError) as error:
+        raise UserError(
+            "--address", arguments.address, f"must be a Ray dashboard, e.g. http://head:8265 ({error})"
+        ) from None
+    print(f"{job} submitted; follow it with: ray job logs --follow --address {arguments.address} {job}")
+    return EXIT_DONE
+
+
+def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """Compose the configuration, build its graph and check both; creates nothing."""
+    from framework.config import build_graph, compose
+    from framework.convert import to_plain
+    from framework.graph.store import Store
+
+    config = compose(arguments.overrides, arguments.config_dir, weights=arguments.command != "plan")
+    graph = build_graph(config)
+    graph.check()
+    Store(config.run_dir).check_place()
+    if arguments.command == "run":
+        Store(config.run_dir).check_owner(to_plain(config))
+    return config, graph
+
+
+def _taken_over(other: object) -> NoReturn:
+    """End at once: two drivers that save into one directory would leave a checkpoint of neither."""
+    print(f"framework: this run was taken over by {other}, which took this process for dead: ended", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(EXIT_FAILED)
+
+
+def _log_to(file: Path) -> None:
+    """Log to stderr and to the run's own file."""
+    from framework.graph.store import disk_errors
+
+    with disk_errors(file):
+        to_file = logging.FileHandler(file)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    to_terminal = logging.StreamHandler()
+    to_terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.handlers[:] = [to_file, to_terminal]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

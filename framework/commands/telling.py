@@ -1,0 +1,75 @@
+"""Commands that only tell: report, score, keys, bench, completion."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from framework.commands import COMMANDS
+from framework.errors import EXIT_DONE, UserError, did_you_mean
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Write the run's report, or of several runs a comparison, and print where it is."""
+    from framework.observe.comparison import write_comparison
+    from framework.observe.report import write_report
+
+    runs = [_run_dir(run) for run in arguments.runs]
+    print(write_report(runs[0]) if len(runs) == 1 else write_comparison(runs))
+    return EXIT_DONE
+
+
+def score(arguments: argparse.Namespace) -> int:
+    """Print what the rewards give to the responses in a file, a JSON line each."""
+    from framework.config import compose
+    from framework.rewards.base import RewardConfig
+    from framework.roles.score import score_file
+
+    rewards = compose(arguments.overrides, arguments.config_dir).reward
+    if not isinstance(rewards, RewardConfig):
+        raise UserError("reward", type(rewards).__name__, "must be a framework.rewards.base.RewardConfig")
+    score_file(Path(arguments.file), rewards, sys.stdout)
+    return EXIT_DONE
+
+
+def keys(arguments: argparse.Namespace) -> int:
+    """Print settings, two lines each."""
+    from framework.about import describe_keys
+
+    print(describe_keys(arguments.overrides, arguments.config_dir))
+    return EXIT_DONE
+
+
+def complete(arguments: argparse.Namespace) -> int:
+    """Print a completion script."""
+    from framework.about import completion
+
+    print(completion(COMMANDS))
+    return EXIT_DONE
+
+
+def list_benchmarks(arguments: argparse.Namespace) -> int:
+    """Print each benchmark's name and what it measures."""
+    from framework.about import benchmarks
+
+    for name, doc in benchmarks().items():
+        print(f"{name:10} {doc}")
+    return EXIT_DONE
+
+
+def bench(name: str, arguments: Sequence[str]) -> int:
+    """Run jobs/bench/<name>.py."""
+    from framework.about import benchmarks
+
+    names = list(benchmarks())
+    if name not in names:
+        raise UserError("benchmark", name, f"{did_you_mean(name, names)}benchmarks: {', '.join(names) or 'none'}")
+    result = importlib.import_module(f"jobs.bench.{name}").main(list(arguments))
+    return EXIT_DONE if result is None else int(result)
+
+
+def _run_dir(run: str) -> Path:
+    return Path(run) if Path(run).is_dir() or "/" in run else Path("runs") / run
