@@ -54,7 +54,7 @@ class RayWatch:
     def _ask(self) -> None:
         """Ask the head, by a connection of our own: one that `ray.shutdown` closes meanwhile may abort the process."""
         from ray import NodeID
-        from ray._raylet import GcsClient
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
 
         head, node = GcsClient(address=self._address), NodeID.from_hex(self._node)
         while not self._over.wait(LOOK_EVERY_S):
