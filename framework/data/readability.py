@@ -38,7 +38,7 @@ def unreadable(found: Reasoned, question: str, config: ReadableConfig) -> Unread
     text = found.reasoning
     if not config.code_blocks and _FENCE.search(text):
         return "code_block"
-    if language_share(f"{text}\n{found.summary}", main_language(question)) < config.least_language:
+    if language_share(text, main_language(question)) < config.least_language:
         return "mixed_language"
     if max(map(len, _PARAGRAPHS.split(text))) > config.longest_paragraph:
         return "long_paragraph"

@@ -21,7 +21,8 @@ from framework.types import Prompt, RewardScore, ScoredGroup
 class SelectionConfig:
     """What a response must be to stay."""
 
-    right_by: tuple[str, ...] = ("accuracy",)  # rewards of which a prompt's own must be 1: the first that it has counts
+    # rewards that must be 1: of several the first that a prompt is scored by; none: all responses count as right
+    right_by: tuple[str, ...] = ("accuracy",)
     readable: ReadableConfig = ReadableConfig()
     most_per_prompt: NonNegativeInt = 0  # responses kept of one prompt; 0: all
 
@@ -94,6 +95,8 @@ def _verdict(score: RewardScore, right_by: Sequence[str]) -> str | None:
     """Why the response does not count as right; None if it does."""
     if score.error:
         return "failed"
+    if not right_by:
+        return None
     values = [score.components[name] for name in right_by if name in score.components]
     if not values:
         return "not_judged"

@@ -32,12 +32,9 @@ def test_each_filter_names_its_reason(reasoning: str, question: str, reason: str
     assert unreadable(Reasoned(reasoning, summary), question, ReadableConfig()) == reason
 
 
-def test_a_summary_in_another_language_is_mixed_too() -> None:
-    text = "I add them. " * 3
-    assert (
-        unreadable(Reasoned(text, "答案当然就是十五，我们已经仔细算过了。"), ENGLISH, ReadableConfig())
-        == "mixed_language"
-    )
+def test_a_summary_may_be_in_another_language() -> None:
+    found = Reasoned("The word red comes first, then cat.", "红色的猫")
+    assert unreadable(found, "Write in Chinese: red cat", ReadableConfig()) is None
 
 
 def test_every_filter_can_be_switched_off() -> None:
