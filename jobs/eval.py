@@ -20,7 +20,7 @@ def build(config: RunConfig) -> Graph:
         config.reward.check_prompts(split)
         check_prompts(base.path, split, config.template, engine.max_model_len, evaluating.max_tokens)
     graph = Graph()
-    prepare = PreparePrompts(config.data, config.data.files, config.template, rewards=config.reward)
+    prepare = PreparePrompts(config.data, config.template, config.reward)
     prompts = graph.add("prompts", prepare, base=base).out("prompts")
     evaluate = Evaluate(evaluating, "base", engine, config.reward)
     graph.add("eval", evaluate, checkpoint=base, prompts=prompts)

@@ -23,7 +23,7 @@ def build(config: RunConfig) -> Graph:
         check_prompts(base.path, split, config.template, rollout.max_model_len, stage["grpo"].longest)
     learner = fit_learner(config.engine.learner, model, cluster, cluster.learner_workers, rollout.max_model_len)
     graph = Graph()
-    prepare = PreparePrompts(config.data, config.data.files, config.template, rewards=rewards)
+    prepare = PreparePrompts(config.data, config.template, rewards)
     prompts = graph.add("prompts", prepare, base=base).out("prompts")
     graph.add("eval_base", Evaluate(stage["evaluate"], "base", rollout, rewards), checkpoint=base, prompts=prompts)
     grpo = Grpo(stage["grpo"], config.algorithm, rewards, rollout, learner, model)

@@ -25,7 +25,7 @@ def build(config: RunConfig) -> Graph:
     experts = model.n_routed_experts if model.num_moe_layers else 0
     pretrain.engine.check_topology(pretrain.check_workers(config.cluster), experts, "stage.pretrain.engine")
     graph = Graph()
-    documents = graph.add("documents", CollectDocuments(config.data, config.data.files)).out("text")
+    documents = graph.add("documents", CollectDocuments(config.data)).out("text")
     text = graph.add("clean", Clean(stage["clean"]), text=documents).out("text")
     train_tokenizer = TrainTokenizer(stage["tokenizer"], model.max_position_embeddings, model.vocab_size)
     tokenizer = graph.add("tokenizer", train_tokenizer, text=text).out("tokenizer")

@@ -34,6 +34,10 @@ class TemplateConfig:
         if self.name and self.name not in NAMED:
             self._file()
 
+    def named_files(self) -> tuple[Path, ...]:
+        """The .jinja file, if it is one: what is made with it is made again when it changes."""
+        return (Path(self.name).expanduser(),) if self.name and self.name not in NAMED else ()
+
     def source(self, tokenizer: Any) -> str:
         """Return the jinja text; raises UserError if the tokenizer has none, or a variable that it does not read."""
         if self.name in NAMED:

@@ -12,7 +12,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
 from framework.artifacts import Artifact
 from framework.errors import Stopped, UserError, did_you_mean
@@ -57,6 +57,15 @@ class Stage(Protocol[In_contra, Out_co]):
 
     def run(self, inputs: In_contra, runtime: Runtime) -> Out_co:
         """Do the work. Called again with the same work_dir after a kill or a stop."""
+        ...
+
+
+@runtime_checkable
+class NamesFiles(Protocol):
+    """Settings that name files otherwise than by a `Path`: as a text, a glob, a folder. Their contents count too."""
+
+    def named_files(self) -> tuple[Path, ...]:
+        """Return the files that are read; raises UserError if they are not there."""
         ...
 
 

@@ -28,7 +28,7 @@ from framework.convert import to_plain
 from framework.errors import UserError
 from framework.files import clear_way, write_atomically
 from framework.graph.code import code_version, nested
-from framework.graph.nodes import Node, OutputRef
+from framework.graph.nodes import NamesFiles, Node, OutputRef
 from framework.graph.ownership import OWNER, Ownership
 from framework.graph.settings import ABSENT, differences, setting, settings_of, without
 
@@ -138,7 +138,7 @@ class Store:
         return self._hash(node, settings_of(node.stage), input_hashes, seed)
 
     def _hash(self, node: Node, settings: Any, input_hashes: Mapping[str, str], seed: int) -> str:
-        named = [part.absolute() for part in nested(node.stage) if _is_file(part)]
+        named = sorted({file.absolute() for part in nested(node.stage) for file in _files_of(part)})
         with self._known_digests() as known:
             files = {str(p): file_digests(p.parent, [p.name], known)[p.name] for p in named}
         parts = [settings, files, dict(sorted(input_hashes.items())), seed]
@@ -319,9 +319,11 @@ def resolve_inputs(node: Node, finished: Mapping[str, Any]) -> dict[str, Artifac
     }
 
 
-def _is_file(value: Any) -> bool:
-    """Whether a configured value is a file: its content counts, not its name alone."""
-    return isinstance(value, Path) and value.is_file()
+def _files_of(value: Any) -> tuple[Path, ...]:
+    """The files that a part of a stage's settings names: their content counts, not their names alone."""
+    if isinstance(value, Path):
+        return (value,) if value.is_file() else ()
+    return value.named_files() if isinstance(value, NamesFiles) else ()
 
 
 def _link(source: str, target: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class RunFiles:
     run_dir: Path
     history: RunHistory
     artifacts: Sequence[FoundArtifact]  # oldest first
-    evaluations: Sequence[EvalResult]  # in the order they were finished, one for each label
+    evaluations: Sequence[EvalResult]  # in the graph's order (of the same place: as they finished), one for each label
     answers: Mapping[str, Sequence[EvalSample]]  # of each evaluation's label
     config: Mapping[str, Any]
     notes: Sequence[str]  # what is missing, doubtful or damaged, a sentence each
@@ -96,10 +96,27 @@ def _artifacts(run_dir: Path, notes: list[str]) -> list[FoundArtifact]:
     return sorted(found, key=lambda artifact: (artifact.path / MANIFEST).stat().st_mtime)
 
 
+def _places(artifacts: Sequence[FoundArtifact]) -> Callable[[FoundArtifact], int]:
+    """Return what says how many stages lead to an artifact: an evaluation that is made again keeps its place by it."""
+    sources: dict[str, Mapping[str, str]] = {}
+    for artifact in artifacts:  # the oldest of a content: what has changed nothing comes after what it began with
+        sources.setdefault(artifact.manifest.content_hash, artifact.manifest.inputs)
+    known: dict[str, int] = {}
+
+    def place(content: str) -> int:
+        if content not in known:
+            known[content] = 0  # of a directory from elsewhere, and of what is its own input
+            known[content] = 1 + max(map(place, sources[content].values()), default=0) if content in sources else 0
+        return known[content]
+
+    return lambda artifact: 1 + max(map(place, artifact.manifest.inputs.values()), default=0)
+
+
 def _evaluations(
     artifacts: Sequence[FoundArtifact], notes: list[str]
 ) -> tuple[list[EvalResult], dict[str, list[EvalSample]]]:
     by_label: dict[str, EvalResult] = {}
+    places, place_of = {}, _places(artifacts)
     answers: dict[str, list[EvalSample]] = {}
     for artifact in artifacts:
         if artifact.manifest.type != "EvalReport":
@@ -111,9 +128,9 @@ def _evaluations(
             continue
         if by_label.pop(result.label, None) is not None:
             notes.append(f"There is more than one evaluation of {result.label}: the newest is shown.")
-        by_label[result.label] = result
+        by_label[result.label], places[result.label] = result, place_of(artifact)
         answers[result.label] = _answers(artifact.path / "samples.jsonl")
-    return list(by_label.values()), answers
+    return sorted(by_label.values(), key=lambda result: places[result.label]), answers
 
 
 def _answers(file: Path) -> list[EvalSample]:

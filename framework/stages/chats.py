@@ -16,6 +16,7 @@ from framework.data.chats import Chat, EncodedChat, read_chats, write_chat_shard
 from framework.data.layouts.chats import load_chats
 from framework.data.layouts.columns import Columns
 from framework.data.readers import write_rows
+from framework.data.sources import find_source
 from framework.data.tokenizer_files import copy_files, load_tokenizer, vocabulary_size, write_template
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
@@ -39,6 +40,10 @@ class ChatsConfig:
         if self.chats_file is None:
             raise UserError("data.chats_file", None, "must name a file, glob, folder or hub data set of conversations")
         return load_chats(self.chats_file, self.columns, "data.chats_file")
+
+    def named_files(self) -> tuple[Path, ...]:
+        """The files that it reads: the stage runs again when one of them changes."""
+        return () if self.chats_file is None else find_source(self.chats_file, "data.chats_file").files
 
     def check(self, base: Path, config: TemplateConfig) -> None:
         """Encode the first conversations before a run starts; the stage does so with all.

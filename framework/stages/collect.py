@@ -65,16 +65,23 @@ class CollectConfig:
         if given:
             check_disjoint(given["train"], given["heldout"])
 
+    def named_files(self) -> tuple[Path, ...]:
+        """The files that it reads: the stage runs again when one of them changes."""
+        named = [("data.documents_files", name, "train") for name in self.documents_files]
+        named += [(f"data.{split}_prompts_file", name, hub) for split, hub, name in self._prompts_files()]
+        return tuple(file for key, name, split in named for file in find_source(name, key, split).files)
+
     def given_prompts(self) -> dict[str, tuple[Prompt, ...]]:
         """Return split -> the prompts of the files; empty without files. Raises UserError for a row that is wrong."""
         return {
             split: load_prompts(name, self.columns, f"data.{split}_prompts_file", hub)
-            for split, hub, name in (
-                ("train", "train", self.train_prompts_file),
-                ("heldout", "test", self.heldout_prompts_file),
-            )
-            if name is not None
+            for split, hub, name in self._prompts_files()
         }
+
+    def _prompts_files(self) -> list[tuple[str, str, str]]:
+        """(ours, the hub's name of the split, what is named) of the prompts that are given."""
+        given = (("train", "train", self.train_prompts_file), ("heldout", "test", self.heldout_prompts_file))
+        return [(split, hub, name) for split, hub, name in given if name is not None]
 
 
 @dataclass(frozen=True)

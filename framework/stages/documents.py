@@ -31,9 +31,8 @@ class DocumentsConfig:
             raise UserError("data.documents", None, "must name a file, glob, folder or hub data set of documents")
         return self.documents
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files that it reads."""
+    def named_files(self) -> tuple[Path, ...]:
+        """The files that it reads: the stage runs again when one of them changes."""
         return find_source(self.source, "data.documents").files
 
 
@@ -49,7 +48,6 @@ class CollectDocuments:
     """The stage."""
 
     config: DocumentsConfig
-    files: tuple[Path, ...]  # of `config`: the stage runs again when one of them changes
 
     def run(self, inputs: NoInputs, runtime: Runtime) -> CollectedDocuments:
         """Write both splits in the documents' order; raises UserError naming what cannot be read."""

@@ -41,9 +41,8 @@ class PromptsConfig:
         train, heldout = load_splits(self.train, self.heldout, self.columns, self.heldout_share)
         return train, heldout[: self.max_heldout or None]
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files that it reads."""
+    def named_files(self) -> tuple[Path, ...]:
+        """The files that it reads: the stage runs again when one of them changes."""
         named = (("data.train", self.train, "train"), ("data.heldout", self.heldout, "test"))
         return tuple(file for key, name, split in named if name for file in find_source(name, key, split).files)
 
@@ -67,7 +66,6 @@ class PreparePrompts:
     """The stage."""
 
     config: PromptsConfig
-    files: tuple[Path, ...] = ()  # of `config`: the stage runs again when one of them changes
     template: TemplateConfig = TemplateConfig()  # without a name the tokenizer's own, or R1-Zero's where it has none
     rewards: RewardConfig | None = None  # what is to score the prompts; None: their references are not judged
 

@@ -26,6 +26,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "stages": (*FIRST, *PURE, *GRAPH, "objectives", "engines", "roles", "observe"),
     "config": (*FIRST, *PURE, *GRAPH),
     "about": (*FIRST, *PURE, *GRAPH, "config"),
+    "__main__": ("cli",),
     "commands": (*FIRST, *PURE, *GRAPH, "engines", "roles", "observe", "config", "about"),
     "cli": ("errors", "commands", "about"),
 }

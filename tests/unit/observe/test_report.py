@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +19,7 @@ from framework.errors import UserError
 from framework.observe.collect import collect, read_evaluation
 from framework.observe.curves import stage_charts
 from framework.observe.metrics import METRICS, Tracker, read_history
+from framework.observe.outcome import outcome
 from framework.observe.report import write_report
 from framework.observe.verdict import verdict
 from framework.types import EvalResult, EvalTask
@@ -278,3 +280,25 @@ def test_nothing_judged_at_all_is_reported_too(tmp_path: Path) -> None:
         write_artifact(tmp_path, f"evaluate_{label}", EvalReport, {"report.json": result, "samples.jsonl": ""}, {})
     assert "one has no prompt with a verdict" in write_report(tmp_path).read_text(encoding="utf-8")
     assert cli.main(["report", str(tmp_path), str(tmp_path)]) == 0
+
+
+def test_evaluations_keep_the_order_of_the_graph_when_the_first_is_made_again(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=3)
+    kept = {found.path.parent.name: found.manifest for found in collect(run).artifacts}
+    assert [result.label for result in collect(run).evaluations] == ["base", "r1_zero"]
+    shutil.rmtree(run / "artifacts" / "evaluate_base-0123456789ab")
+    evaluate(run, "base", 0.31, dict(kept["evaluate_base-0123456789ab"].inputs))
+    found = collect(run)
+    assert found.artifacts[-1].path.parent.name.startswith("evaluate_base")  # finished last
+    assert [result.label for result in found.evaluations] == ["base", "r1_zero"]
+    assert "+43.0" in outcome(found.evaluations)
+
+
+def test_a_checkpoint_that_nothing_has_changed_still_has_its_place(tmp_path: Path) -> None:
+    """Its content is that of the base, its own input."""
+    files = {"config.json": "{}", "tokenizer.json": "{}"}
+    same = write_artifact(tmp_path, "pretrain", Checkpoint, files, {})
+    assert write_artifact(tmp_path, "grpo", Checkpoint, files, {"base": same}) == same
+    for label in ("base", "tuned"):
+        evaluate(tmp_path, label, 0.5, {"checkpoint": same})
+    assert [result.label for result in collect(tmp_path).evaluations] == ["base", "tuned"]
