@@ -38,19 +38,21 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Return a checkpoint directory: `path` itself, or the newest checkpoint of the run in it.
+    """Return a checkpoint directory: `path` itself, or the last checkpoint of the run in it, the newest of its place.
 
     Raises UserError if there is none, or a file of it is missing or damaged.
     """
     from framework.artifacts import MANIFEST, Artifact, Checkpoint
+    from framework.observe.collect import places
 
     if not path.is_dir():
         raise UserError("checkpoint", str(path), "must be a checkpoint directory, or a run's directory")
     if (path / "artifacts").is_dir():
         found = sorted(path.glob(f"artifacts/[!.]*/*/{MANIFEST}"), key=lambda file: file.stat().st_mtime)
-        artifacts = [Artifact(file.parent) for file in found]
-        checkpoints = [artifact.path for artifact in artifacts if artifact.manifest().type == Checkpoint.__name__]
+        manifests = {file.parent: Artifact(file.parent).manifest() for file in found}
+        place = places(manifests.values())
+        checkpoints = {path: m for path, m in manifests.items() if m.type == Checkpoint.__name__}
         if not checkpoints:
             raise UserError("checkpoint", str(path), "this run has no finished checkpoint yet")
-        path = checkpoints[-1]
+        path = sorted(checkpoints, key=lambda path: place(checkpoints[path]))[-1]
     return Checkpoint(path).check().path

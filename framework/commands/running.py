@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import shlex
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from framework.errors import EXIT_DONE, EXIT_FAILED, UserError
+from framework.errors import EXIT_DONE, EXIT_FAILED
 
-STOP_WAIT_S = 600  # between SIGTERM and SIGKILL of a Ray job: time to write a checkpoint
 logger = logging.getLogger("framework")
 
 
@@ -80,40 +78,26 @@ def run(arguments: argparse.Namespace) -> int:
 
 def submit(arguments: argparse.Namespace) -> int:
     """Hand the same run to a Ray cluster as a job."""
+    from framework.commands.submission import submit_job
     from framework.graph.plan import look_ahead
 
     config, graph = _load(arguments)
     look_ahead(graph)
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
-
-    options = ["--config-dir", str(arguments.config_dir)] if arguments.config_dir else []
-    options += ["--rerun-changed"] if arguments.rerun_changed else []
-    try:
-        client = JobSubmissionClient(arguments.address)
-        job = client.submit_job(
-            entrypoint=shlex.join(["framework", "run", *arguments.overrides, *options]),
-            runtime_env={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}},
-            metadata={"run": config.run},
-        )
-    except AuthenticationError as error:
-        found = "one that it refuses" if "RAY_AUTH_TOKEN" in os.environ else "not set"
-        raise UserError("RAY_AUTH_TOKEN", found, "must be the cluster's token, with RAY_AUTH_MODE=token") from error
-    except (ConnectionError, RuntimeError) as error:
-        raise UserError(
-            "--address", arguments.address, f"must be a Ray dashboard, e.g. http://head:8265 ({error})"
-        ) from None
+    options = ["--rerun-changed"] if arguments.rerun_changed else []
+    job = submit_job(arguments.address, arguments.overrides, options, config.plugins, arguments.config_dir, config.run)
     print(f"{job} submitted; follow it with: ray job logs --follow --address {arguments.address} {job}")
     return EXIT_DONE
 
 
 def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """Compose the configuration, build its graph and check both; creates nothing."""
+    from framework.commands.submission import found_conf
     from framework.config import build_graph, compose
     from framework.convert import to_plain
     from framework.graph.store import Store
 
-    config = compose(arguments.overrides, arguments.config_dir, weights=arguments.command != "plan")
+    conf = found_conf(arguments.config_dir)
+    config = compose(arguments.overrides, conf, weights=arguments.command != "plan")
     graph = build_graph(config)
     graph.check()
     Store(config.run_dir).check_place()

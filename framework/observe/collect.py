@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,11 +96,14 @@ def _artifacts(run_dir: Path, notes: list[str]) -> list[FoundArtifact]:
     return sorted(found, key=lambda artifact: (artifact.path / MANIFEST).stat().st_mtime)
 
 
-def _places(artifacts: Sequence[FoundArtifact]) -> Callable[[FoundArtifact], int]:
-    """Return what says how many stages lead to an artifact: an evaluation that is made again keeps its place by it."""
+def places(manifests: Iterable[Manifest]) -> Callable[[Manifest], int]:
+    """Return what says how many stages lead to an artifact, by the manifests of all, the oldest first.
+
+    What is made again keeps its place in the graph, by which results are in order, not by when they were finished.
+    """
     sources: dict[str, Mapping[str, str]] = {}
-    for artifact in artifacts:  # the oldest of a content: what has changed nothing comes after what it began with
-        sources.setdefault(artifact.manifest.content_hash, artifact.manifest.inputs)
+    for manifest in manifests:  # the oldest of a content: what has changed nothing comes after what it began with
+        sources.setdefault(manifest.content_hash, manifest.inputs)
     known: dict[str, int] = {}
 
     def place(content: str) -> int:
@@ -109,14 +112,14 @@ def _places(artifacts: Sequence[FoundArtifact]) -> Callable[[FoundArtifact], int
             known[content] = 1 + max(map(place, sources[content].values()), default=0) if content in sources else 0
         return known[content]
 
-    return lambda artifact: 1 + max(map(place, artifact.manifest.inputs.values()), default=0)
+    return lambda manifest: 1 + max(map(place, manifest.inputs.values()), default=0)
 
 
 def _evaluations(
     artifacts: Sequence[FoundArtifact], notes: list[str]
 ) -> tuple[list[EvalResult], dict[str, list[EvalSample]]]:
     by_label: dict[str, EvalResult] = {}
-    places, place_of = {}, _places(artifacts)
+    reached, place_of = {}, places(artifact.manifest for artifact in artifacts)
     answers: dict[str, list[EvalSample]] = {}
     for artifact in artifacts:
         if artifact.manifest.type != "EvalReport":
@@ -128,9 +131,9 @@ def _evaluations(
             continue
         if by_label.pop(result.label, None) is not None:
             notes.append(f"There is more than one evaluation of {result.label}: the newest is shown.")
-        by_label[result.label], places[result.label] = result, place_of(artifact)
+        by_label[result.label], reached[result.label] = result, place_of(artifact.manifest)
         answers[result.label] = _answers(artifact.path / "samples.jsonl")
-    return sorted(by_label.values(), key=lambda result: places[result.label]), answers
+    return sorted(by_label.values(), key=lambda result: reached[result.label]), answers
 
 
 def _answers(file: Path) -> list[EvalSample]:

@@ -236,7 +236,8 @@ def test_checkpoints_evaluated_on_different_tasks_share_a_table(tmp_path: Path) 
     run = write_run(tmp_path / "run", steps=3)
     task = EvalTask("new_task", 8, 4, 0.5, 0.1, 0.5, 0.5, 1.0, 10.0, 0.0)
     result = json.dumps(asdict(EvalResult("other", task, (task,))))
-    write_artifact(run, "evaluate_other", EvalReport, {"report.json": result, "samples.jsonl": ""}, {})
+    inputs = dict(collect(run).artifacts[-1].manifest.inputs)
+    write_artifact(run, "evaluate_other", EvalReport, {"report.json": result, "samples.jsonl": ""}, inputs)
     cells = outline(write_report(run).read_text(encoding="utf-8")).cells
     assert cells[cells.index("new_task") + 2 :][:3] == ["–", "–", "50.0% ±10.0"]
 
