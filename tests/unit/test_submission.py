@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from framework.errors import UserError
 from framework.commands.submission import SENT_CONF, found_conf, place_of, to_send
+from framework.errors import UserError
 
 
 @pytest.fixture
