@@ -43,12 +43,16 @@ def first_bad_gradient(optimizer: Any, names: dict[int, str]) -> str:
 
 @torch.no_grad()
 def first_bad_weight(tensors: Sequence[tuple[str, torch.Tensor]]) -> str:
-    """Return the name of the first tensor that holds a number which is not finite; "" if there is none."""
+    """Return the name of the first tensor with a number that is not finite, or whose square is not; "" if none has.
+
+    A weight of 1e30 is finite, but nothing that is multiplied by it stays so: the next step would be the first to fail,
+    when the checkpoint of this one has taken a good one's place.
+    """
     filled = [(name, tensor) for name, tensor in tensors if tensor.numel()]
     if not filled:
         return ""
     largest = torch.stack([m.float() for m in torch._foreach_norm([t for _, t in filled], ord=float("inf"))])
-    bad = (~largest.isfinite()).nonzero()
+    bad = (~largest.square().isfinite()).nonzero()
     return filled[int(bad[0])][0] if len(bad) else ""
 
 
@@ -62,7 +66,7 @@ def report(step: int, rank: int, world: int, forward: str = "", gradient: str = 
         gathered: list[Any] = [None] * world
         dist.all_gather_object(gathered, shares[0])
         shares = gathered
-    texts = ("{}", "the gradient of {}", "weight {}")
+    texts = ("{}", "the gradient of {}", "weight {} (or its square)")
     for text, found in zip(texts, zip(*shares, strict=True), strict=True):
         for index, name in enumerate(found):
             if name:

@@ -128,21 +128,16 @@ def test_supervised_training_names_its_rows(isolated: bool) -> None:
 
 
 @pytest.mark.parametrize("train", ["pretraining", "grpo"])
-def test_a_learning_rate_of_1e30_stops_within_two_steps(train: str) -> None:
+def test_a_learning_rate_of_1e30_stops_at_its_first_step(train: str) -> None:
+    """Before a checkpoint could be saved: the weights are finite still, but what is made of them is not."""
     learner, made = tiny_learner(lr=1e30), trainer(lr=1e30)
-
-    def three_steps() -> None:
-        for _ in range(3):
-            step = learner.train_minibatch(minibatch()) if train == "grpo" else made.train_minibatch(rows())
-            assert math.isfinite(step.metrics["loss"])
-
-    with pytest.raises(NotFinite, match=r"step \d, rank 0 of 1: .* is not finite"):
-        three_steps()
+    with pytest.raises(NotFinite, match=r"step 1, rank 0 of 1: weight \S+ \(or its square\) is not finite"):
+        learner.train_minibatch(minibatch()) if train == "grpo" else made.train_minibatch(rows())
 
 
 def test_a_weight_that_overflows_is_named_at_its_own_step() -> None:
     made = trainer(lr=1e38, weight_decay=100.0)
-    with pytest.raises(NotFinite, match=r"step 1, rank 0 of 1: weight \S+ is not finite after the step"):
+    with pytest.raises(NotFinite, match=r"step 1, rank 0 of 1: weight \S+ .*is not finite after the step"):
         made.train_minibatch(rows())
 
 
@@ -174,4 +169,5 @@ def test_names() -> None:
     tensors = [("a", torch.ones(2)), ("none", torch.ones(0)), ("b", torch.tensor([1.0, -math.inf]))]
     assert first_bad_weight(tensors) == "b"
     assert first_bad_weight(tensors[:2]) == ""
-    assert first_bad_weight([("c", torch.tensor([math.nan]))]) == "c"
+    for number, found in ((math.nan, "c"), (1e30, "c"), (-1e30, "c"), (1e18, "")):
+        assert first_bad_weight([("c", torch.tensor([0.0, number]))]) == found
