@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_MEMORY = re.compile(r"(\d[\d.]*\s*[KMGT]i?B)\s*/\s*(\d[\d.]*\s*[KMGT]i?B)")
+_MEMORY = re.compile(r"(\d[\d.]*\s*[KMGT]i?B)(?: used)?\s*/\s*(\d[\d.]*\s*[KMGT]i?B)")
 
 _COLLECTIVE = re.compile(r"gloo|nccl|connection|timed? ?out|peer|collective", re.IGNORECASE)
 _PORT = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
@@ -43,12 +43,8 @@ def cause(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    killed = next((line for line in lines if _killed_for_memory(line)), None)
+    killed = next((line for line in lines if "running low on memory" in line), None)
     if killed is None:
         return lines[-1]
     used = _MEMORY.search(" ".join(lines))
     return f"Ray killed it: {used[1]} of {used[2]} in use" if used else f"Ray killed it: {killed}"
-
-
-def _killed_for_memory(line: str) -> bool:
-    return "running low on memory" in line or "memory monitor" in line.lower() or ("OOM" in line and "kill" in line)
