@@ -17,6 +17,7 @@ import logging
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -369,9 +370,13 @@ def _shown(value: Any) -> str:
 
 
 def _counts(directory: Path) -> dict[str, float]:
-    """Lines of each jsonl file: what a person wants to know of a data set."""
-    counts: dict[str, float] = {}
+    """Lines of each jsonl file, those of dropped.jsonl by their reason too: what a person wants to know of a set."""
+    counts: Counter[str] = Counter()
     for file in sorted(directory.glob("*.jsonl")):
         with file.open("rb") as handle:
-            counts[file.stem] = sum(1 for _ in handle)
-    return counts
+            for line in handle:
+                counts[file.stem] += 1
+                if file.stem == "dropped":
+                    counts[f"dropped.{json.loads(line)['reason']}"] += 1
+        counts.setdefault(file.stem, 0)
+    return {name: float(count) for name, count in counts.items()}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from framework.artifacts import ChatSet, Checkpoint, TokenizerDir, TokenShards
+from framework.artifacts import ChatSet, Checkpoint, TokenizerDir, TokenShards, read_json
 from framework.bounds import NonNegativeInt, bounded
 from framework.data.chat_encoding import encode_chat
 from framework.data.chat_template import ChatTemplate, TemplateConfig
@@ -17,6 +17,7 @@ from framework.data.layouts.chats import load_chats
 from framework.data.layouts.columns import Columns
 from framework.data.readers import write_rows
 from framework.data.sources import find_source
+from framework.data.think_tags import ThinkTags, prepare_think_tags
 from framework.data.tokenizer_files import copy_files, load_tokenizer, vocabulary_size, write_template
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
@@ -112,20 +113,26 @@ class EncodeChats:
 
     max_tokens: int  # of a conversation
     template: TemplateConfig = TemplateConfig()
+    think_tags: ThinkTags | None = None  # what is made sure of in a student's own tokenizer; None: nothing
 
     def run(self, inputs: EncodeInputs, runtime: Runtime) -> EncodedChats:
         """Encode every split there is; raises UserError for a conversation that is too long, or cannot be learned.
 
         The tokenizer keeps its chat template unless another one is named.
         """
-        tokenizer = load_tokenizer(inputs.base.path)
-        template, size = ChatTemplate(tokenizer, self.template), vocabulary_size(tokenizer)
         shards, saved = runtime.artifact_dir("shards"), runtime.artifact_dir("tokenizer")
+        copy_files(inputs.base.path, saved)
+        if self.think_tags is not None:
+            rows = read_json(inputs.base.path / "config.json").get("vocab_size")
+            prepare_think_tags(saved, self.think_tags, rows, f"stage.{runtime.node}.think_tags")
+        tokenizer = load_tokenizer(saved)
+        template, size = ChatTemplate(tokenizer, self.template), vocabulary_size(tokenizer)
         tokens = 0
-        for file in sorted(inputs.chats.path.glob("*.jsonl")):
+        for file in (inputs.chats.path / f"{split}.jsonl" for split in ("train", "validation")):
+            if not file.is_file():
+                continue
             (shards / file.stem).mkdir()
             tokens += write_chat_shards(shards / file.stem, self._encoded(file, template), size).tokens
-        copy_files(inputs.base.path, saved)
         if self.template.name:
             write_template(saved, template.source)
         runtime.tracker.progress(1, 1, f"{tokens:,} tokens")

@@ -160,3 +160,28 @@ def test_sft_keeps_the_bases_template_unless_told(tmp_path: Path) -> None:
         assert load_tokenizer(saved.path).chat_template == expected
     with pytest.raises(UserError, match=r"x:1: tokens: got \d+; must be at most 9"):
         EncodeChats(9).run(inputs, runtime(tmp_path / "short"))
+
+
+def test_a_student_gets_think_tags_in_its_own_tokenizer_and_what_was_dropped_is_no_split(tmp_path: Path) -> None:
+    import json
+
+    from framework.artifacts import ChatSet, Checkpoint
+    from framework.data.tokenizer_files import load_tokenizer, vocabulary_size
+    from framework.stages.chats import EncodeChats, EncodeInputs
+    from tests.unit.stages.test_collect import runtime
+
+    base, chats = tmp_path / "base", tmp_path / "chats"
+    size = vocabulary_size(build("chatml", base))
+    (base / "config.json").write_text(json.dumps({"vocab_size": size + 2}))
+    chats.mkdir()
+    answer = {"role": "assistant", "content": "<think>\n1+2\n</think>\n\n3"}
+    row = {"id": "a", "messages": [USER, answer], "tools": [], "where": "x:1"}
+    (chats / "train.jsonl").write_text(json.dumps(row))
+    (chats / "dropped.jsonl").write_text(json.dumps({"id": "b", "reason": "wrong"}))
+    inputs, r1 = EncodeInputs(Checkpoint(base), ChatSet(chats)), TemplateConfig("r1")
+    made = EncodeChats(200, r1, "added").run(inputs, runtime(tmp_path / "added"))
+    assert [directory.name for directory in made.shards.path.iterdir()] == ["train"]
+    tokenizer = load_tokenizer(made.tokenizer.path)
+    assert tokenizer.convert_tokens_to_ids(["<think>", "</think>"]) == [size, size + 1]
+    with pytest.raises(UserError, match="found, but no <think> and no </think>"):
+        EncodeChats(200, r1, "found").run(inputs, runtime(tmp_path / "found"))

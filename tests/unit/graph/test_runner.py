@@ -272,6 +272,18 @@ def test_manifest_tells_where_an_artifact_comes_from(tmp_path: Path) -> None:
     assert model.config["lr"] == 1e-3
 
 
+def test_what_a_set_dropped_is_counted_by_its_reason(tmp_path: Path) -> None:
+    from framework.graph.store import _counts
+
+    (tmp_path / "train.jsonl").write_text('{"id": "a"}\n')
+    (tmp_path / "validation.jsonl").write_text("")
+    reasons = ("wrong", "wrong", "repetition")
+    (tmp_path / "dropped.jsonl").write_text("".join(json.dumps({"id": "x", "reason": r}) + "\n" for r in reasons))
+    assert _counts(tmp_path) == {
+        "train": 1.0, "validation": 0.0, "dropped": 3.0, "dropped.wrong": 2.0, "dropped.repetition": 1.0,
+    }  # fmt: skip
+
+
 def test_failed_node_keeps_its_state_and_what_came_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     graph = toy(train=Train(fail="error"))
     with pytest.raises(RunFailed):

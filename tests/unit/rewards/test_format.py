@@ -55,3 +55,23 @@ def test_a_response_that_did_not_stop_is_malformed(finish_reason: str) -> None:
 def test_a_hostile_text_costs_linear_time() -> None:
     # quadratic matching of this would take hours
     assert Format()(PROMPT, response_of("<think>" + " " * 2_000_000 + "</think><answer>b</answer> x")) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "opened", "value"),
+    [
+        ("<think>a</think> b", "", 1.0),
+        ("a\n</think>\n\nb", "<think>\n", 1.0),
+        ("\n</think>\n\nHello!", "<think>\n", 1.0),  # simple requests need no reasoning
+        ("<think>a</think> <answer>b</answer>", "", 1.0),
+        ("a\n</think>\n\n", "<think>\n", 0.0),
+        ("b", "<think>\n", 0.0),
+        ("<think>a</think> b", "<think>\n", 0.0),  # the prompt holds the tag already: not asked for, not said twice
+        ("b <think>a</think>", "", 0.0),
+        ("<think>a</think> b </think>", "", 0.0),
+    ],
+)
+def test_a_summary_may_stand_for_the_answer_tags(text: str, opened: str, value: float) -> None:
+    prompt = Prompt("p0", "question", "t", "a", opened=opened)
+    assert Format(answer="summary")(prompt, response_of(text)) == value
+    assert Format(answer="summary")(prompt, response_of(text, "length")) == 0.0
