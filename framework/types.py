@@ -120,31 +120,48 @@ class Minibatch:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Packed sequences, no pads between them. Position t predicts token t+1, so targets are shifted already.
+    """Sequences in one row, no pads between them. Position t predicts token t+1, so targets are shifted already.
 
-    A response's last token predicts nothing and has no position; a document's has one, with mask 0.
+    Documents [5 6 7] and [8 9], all learned: tokens 5 6 7 8 9, positions 0 1 2 0 1, lengths 3 2, targets 6 7 0 9 0,
+    mask 1 1 0 1 0. A document's last token predicts nothing; a response's last token has no position at all.
     """
 
     token_ids_T: torch.Tensor  # int64
     position_ids_T: torch.Tensor  # int64, restart at 0 in each segment
     segment_lengths_S: torch.Tensor  # int64, sum = T
     targets_T: torch.Tensor  # int64
-    mask_T: torch.Tensor  # float32, 1 where targets_T is a trained response token
+    mask_T: torch.Tensor  # float32, 1 where targets_T is learned
+    sample_index_S: tuple[
+        int, ...
+    ]  # which sequence of the batch each segment is; empty: one token to keep ranks in step
+
+
+@dataclass(frozen=True)
+class PolicyMicroBatch(MicroBatch):
+    """Responses with what the policy losses need of each of their tokens; zeros where the mask is 0.
+
+    Prompt [5 6] and response [7 8] of advantage 0.5: tokens 5 6 7, targets 6 7 8, mask 0 1 1, advantages 0 0.5 0.5,
+    weights 0 0.5 0.5 for GRPO's mean over a response, 0 1 1 for DAPO's over tokens.
+    """
+
     advantages_T: torch.Tensor  # float32
     old_logprobs_T: torch.Tensor  # float32
     sampler_logprobs_T: torch.Tensor  # float32
     ref_logprobs_T: torch.Tensor  # float32
-    weights_T: torch.Tensor  # float32, 1/|o_i| (GRPO, GSPO), 1 (the others); times mask; not divided by the denominator
-    sample_index_S: tuple[int, ...] = ()  # which sample of the minibatch each segment is
+    weights_T: torch.Tensor  # float32, 1/|o_i| (GRPO, GSPO), 1 (the others); not divided by the denominator
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """Sum over the micro-batch of weighted token losses, to be divided by the minibatch's global denominator."""
+    """One micro-batch's loss as a sum, to be divided by what the whole batch is divided by.
+
+    Two tokens with losses 0.3 and 0.5: loss 0.8, count 2; a metric's mean is its sum over the batch / that of counts.
+    """
 
     loss: torch.Tensor  # scalar, differentiable
-    metrics: Mapping[str, float] = field(default_factory=dict)  # sums over tokens; see `tokens`
-    tokens: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)  # sums
+    count: float = 0.0  # of what they are sums over: trained tokens, pairs
+    outputs: Mapping[str, torch.Tensor] = field(default_factory=dict)  # looked at for numbers that are not finite
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from unittest import mock
 TIMEOUT_S = 240.0
 CPU = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 ENGINES = [
-    "deepspeed", "framework.engines.lm_trainer", "framework.engines.policy_learner",
+    "deepspeed", "framework.engines.trainer", "framework.engines.published_policy",
     "transformers.models.deepseek_v3.modeling_deepseek_v3",
 ]  # fmt: skip
 

@@ -10,13 +10,14 @@ import torch
 from framework.data.packing import pack
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
-from framework.engines.policy_learner import DeepSpeedLearner, Packer
+from framework.engines.published_policy import PublishedPolicy
 from framework.models.families.deepseek_v3 import DeepseekV3
 from framework.models.spec import build_model
 from framework.objectives.dapo import Dapo
 from framework.objectives.dr_grpo import DrGrpo
 from framework.objectives.grpo import Grpo
 from framework.objectives.policy import PolicyObjective
+from framework.objectives.policy_rows import Packer, PolicyRows
 from framework.types import Minibatch, TrainSample
 
 VOCAB = 128
@@ -48,7 +49,7 @@ def tiny_learner(
     lr: float = 3e-3,
     packer: Packer = pack,
     **engine: Any,
-) -> DeepSpeedLearner:
+) -> PublishedPolicy:
     """A learner that clips, warms up and updates biases: everything that could depend on how work is split."""
     values: dict[str, Any] = {"bias_update_speed": 1e-3, "clip": 0.5, "token_budget": 128} | engine
     config = DeepSpeedConfig(schedule=LrSchedule(lr=lr, warmup_steps=2), **values)
@@ -57,7 +58,7 @@ def tiny_learner(
         "token": Dapo(kl_coef=kl_coef, clip_high=0.2),
         "constant": DrGrpo(kl_coef=kl_coef, constant_length=64),
     }[denominator]
-    return DeepSpeedLearner(tiny_model(seed), config, objective, temperature=temperature, packer=packer)
+    return PublishedPolicy(tiny_model(seed), config, PolicyRows(objective, temperature, packer=packer))
 
 
 def samples(n: int = 9, seed: int = 0) -> tuple[TrainSample, ...]:

@@ -15,7 +15,7 @@ def lm_loss(logits_TV: torch.Tensor, targets_T: torch.Tensor, weights_T: torch.T
     """Return next-token cross-entropy summed over the row, to be divided by the global batch's trained tokens.
 
     `targets_T` is shifted already; `weights_T` [T] is 0 at positions that are not trained. The metric `nll` is the
-    unweighted sum over trained positions, `tokens` their number, so exp(nll / tokens) is the perplexity.
+    unweighted sum over trained positions, `count` their number, so exp(nll / count) is the perplexity.
     """
     trained_T = weights_T > 0
     nll_T = torch.where(trained_T, -token_logprobs(logits_TV, targets_T), 0.0)
@@ -65,4 +65,4 @@ def mtp_loss(logits_KV: torch.Tensor, targets: MtpTargets) -> LossOutput:
     """Return one depth's cross-entropy as `lm_loss` does, with the metric `right`: how often its first choice hits."""
     output = lm_loss(logits_KV, targets.tokens_K, targets.weights_K)
     right = float((logits_KV.detach().argmax(-1) == targets.tokens_K).sum())
-    return LossOutput(output.loss, {**output.metrics, "right": right}, output.tokens)
+    return LossOutput(output.loss, {**output.metrics, "right": right}, output.count)

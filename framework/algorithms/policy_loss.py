@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from framework.algorithms.kl import clamp_log_ratio
-from framework.types import LossOutput, MicroBatch
+from framework.types import LossOutput, PolicyMicroBatch
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Gain:
     metrics_T: Mapping[str, torch.Tensor]
 
 
-def trained_values(logprobs_T: torch.Tensor, micro: MicroBatch) -> PolicyValues:
+def trained_values(logprobs_T: torch.Tensor, micro: PolicyMicroBatch) -> PolicyValues:
     """Return the policies' logprobs where the row is trained, zeros elsewhere."""
     trained_T = micro.mask_T > 0
     given = (logprobs_T, micro.old_logprobs_T, micro.sampler_logprobs_T, micro.ref_logprobs_T)
@@ -45,7 +45,7 @@ def token_ratio(values: PolicyValues) -> torch.Tensor:
     return torch.exp(clamp_log_ratio(values.logprobs_T - values.old_T))
 
 
-def sequence_ratio(values: PolicyValues, micro: MicroBatch) -> torch.Tensor:
+def sequence_ratio(values: PolicyValues, micro: PolicyMicroBatch) -> torch.Tensor:
     """Return s = (pi(y) / pi_old(y))^(1/|y|) of each response, at its tokens [T] (GSPO eq. 7)."""
     return torch.exp(clamp_log_ratio(segment_means((values.logprobs_T - values.old_T) * micro.mask_T, micro)))
 
@@ -63,7 +63,7 @@ def clipped_gain(ratio_T: torch.Tensor, advantages_T: torch.Tensor, low: float, 
     return Gain(torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T), {**removed, "ratio": ratio_T})
 
 
-def segment_means(values_T: torch.Tensor, micro: MicroBatch) -> torch.Tensor:
+def segment_means(values_T: torch.Tensor, micro: PolicyMicroBatch) -> torch.Tensor:
     """Return each response's mean over its trained tokens, at its tokens [T]; `values_T` are zeros elsewhere."""
     n_segments = micro.segment_lengths_S.shape[0]
     segments = torch.arange(n_segments, device=values_T.device)
@@ -87,7 +87,7 @@ def banded_weights(values: PolicyValues, low: float, high: float) -> torch.Tenso
 
 
 @torch.no_grad()
-def offpolicy_mask(values: PolicyValues, micro: MicroBatch, delta: float) -> torch.Tensor:
+def offpolicy_mask(values: PolicyValues, micro: PolicyMicroBatch, delta: float) -> torch.Tensor:
     """Return V3.2's sequence mask M on each token, [T] (section 3.1, eq. 8-9).
 
     0 where the response's advantage is negative and its mean log(pi_sampler / pi) is above `delta`; pi_old is what

@@ -13,13 +13,15 @@ import heapq
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
 
 from framework.errors import UserError
-from framework.types import Denominator, Float32, Int32, MicroBatch, TrainSample
+from framework.types import Denominator, Float32, Int32, MicroBatch, PolicyMicroBatch, TrainSample
 
+M = TypeVar("M", bound=MicroBatch)
 TOGETHER = 1.02  # what keeping a prompt's responses together may cost in balance and room
 
 
@@ -90,7 +92,7 @@ def pack(
     ranks: int = 1,
     denominator: Denominator = "response",
     ref_logprobs: Sequence[Float32] | None = None,
-) -> list[MicroBatch]:
+) -> list[PolicyMicroBatch]:
     """Return the micro-batches of one data-parallel rank; every rank calls it with the same samples.
 
     Position t predicts token t+1; the mask is 1 where that token belongs to the response, whose last token predicts
@@ -104,9 +106,9 @@ def pack(
     micro_batches = []
     for indices in plan.ranks[rank]:
         segments = [
-            _rl_segment(samples[i], denominator, None if ref_logprobs is None else ref_logprobs[i]) for i in indices
+            _policy_segment(samples[i], denominator, None if ref_logprobs is None else ref_logprobs[i]) for i in indices
         ]
-        micro_batches.append(_micro_batch(segments, indices))
+        micro_batches.append(_micro_batch(PolicyMicroBatch, segments, indices))
     return micro_batches
 
 
@@ -118,7 +120,7 @@ def pack_padded(
     ranks: int = 1,
     denominator: Denominator = "response",
     ref_logprobs: Sequence[Float32] | None = None,
-) -> list[MicroBatch]:
+) -> list[PolicyMicroBatch]:
     """Return the same training signal laid out with one sample a row, every row padded to its micro-batch's longest.
 
     The baseline that packing is measured against: rows in the order given, dealt to ranks in turn, B x longest within
@@ -132,9 +134,9 @@ def pack_padded(
         width = max((_length(samples[i]) for i in indices), default=0)
         segments = []
         for i in indices:
-            segment = _rl_segment(samples[i], denominator, None if ref_logprobs is None else ref_logprobs[i])
+            segment = _policy_segment(samples[i], denominator, None if ref_logprobs is None else ref_logprobs[i])
             segments.append(segment.padded(width))
-        micro_batches.append(_micro_batch(segments, indices))
+        micro_batches.append(_micro_batch(PolicyMicroBatch, segments, indices))
     return micro_batches
 
 
@@ -149,14 +151,15 @@ def pack_documents(
     """Return packed micro-batches for supervised training, where sequences do not see each other.
 
     `trained` ([T] of 0 and 1 for each document) marks the tokens to learn, by default all; the first token of a
-    document is never predicted. weights_T is the mask; the fields of reinforcement learning are zeros.
+    document is never predicted.
     """
     plan = plan_packing([len(document) for document in documents], token_budget, ranks)
-    micro_batches = []
-    for indices in plan.ranks[rank]:
-        segments = [_lm_segment(documents[i], None if trained is None else trained[i]) for i in indices]
-        micro_batches.append(_micro_batch(segments, indices))
-    return micro_batches
+    return [
+        _micro_batch(
+            MicroBatch, [_segment(documents[i], None if trained is None else trained[i]) for i in indices], indices
+        )
+        for indices in plan.ranks[rank]
+    ]
 
 
 def unpack_responses(values_T: torch.Tensor, micro: MicroBatch) -> dict[int, Float32]:
@@ -169,9 +172,10 @@ def unpack_responses(values_T: torch.Tensor, micro: MicroBatch) -> dict[int, Flo
     return responses
 
 
-def to_device(micro: MicroBatch, device: torch.device | str) -> MicroBatch:
+def to_device(micro: M, device: torch.device | str) -> M:
     """Return the micro-batch with its tensors on `device`."""
-    tensors = {f.name: getattr(micro, f.name) for f in fields(micro) if f.name != "sample_index_S"}
+    values = {f.name: getattr(micro, f.name) for f in fields(micro)}
+    tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
     return replace(micro, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
@@ -182,16 +186,22 @@ class _Segment:
     token_ids: Int32
     targets: Int32
     mask: Float32
+
+    def padded(self, width: int) -> Self:
+        """Return it closed with zeros (token 0, mask 0) to `width` tokens."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        return type(self)(**{name: np.pad(array, (0, width - len(array))) for name, array in arrays.items()})
+
+
+@dataclass(frozen=True)
+class _PolicySegment(_Segment):
+    """A response's."""
+
     weights: Float32
     advantages: Float32
     old_logprobs: Float32
     sampler_logprobs: Float32
     ref_logprobs: Float32
-
-    def padded(self, width: int) -> _Segment:
-        """Return it closed with zeros (token 0, mask 0) to `width` tokens."""
-        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
-        return _Segment(**{name: np.pad(array, (0, width - len(array))) for name, array in arrays.items()})
 
 
 def _length(sample: TrainSample) -> int:
@@ -241,7 +251,7 @@ def _fill_rows(indices: Sequence[int], samples: Sequence[TrainSample], token_bud
     return [*batches, tuple(rows)] if rows else batches
 
 
-def _rl_segment(sample: TrainSample, denominator: Denominator, ref_logprobs: Float32 | None) -> _Segment:
+def _policy_segment(sample: TrainSample, denominator: Denominator, ref_logprobs: Float32 | None) -> _PolicySegment:
     n_prompt, n_response = len(sample.prompt_ids), len(sample.response_ids)
     if n_prompt == 0 or n_response == 0:
         raise ValueError(f"prompt {sample.prompt_id!r}: {n_prompt} prompt and {n_response} response tokens, need both")
@@ -259,7 +269,7 @@ def _rl_segment(sample: TrainSample, denominator: Denominator, ref_logprobs: Flo
         return row
 
     token_ids = np.concatenate([sample.prompt_ids, sample.response_ids]).astype(np.int32, copy=False)
-    return _Segment(
+    return _PolicySegment(
         token_ids=token_ids[:-1],
         targets=token_ids[1:],
         mask=placed(1.0),
@@ -271,33 +281,27 @@ def _rl_segment(sample: TrainSample, denominator: Denominator, ref_logprobs: Flo
     )
 
 
-def _lm_segment(token_ids: Int32, trained: Int32 | None) -> _Segment:
+def _segment(token_ids: Int32, trained: Int32 | None) -> _Segment:
     mask = np.ones(len(token_ids), np.float32) if trained is None else trained.astype(np.float32)
     if len(mask) != len(token_ids):
         raise ValueError(f"{len(mask)} marks for {len(token_ids)} tokens")
-    mask = np.append(mask[1:], np.float32(0.0))  # position t is trained if token t+1 is
-    zeros = np.zeros_like(mask)
-    return _Segment(token_ids, np.append(token_ids[1:], np.int32(0)), mask, mask, zeros, zeros, zeros, zeros)
+    # position t is trained if token t+1 is
+    return _Segment(token_ids, np.append(token_ids[1:], np.int32(0)), np.append(mask[1:], np.float32(0.0)))
 
 
-def _micro_batch(segments: Sequence[_Segment], indices: tuple[int, ...]) -> MicroBatch:
-    if not segments:  # one dummy token that nothing is trained on
-        segments = [_lm_segment(np.zeros(1, np.int32), None)]
-    lengths = np.array([len(segment.token_ids) for segment in segments], np.int64)
-
-    def row(name: str) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate([getattr(segment, name) for segment in segments]))
-
-    return MicroBatch(
-        token_ids_T=row("token_ids").long(),
+def _micro_batch(kind: type[M], segments: Sequence[_Segment], indices: tuple[int, ...]) -> M:
+    """Lay segments end to end; without any, one dummy token that nothing is trained on."""
+    lengths = np.array([len(segment.token_ids) for segment in segments] or [1], np.int64)
+    tensors = {}
+    for name in [
+        f.name for f in fields(kind) if f.name not in ("position_ids_T", "segment_lengths_S", "sample_index_S")
+    ]:
+        arrays = [getattr(segment, name.removesuffix("_T")) for segment in segments] or [np.zeros(1, np.float32)]
+        tensors[name] = torch.from_numpy(np.concatenate(arrays))
+    tensors |= {name: tensors[name].long() for name in ("token_ids_T", "targets_T")}
+    return kind(
         position_ids_T=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])),
         segment_lengths_S=torch.from_numpy(lengths),
-        targets_T=row("targets").long(),
-        mask_T=row("mask"),
-        advantages_T=row("advantages"),
-        old_logprobs_T=row("old_logprobs"),
-        sampler_logprobs_T=row("sampler_logprobs"),
-        ref_logprobs_T=row("ref_logprobs"),
-        weights_T=row("weights"),
         sample_index_S=indices,
+        **tensors,
     )

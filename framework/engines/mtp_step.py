@@ -39,7 +39,7 @@ class MtpStep:
         """Return `main` with the modules' loss added ([K, V] logits of each depth; L_k is a sum over `divisor`)."""
         outputs = [mtp_loss(logits_KV, t) for logits_KV, t in zip(logits or (), self._targets, strict=True)]
         for k, output in enumerate(outputs):
-            row = [output.metrics["nll"], output.metrics["right"], output.tokens]
+            row = [output.metrics["nll"], output.metrics["right"], output.count]
             self._sums[k] += torch.tensor(row, dtype=torch.float64)
         return add_mtp_loss(main, [output.loss / divisor for output in outputs], self._coefficient)
 

@@ -12,7 +12,7 @@ N segments of a run, L its length, K trained positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -60,7 +60,6 @@ class PackedLogprobs:
 
     logprobs_T: torch.Tensor  # float32, differentiable
     entropy_T: torch.Tensor | None  # float32, nats, no gradient
-    mtp_logits: tuple[torch.Tensor, ...] = ()  # [K, V] of each depth, where the model was given `mtp_positions`
 
 
 def packed_attention(
@@ -146,18 +145,16 @@ def forward_packed(
 
     `keep_K` (int64 positions) computes logits_KV there only. Pass a `layout` to share it between forwards.
     """
-    logits_TV: torch.Tensor = _run_packed(model, micro, layout or SegmentLayout.of(micro), keep_K).logits[0]
-    return logits_TV
-
-
-def _run_packed(model: Any, micro: MicroBatch, layout: SegmentLayout, keep_K: torch.Tensor | None, **more: Any) -> Any:
-    token_ids, position_ids, keep = micro.token_ids_T, micro.position_ids_T, keep_K
+    layout = layout or SegmentLayout.of(micro)
+    token_ids, position_ids, keep, more = micro.token_ids_T, micro.position_ids_T, keep_K, dict[str, Any]()
     if layout.shared is not None:
         token_ids, position_ids = token_ids[layout.shared.position_U], position_ids[layout.shared.position_U]
         keep = layout.shared.node_T if keep is None else layout.shared.node_T[keep]
     if keep is not None:
         more["logits_to_keep"] = keep
-    return model(input_ids=token_ids[None], position_ids=position_ids[None], use_cache=False, segments=layout, **more)
+    output = model(input_ids=token_ids[None], position_ids=position_ids[None], use_cache=False, segments=layout, **more)
+    logits_TV: torch.Tensor = output.logits[0]
+    return logits_TV
 
 
 def packed_logprobs(
@@ -167,25 +164,18 @@ def packed_logprobs(
     *,
     entropy: bool = False,
     layout: SegmentLayout | None = None,
-    mtp: Mapping[str, Any] | None = None,
 ) -> PackedLogprobs:
     """Run the model and return log pi(target) at the trained positions.
 
-    `mtp`: what the model takes to run its MTP modules as well. The vocabulary projection runs on the trained positions
-    only: prompts cost no logits. A micro-batch that trains nothing still runs forward and backward, and gives every
-    parameter that it reaches a zero gradient.
+    The vocabulary projection runs on the trained positions only: prompts cost no logits. A micro-batch that trains
+    nothing still runs forward and backward, and gives every parameter that it reaches a zero gradient.
     """
     kept_K = micro.mask_T.nonzero().squeeze(-1)
-    if layout is None:  # an MTP module sees the token behind a prefix, so it can't share any
-        layout = SegmentLayout.of(micro) if not mtp else SegmentLayout.of_lengths(micro.segment_lengths_S.tolist())
-    output = _run_packed(model, micro, layout, kept_K, **(mtp or {}))
-    logits_KV = output.logits[0]
+    logits_KV = forward_packed(model, micro, layout, kept_K)
 
     def spread(values_K: torch.Tensor) -> torch.Tensor:
         row_T = torch.zeros(micro.mask_T.shape, dtype=values_K.dtype, device=values_K.device)
         return row_T.index_put((kept_K,), values_K)
 
     logprobs_K, entropy_K = logprobs_and_entropy(logits_KV, micro.targets_T[kept_K], temperature)
-    return PackedLogprobs(
-        spread(logprobs_K), spread(entropy_K) if entropy else None, getattr(output, "mtp_logits", None) or ()
-    )
+    return PackedLogprobs(spread(logprobs_K), spread(entropy_K) if entropy else None)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from framework.algorithms.policy_loss import Gain, PolicyValues, token_ratio
 from framework.bounds import NonNegativeFloat, bounded
 from framework.objectives.policy import PolicyObjective
-from framework.types import Denominator, MicroBatch
+from framework.types import Denominator, PolicyMicroBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Cispo(PolicyObjective):
 
     average: ClassVar[Denominator] = "token"
 
-    def gain(self, values: PolicyValues, micro: MicroBatch) -> Gain:
+    def gain(self, values: PolicyValues, micro: PolicyMicroBatch) -> Gain:
         """REINFORCE with a bounded importance weight."""
         ratio_T = token_ratio(values).detach()
         bounded_T = ratio_T.clamp_max(1.0 + self.clip_high)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from framework.algorithms.policy_loss import Gain, PolicyValues, clipped_gain, token_ratio
 from framework.bounds import NonNegativeFloat, bounded
 from framework.objectives.policy import PolicyObjective
-from framework.types import Denominator, MicroBatch
+from framework.types import Denominator, PolicyMicroBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,6 @@ class Dapo(PolicyObjective):
 
     average: ClassVar[Denominator] = "token"
 
-    def gain(self, values: PolicyValues, micro: MicroBatch) -> Gain:
+    def gain(self, values: PolicyValues, micro: PolicyMicroBatch) -> Gain:
         """The ratio, clipped further above than below."""
         return clipped_gain(token_ratio(values), micro.advantages_T, self.clip_low, self.clip_high)

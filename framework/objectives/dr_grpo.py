@@ -10,7 +10,7 @@ from framework.algorithms.policy_loss import Gain, PolicyValues, clipped_gain, t
 from framework.bounds import NonNegativeFloat, PositiveInt, bounded
 from framework.errors import UserError
 from framework.objectives.policy import PolicyObjective
-from framework.types import Denominator, MicroBatch
+from framework.types import Denominator, PolicyMicroBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class DrGrpo(PolicyObjective):
         """Let L follow the longest response."""
         return replace(self, constant_length=self.constant_length or response_limit)
 
-    def gain(self, values: PolicyValues, micro: MicroBatch) -> Gain:
+    def gain(self, values: PolicyValues, micro: PolicyMicroBatch) -> Gain:
         """The clipped ratio."""
         return clipped_gain(token_ratio(values), micro.advantages_T, self.clip_low, self.clip_high)
 

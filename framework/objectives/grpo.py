@@ -23,7 +23,7 @@ from framework.algorithms.policy_loss import (
 from framework.bounds import NonNegativeFloat, PositiveFloat, bounded
 from framework.errors import UserError
 from framework.objectives.policy import PolicyObjective
-from framework.types import MicroBatch
+from framework.types import PolicyMicroBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Grpo(PolicyObjective):
         """(r - mean) / std, or without the division."""
         return group_advantages(rewards_G, self.advantage_std)
 
-    def gain(self, values: PolicyValues, micro: MicroBatch) -> Gain:
+    def gain(self, values: PolicyValues, micro: PolicyMicroBatch) -> Gain:
         """The clipped ratio; metrics tis_weight and offpolicy_masked where these corrections are on."""
         found = clipped_gain(token_ratio(values), micro.advantages_T, self.clip_low, self.clip_high)
         gain_T, metrics_T = found.gain_T, dict(found.metrics_T)

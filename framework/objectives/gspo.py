@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from framework.algorithms.policy_loss import Gain, PolicyValues, clipped_gain, sequence_ratio
 from framework.bounds import NonNegativeFloat, bounded
 from framework.objectives.policy import PolicyObjective
-from framework.types import MicroBatch
+from framework.types import PolicyMicroBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,6 @@ class Gspo(PolicyObjective):
     clip_low: NonNegativeFloat = 3e-4
     clip_high: NonNegativeFloat = 4e-4
 
-    def gain(self, values: PolicyValues, micro: MicroBatch) -> Gain:
+    def gain(self, values: PolicyValues, micro: PolicyMicroBatch) -> Gain:
         """The response's clipped ratio, at each of its tokens."""
         return clipped_gain(sequence_ratio(values, micro), micro.advantages_T, self.clip_low, self.clip_high)

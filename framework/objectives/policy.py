@@ -17,7 +17,7 @@ from framework.algorithms.kl import k3
 from framework.algorithms.policy_loss import Gain, PolicyValues, summed, token_ratio, trained_values
 from framework.bounds import NonNegativeFloat, NonNegativeInt, bounded
 from framework.errors import UserError
-from framework.types import Denominator, Float32, LossOutput, MicroBatch, ScoredGroup, TrainSample
+from framework.types import Denominator, Float32, LossOutput, PolicyMicroBatch, ScoredGroup, TrainSample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,16 +80,18 @@ class PolicyObjective:
         """Return a batch's samples with the KL term in their advantages, where `kl_in_reward`."""
         raise NotImplementedError
 
-    def gain(self, values: PolicyValues, micro: MicroBatch) -> Gain:
+    def gain(self, values: PolicyValues, micro: PolicyMicroBatch) -> Gain:
         """Return what each token adds to the objective, [T], without the KL term and the token's weight."""
         raise NotImplementedError
 
-    def loss(self, logprobs_T: torch.Tensor, micro: MicroBatch, entropy_T: torch.Tensor | None = None) -> LossOutput:
+    def loss(
+        self, logprobs_T: torch.Tensor, micro: PolicyMicroBatch, entropy_T: torch.Tensor | None = None
+    ) -> LossOutput:
         """Return -sum_t w_t (gain_t - beta KL_t).
 
         It is a sum: the caller divides by `denominator` of the whole minibatch, so that the result depends on no split
         of it. `logprobs_T` [T] is the policy's, differentiable. Metrics are sums over trained tokens, to be divided by
-        the sum of `tokens`: those of `gain`, ratio, old_kl (k3 of pi to pi_old), with kl_coef ref_kl, entropy if given.
+        the sum of `count`: those of `gain`, ratio, old_kl (k3 of pi to pi_old), with kl_coef ref_kl, entropy if given.
         """
         values = trained_values(logprobs_T, micro)
         found = self.gain(values, micro)

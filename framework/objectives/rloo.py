@@ -14,7 +14,7 @@ from framework.algorithms.advantages import leave_one_out
 from framework.algorithms.policy_loss import Gain, PolicyValues, token_ratio
 from framework.bounds import NonNegativeFloat, NonNegativeInt, bounded
 from framework.objectives.policy import PolicyObjective
-from framework.types import Denominator, Float32, MicroBatch, TrainSample
+from framework.types import Denominator, Float32, PolicyMicroBatch, TrainSample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,6 @@ class Rloo(PolicyObjective):
                 changed[i] = replace(samples[i], advantage=samples[i].advantage - self.kl_coef * gap)
         return changed
 
-    def gain(self, values: PolicyValues, micro: MicroBatch) -> Gain:
+    def gain(self, values: PolicyValues, micro: PolicyMicroBatch) -> Gain:
         """A log pi."""
         return Gain(micro.advantages_T * values.logprobs_T, {"ratio": token_ratio(values).detach()})

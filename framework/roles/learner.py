@@ -50,16 +50,12 @@ class LearnerWorker:
         os.environ.update(
             RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", MASTER_ADDR=host, MASTER_PORT=str(port)
         )
-        from framework.engines.policy_learner import DeepSpeedLearner
+        from framework.engines.published_policy import PublishedPolicy
         from framework.engines.sharded_load import load_sharded
+        from framework.objectives.policy_rows import PolicyRows
 
-        self._learner = DeepSpeedLearner(
-            load_sharded(config.checkpoint, config.engine),
-            config.engine,
-            config.objective,
-            temperature=config.temperature,
-            entropy=config.entropy,
-        )
+        rows = PolicyRows(config.objective, config.temperature, config.entropy)
+        self._learner = PublishedPolicy(load_sharded(config.checkpoint, config.engine), config.engine, rows)
 
     def train(self, batch: TrainBatch) -> TrainResult:
         """One optimizer step a minibatch; before the first raises MismatchTooLarge if the probe does not pass the gate.
@@ -71,12 +67,12 @@ class LearnerWorker:
         if mismatch is not None:
             check_mismatch(mismatch, batch.gate)
         minibatches = batch.minibatches
-        if self._learner.objective.old_logprobs == "learner":
+        if self._learner.policy.old_logprobs == "learner":
             # pi_old is the policy that the batch starts from, so all come before the first step
             minibatches = tuple(
                 replace(minibatch, samples=self._with_old_logprobs(minibatch.samples)) for minibatch in minibatches
             )
-        if self._learner.objective.kl_in_reward and self._learner.objective.kl_coef:
+        if self._learner.policy.kl_in_reward and self._learner.policy.kl_coef:
             minibatches = self._with_kl_reward(minibatches)
         steps = tuple(self._learner.train_minibatch(minibatch) for minibatch in minibatches)
         tokens = sum(len(s.prompt_ids) + len(s.response_ids) for minibatch in minibatches for s in minibatch.samples)
@@ -115,7 +111,7 @@ class LearnerWorker:
     def _with_kl_reward(self, minibatches: tuple[Minibatch, ...]) -> tuple[Minibatch, ...]:
         """Groups are spread over the minibatches, and their baselines need all of their responses."""
         samples = [sample for minibatch in minibatches for sample in minibatch.samples]
-        changed = iter(self._learner.objective.with_kl_reward(samples, self._learner.reference_logprobs(samples)))
+        changed = iter(self._learner.policy.with_kl_reward(samples, self._learner.reference_logprobs(samples)))
         return tuple(replace(m, samples=tuple(next(changed) for _ in m.samples)) for m in minibatches)
 
     def _measure(self, batch: TrainBatch) -> Mismatch:

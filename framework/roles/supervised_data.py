@@ -1,4 +1,4 @@
-"""What a supervised run trains on, by optimizer step: rows of a token stream, or whole conversations.
+"""What a supervised run trains on, by optimizer step, and the objective that learns it.
 
 A feed depends on the seed and the step alone, so that any rank can resume anywhere.
 """
@@ -7,28 +7,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from framework.data.chats import ChatRows
 from framework.data.shards import RowBatch, TokenRows
 from framework.engines.batch_schedule import BatchSchedule
-from framework.engines.lm_trainer import DeepSpeedTrainer
-from framework.types import StepResult
+from framework.objectives.lm import DocumentLm, Documents, StreamLm
+from framework.objectives.objective import Objective
 
 
 class Feed(Protocol):
-    """Opened data, on one rank."""
+    """Opened data, on one rank: batches as `objective` takes them."""
 
+    objective: Objective[Any, Any]
     vocab_size: int  # of the tokenizer that made it
+    held_out: Any  # a batch that is not trained on; None: nothing was set apart
 
-    def train(self, trainer: DeepSpeedTrainer, step: int) -> StepResult:
-        """Take optimizer step `step`, from 0."""
+    def batch(self, step: int) -> Any:
+        """What optimizer step `step`, from 0, trains on."""
         ...
 
-    def validation_loss(self, trainer: DeepSpeedTrainer) -> float | None:
-        """Mean loss in nats on what is not trained on; None if nothing was set apart."""
+
+class Data(Protocol):
+    """Where it lies, and how much of it is a step."""
+
+    def open(self, seed: int) -> Feed:
+        """Map the files; raises UserError if one is missing or damaged."""
         ...
 
 
@@ -39,7 +45,6 @@ class RowData:
     shards: Path
     batches: BatchSchedule
     validation_rows: int
-    isolated = False  # documents of a row see each other
 
     def open(self, seed: int) -> Feed:
         """Map the files; raises UserError if one is missing or damaged."""
@@ -53,7 +58,6 @@ class ChatData:
     shards: Path  # train/, and validation/ where some are set apart
     per_step: int
     epochs: int
-    isolated = True
 
     def open(self, seed: int) -> Feed:
         """Map the files; raises UserError if one is missing or damaged."""
@@ -62,32 +66,27 @@ class ChatData:
 
 class _RowFeed:
     def __init__(self, data: RowData, seed: int) -> None:
+        self.objective = StreamLm()
         self._batches, row_tokens = data.batches, data.batches.row_tokens
         self._rows = TokenRows(data.shards, "train", row_tokens, seed)
         held_out = TokenRows(data.shards, "validation", row_tokens, seed=0)
-        self._held_out = torch.from_numpy(held_out.head(data.validation_rows))
+        self.held_out: Any = torch.from_numpy(held_out.head(data.validation_rows))
         self.vocab_size = self._rows.vocab_size
 
-    def train(self, trainer: DeepSpeedTrainer, step: int) -> StepResult:
-        first, size = self._batches.first_row(step), self._batches.rows_at(step)
-        return trainer.train_minibatch(RowBatch(self._rows, first, size))
-
-    def validation_loss(self, trainer: DeepSpeedTrainer) -> float | None:
-        return trainer.validation_loss(self._held_out)
+    def batch(self, step: int) -> RowBatch:
+        return RowBatch(self._rows, self._batches.first_row(step), self._batches.rows_at(step))
 
 
 class _ChatFeed:
     def __init__(self, data: ChatData, seed: int) -> None:
+        self.objective = DocumentLm()
         self._data, self._chats = data, ChatRows(data.shards / "train", seed)
-        held_out = data.shards / "validation"
-        self._held_out = ChatRows(held_out, 0) if held_out.is_dir() else None
+        self.held_out: Any = None
+        if (held_out := data.shards / "validation").is_dir():
+            chats = ChatRows(held_out, 0)
+            self.held_out = Documents(*chats.batch(0, chats.meta.chats))
         self.vocab_size = self._chats.meta.vocab_size
 
-    def train(self, trainer: DeepSpeedTrainer, step: int) -> StepResult:
+    def batch(self, step: int) -> Documents:
         first, end = step * self._data.per_step, self._data.epochs * self._chats.meta.chats
-        return trainer.train_documents(*self._chats.batch(first, min(self._data.per_step, end - first)))
-
-    def validation_loss(self, trainer: DeepSpeedTrainer) -> float | None:
-        if self._held_out is None:
-            return None
-        return trainer.validation_loss_of_documents(*self._held_out.batch(0, self._held_out.meta.chats))
+        return Documents(*self._chats.batch(first, min(self._data.per_step, end - first)))

@@ -30,10 +30,10 @@ from framework.roles.causes import cause, is_collective, is_death
 from framework.roles.cluster import worker_environment
 from framework.roles.pulse import beat
 from framework.roles.rank_watch import RankWatch, pulse_name
-from framework.roles.supervised_data import ChatData, RowData
+from framework.roles.supervised_data import Data
 
 if TYPE_CHECKING:
-    from framework.engines.lm_trainer import DeepSpeedTrainer
+    from framework.engines.trainer import Trainer
 
 KEPT = 2  # checkpoints: the newest, and one to fall back to
 METRICS, STOP, SAVING = "worker_metrics.jsonl", "STOP", "saving-"
@@ -50,7 +50,7 @@ class LmRun:
 
     model: ModelConfig | Path  # fresh weights of these sizes, or those of a Hugging Face checkpoint
     engine: DeepSpeedConfig
-    data: RowData | ChatData
+    data: Data
     out: Path  # the Hugging Face checkpoint
     work_dir: Path
     steps: int
@@ -281,8 +281,8 @@ def _worker(config: dict[str, Any]) -> None:
     import torch
     import torch.distributed as dist
 
-    from framework.engines.lm_trainer import DeepSpeedTrainer
     from framework.engines.sharded_load import build_sharded, load_sharded
+    from framework.engines.trainer import Trainer
 
     run: LmRun = config["run"]
     turns = 0  # what has been done: whoever waits for this rank sees that it gets on
@@ -300,14 +300,14 @@ def _worker(config: dict[str, Any]) -> None:
     if feed.vocab_size > model.config.vocab_size:
         allowed = f"the tokenizer has {feed.vocab_size} tokens: it does not match this model"
         raise UserError("model.vocab_size", model.config.vocab_size, allowed)
-    trainer = DeepSpeedTrainer(model, engine, run.data.isolated)
+    trainer = Trainer(model, engine, feed.objective)
     _restore(run, trainer, rank)
     step = trainer.engine.steps
     started, tokens = time.monotonic(), 0.0
     look_at, looked_at, looked = step + 1, step, time.monotonic()
     while step < run.steps:
         turns += 1
-        result = feed.train(trainer, step)
+        result = trainer.step(feed.batch(step))
         step, tokens = result.step, tokens + result.metrics["tokens"]
         validate = step % run.validate_every == 0 or step == run.steps
         if rank == 0 and (step % 10 == 0 or step == run.steps):
@@ -315,10 +315,10 @@ def _worker(config: dict[str, Any]) -> None:
             metrics["train/tokens_per_s"] = tokens / (time.monotonic() - started)
             _write(run, step, metrics, result.expert_load_LE)
             started, tokens = time.monotonic(), 0.0
-        if validate:
-            loss = feed.validation_loss(trainer)
-            if rank == 0 and loss is not None:
-                _write(run, step, {"validation/loss": loss}, None)
+        if validate and feed.held_out is not None:
+            found = trainer.evaluate(feed.held_out)
+            if rank == 0:
+                _write(run, step, {f"validation/{name}": value for name, value in found.items()}, None)
             started, tokens = time.monotonic(), 0.0
         turns += 1
         stopping = False
@@ -342,7 +342,7 @@ def _worker(config: dict[str, Any]) -> None:
         _write(run, step, {}, None, exported=True)
 
 
-def _restore(run: LmRun, trainer: DeepSpeedTrainer, rank: int) -> None:
+def _restore(run: LmRun, trainer: Trainer[Any, Any], rank: int) -> None:
     """Load the newest checkpoint that is whole. Collective: all ranks find the same ones damaged.
 
     What lies in the folder counts, not Ray Train's list of it: digests tell a checkpoint that a death cut off.

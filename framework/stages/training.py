@@ -13,7 +13,7 @@ from framework.graph.nodes import Runtime
 from framework.models.families.base import ModelConfig
 
 if TYPE_CHECKING:
-    from framework.roles.supervised_data import ChatData, RowData
+    from framework.roles.supervised_data import Data
 
 
 class TrainingConfig(Protocol):
@@ -39,7 +39,7 @@ def train(
     *,
     model: ModelConfig | Path,
     engine: DeepSpeedConfig,
-    data: RowData | ChatData,
+    data: Data,
     steps: int,
     tokenizer: TokenizerDir | Checkpoint,
     out: Path,

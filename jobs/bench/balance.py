@@ -22,11 +22,12 @@ import torch
 from framework.artifacts import TextSet
 from framework.config import RunConfig, compose
 from framework.data.shards import TokenRows
-from framework.engines.lm_trainer import DeepSpeedTrainer
 from framework.engines.lr_schedule import LrSchedule
+from framework.engines.trainer import Trainer
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
 from framework.models.spec import build_model
+from framework.objectives.lm import StreamLm
 from framework.observe.charts import WIDTH, Series, line_chart
 from framework.stages.collect import Collect, NoInputs
 from framework.stages.tokenizer import Tokenize, TokenizeInputs, TokenizerInputs, TrainTokenizer
@@ -61,11 +62,11 @@ def train(config: RunConfig, shards: Path, steps: int, gamma: float) -> tuple[np
     stage = config.stage["pretrain"]
     schedule = LrSchedule(lr=stage.engine.schedule.lr, warmup_steps=stage.engine.schedule.warmup_steps)
     engine = replace(stage.engine, bias_update_speed=gamma, balance_alpha=0.0, schedule=schedule)
-    trainer = DeepSpeedTrainer(build_model(config.model, config.seed), engine)
+    trainer = Trainer(build_model(config.model, config.seed), engine, StreamLm())
     rows = TokenRows(shards, "train", stage.row_tokens, config.seed)
     loads, losses = [], []
     for step in range(steps):
-        result = trainer.train_minibatch(torch.from_numpy(rows.batch(step, stage.rows_per_step)))
+        result = trainer.step(torch.from_numpy(rows.batch(step, stage.rows_per_step)))
         loads.append(result.expert_load_LE)
         losses.append(result.metrics["loss"])
     return np.stack(loads), losses

@@ -17,12 +17,13 @@ from framework.data.packing import pack, pack_padded
 from framework.engines.cpu_matmul import stock_matmul
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
-from framework.engines.policy_learner import DeepSpeedLearner, Packer
+from framework.engines.published_policy import PublishedPolicy
 from framework.models.families.base import ModelConfig
 from framework.models.families.deepseek_v3 import DeepseekV3
 from framework.models.packed_attention import packed_logprobs, use_packed_attention
 from framework.models.spec import build_model
 from framework.objectives.grpo import Grpo
+from framework.objectives.policy_rows import Packer, PolicyRows
 from framework.types import Minibatch, TrainSample
 from jobs.bench._common import report, run_as_worker, spread
 
@@ -104,10 +105,10 @@ class TorchLoop:
             parameter.grad = None
 
 
-def deepspeed_learner(dtype: Any, token_budget: int, packer: Packer = pack) -> DeepSpeedLearner:
+def deepspeed_learner(dtype: Any, token_budget: int, packer: Packer = pack) -> PublishedPolicy:
     """ZeRO-1 with AutoEP, as the GRPO stage runs it."""
     config = DeepSpeedConfig(dtype=dtype, token_budget=token_budget, schedule=LrSchedule(lr=LR), bias_update_speed=1e-3)
-    return DeepSpeedLearner(build_model(model_config(), seed=0), config, GRPO, packer=packer)
+    return PublishedPolicy(build_model(model_config(), seed=0), config, PolicyRows(GRPO, packer=packer))
 
 
 def interleaved(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:

@@ -17,11 +17,12 @@ import torch
 from framework.config import compose
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.expert_parallel import own_tensors
-from framework.engines.lm_trainer import DeepSpeedTrainer
 from framework.engines.lr_schedule import LrSchedule
+from framework.engines.trainer import Trainer
 from framework.engines.vllm_engine import VllmConfig, VllmSampler
 from framework.engines.weights import flatten
 from framework.errors import UserError
+from framework.objectives.lm import StreamLm
 from framework.types import Prompt, SamplingParams
 from tests.distributed import run_ranks
 
@@ -62,8 +63,8 @@ def drafted(directory: Path) -> dict[str, Any]:
     config = DeepSpeedConfig(schedule=LrSchedule(lr=4e-3, warmup_steps=10), mtp_coef=0.3)
     from framework.models.spec import build_model
 
-    trainer = DeepSpeedTrainer(build_model(spec, 0), config)
-    metrics = [trainer.train_minibatch(markov_rows(step)).metrics for step in range(STEPS)][-1]
+    trainer = Trainer(build_model(spec, 0), config, StreamLm())
+    metrics = [trainer.step(markov_rows(step)).metrics for step in range(STEPS)][-1]
     trainer.export(directory)
     save_tokenizer(directory)
     model: Any = trainer.engine.model

@@ -20,7 +20,7 @@ import torch
 from framework.engines.checkpoint import load_hf
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
-from framework.engines.policy_learner import DeepSpeedLearner
+from framework.engines.published_policy import PublishedPolicy
 from framework.engines.sharded_load import load_sharded
 from framework.engines.vllm_engine import VllmConfig, VllmSampler
 from framework.models.families.base import ModelConfig, recast
@@ -31,6 +31,7 @@ from framework.models.families.llama import Llama
 from framework.models.families.qwen2 import Qwen2
 from framework.models.spec import build_model
 from framework.objectives.grpo import Grpo
+from framework.objectives.policy_rows import PolicyRows
 from framework.types import Float32, Minibatch, Prompt, PublishedWeights, SamplingParams, TrainSample
 from tests.distributed import run_ranks
 
@@ -103,7 +104,7 @@ def learn(directory: Path) -> dict[str, Learned]:
         config = DeepSpeedConfig(
             schedule=LrSchedule(lr=3e-3), token_budget=2 * CONTEXT, ep_size=2 if spec.num_moe_layers else 1
         )
-        learner = DeepSpeedLearner(varied(spec), config, Grpo(kl_coef=0.0))
+        learner = PublishedPolicy(varied(spec), config, PolicyRows(Grpo(kl_coef=0.0)))
         learner.export(directory / name / "before")
         before = learner.logprobs(sequences())
         if name in ("v1", "v3"):
@@ -120,7 +121,7 @@ def _check_sharded_loading(checkpoint: Path, config: DeepSpeedConfig, expected: 
     learned = []
     for stage, load in ((1, load_sharded), (3, load_sharded), (3, lambda at, config: load_hf(at, config.dtype))):
         engine = replace(config, zero_stage=stage)
-        learner = DeepSpeedLearner(load(checkpoint, engine), engine, Grpo(kl_coef=0.0))
+        learner = PublishedPolicy(load(checkpoint, engine), engine, PolicyRows(Grpo(kl_coef=0.0)))
         assert all(np.array_equal(a, b) for a, b in zip(expected, learner.logprobs(sequences()), strict=True))
         learner.train_minibatch(Minibatch.of(sequences()))
         learned.append(np.concatenate(learner.logprobs(sequences())))

@@ -20,10 +20,11 @@ from framework.data.packing import pack, pack_padded
 from framework.engines import checkpoint, expert_parallel
 from framework.engines.checkpoint import STATE, load_hf
 from framework.engines.deepspeed_engine import DeepSpeedConfig
-from framework.engines.lm_trainer import DeepSpeedTrainer
 from framework.engines.lr_schedule import LrSchedule
+from framework.engines.trainer import Trainer
 from framework.engines.weights import unflatten
 from framework.errors import DamagedState, UserError
+from framework.objectives.lm import StreamLm
 from framework.protocols import Learner
 from framework.types import Minibatch
 from tests.fakes import FakeLearner
@@ -260,26 +261,26 @@ class TestDeepSpeed:
 def test_pretraining_learns_resumes_and_does_not_depend_on_micro_batches(tmp_path: Path) -> None:
     rows_BT = torch.randint(0, VOCAB, (6, 33), generator=torch.Generator().manual_seed(0))
 
-    def trainer(seed: int, token_budget: int) -> DeepSpeedTrainer:
+    def trainer(seed: int, token_budget: int) -> Trainer[Any, Any]:
         schedule = LrSchedule(lr=3e-3, warmup_steps=2, kind="cosine", total_steps=20)
         config = DeepSpeedConfig(
             schedule=schedule, token_budget=token_budget, bias_update_speed=1e-3, balance_alpha=1e-4
         )
-        return DeepSpeedTrainer(tiny_model(seed), config)
+        return Trainer(tiny_model(seed), config, StreamLm())
 
     first = trainer(0, 33 * 2)
-    steps = [first.train_minibatch(rows_BT) for _ in range(3)]
+    steps = [first.step(rows_BT) for _ in range(3)]
     assert steps[2].metrics["loss"] < steps[0].metrics["loss"] - 0.1
     assert steps[0].metrics["balance_loss"] >= 1e-4 * 2 * 0.9  # about 1 in each of two MoE layers
     whole = trainer(0, 33 * 6)
     for step in steps:
-        other = whole.train_minibatch(rows_BT)
+        other = whole.step(rows_BT)
         assert {k: pytest.approx(v, rel=1e-4) for k, v in step.metrics.items()} == other.metrics
     first.save(tmp_path)
-    expected = first.train_minibatch(rows_BT).metrics
+    expected = first.step(rows_BT).metrics
     resumed = trainer(1, 33 * 2)
     resumed.load(tmp_path)
-    assert resumed.train_minibatch(rows_BT).metrics == expected
+    assert resumed.step(rows_BT).metrics == expected
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ import torch
 
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.finite import first_bad_weight, name_samples
-from framework.engines.lm_trainer import DeepSpeedTrainer
 from framework.engines.lr_schedule import LrSchedule
+from framework.engines.trainer import Trainer
 from framework.errors import NotFinite
+from framework.objectives.lm import DocumentLm, Documents, StreamLm
 from framework.types import Minibatch, StepResult
 from tests.distributed import run_ranks
 from tests.learners import VOCAB, minibatch, samples, tiny_learner, tiny_model
@@ -31,9 +32,9 @@ def bad_minibatch(field: str, value: float) -> Minibatch:
     return Minibatch.of(made)
 
 
-def trainer(skip: int = 0, lr: float = 1e-3, isolated: bool = False, **values: Any) -> DeepSpeedTrainer:
+def trainer(skip: int = 0, lr: float = 1e-3, isolated: bool = False, **values: Any) -> Trainer[Any, Any]:
     config = DeepSpeedConfig(schedule=LrSchedule(lr=lr), token_budget=66, skip_nonfinite=skip, **values)
-    return DeepSpeedTrainer(tiny_model(), config, isolated)
+    return Trainer(tiny_model(), config, DocumentLm() if isolated else StreamLm())
 
 
 def rows(seed: int = 0) -> torch.Tensor:
@@ -120,7 +121,7 @@ def test_supervised_training_names_its_rows(isolated: bool) -> None:
 
     def step() -> StepResult:
         documents = [row.numpy().astype(np.int32) for row in bad]
-        return made.train_documents(documents) if isolated else made.train_minibatch(bad)
+        return made.step(Documents(documents)) if isolated else made.step(bad)
 
     kind = "document" if isolated else "row"
     with pytest.raises(NotFinite, match=rf"step 1, rank 0 of 1: the loss of samples .*'{kind} 4'.* is not finite"):
@@ -132,13 +133,13 @@ def test_a_learning_rate_of_1e30_stops_at_its_first_step(train: str) -> None:
     """Before a checkpoint could be saved: the weights are finite still, but what is made of them is not."""
     learner, made = tiny_learner(lr=1e30), trainer(lr=1e30)
     with pytest.raises(NotFinite, match=r"step 1, rank 0 of 1: weight \S+ \(or its square\) is not finite"):
-        learner.train_minibatch(minibatch()) if train == "grpo" else made.train_minibatch(rows())
+        learner.train_minibatch(minibatch()) if train == "grpo" else made.step(rows())
 
 
 def test_a_weight_that_overflows_is_named_at_its_own_step() -> None:
     made = trainer(lr=1e38, weight_decay=100.0)
     with pytest.raises(NotFinite, match=r"step 1, rank 0 of 1: weight \S+ .*is not finite after the step"):
-        made.train_minibatch(rows())
+        made.step(rows())
 
 
 def on_two_ranks(skip: int) -> tuple[str, bool]:
@@ -150,7 +151,7 @@ def on_two_ranks(skip: int) -> tuple[str, bool]:
         model.model.norm.register_forward_hook(lambda _module, _inputs, output: output * math.nan)
     said = ""
     try:
-        made.train_minibatch(rows())
+        made.step(rows())
     except NotFinite as error:
         said = str(error)
     return said, all(torch.equal(before[name], p) for name, p in made.engine.model.named_parameters())

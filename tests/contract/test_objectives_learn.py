@@ -12,8 +12,9 @@ from framework.algorithms.mismatch import MismatchConfig
 from framework.config import compose
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
-from framework.engines.policy_learner import DeepSpeedLearner
+from framework.engines.published_policy import PublishedPolicy
 from framework.objectives.policy import PolicyObjective
+from framework.objectives.policy_rows import PolicyRows
 from framework.roles.learner import LearnerWorker
 from framework.roles.rl_batch import build_batch
 from framework.types import Prompt, Response, ResponseGroup, RewardScore, ScoredGroup, TrainSample
@@ -25,7 +26,7 @@ PROMPTS = [Prompt(f"p{i}", "", "", "", token_ids=(i + 1, 7, 9)) for i in range(4
 G, BATCHES, LIMIT = 8, 6, 64
 
 
-def policy(learner: DeepSpeedLearner, prompt: Prompt) -> np.ndarray:
+def policy(learner: PublishedPolicy, prompt: Prompt) -> np.ndarray:
     """Log-probability of every token as the first one after the prompt, [V]: all one-token responses, sharing it."""
     ids, none = np.asarray(prompt.token_ids, np.int32), np.zeros(1, np.float32)
     rows = [
@@ -35,7 +36,7 @@ def policy(learner: DeepSpeedLearner, prompt: Prompt) -> np.ndarray:
     return np.concatenate(learner.logprobs(rows))
 
 
-def group(learner: DeepSpeedLearner, prompt: Prompt, version: int, rng: np.random.Generator) -> ScoredGroup:
+def group(learner: PublishedPolicy, prompt: Prompt, version: int, rng: np.random.Generator) -> ScoredGroup:
     """G one-token responses; a low token is right."""
     logprobs_V = policy(learner, prompt)
     chances_V = np.exp(logprobs_V.astype(np.float64))
@@ -48,7 +49,7 @@ def group(learner: DeepSpeedLearner, prompt: Prompt, version: int, rng: np.rando
     return ScoredGroup(ResponseGroup(prompt, responses), tuple(RewardScore(r, {"accuracy": r}) for r in right))
 
 
-def chance_of_reward(learner: DeepSpeedLearner) -> float:
+def chance_of_reward(learner: PublishedPolicy) -> float:
     return float(np.mean([np.exp(policy(learner, prompt))[: VOCAB // 2].sum() for prompt in PROMPTS]))
 
 
@@ -59,7 +60,7 @@ def test_the_reward_rises(name: str) -> None:
     rate = {"dr_grpo": 2e-2}.get(name, 5e-3)  # Adam forgets the scale of a loss but for its epsilon
     config = DeepSpeedConfig(schedule=LrSchedule(lr=rate), token_budget=4096, weight_decay=0.0)
     rank = LearnerWorker()
-    rank._learner = DeepSpeedLearner(tiny_model(), config, objective)
+    rank._learner = PublishedPolicy(tiny_model(), config, PolicyRows(objective))
     rng = np.random.default_rng(0)
     before = chance_of_reward(rank._learner)
     for version in range(BATCHES):

@@ -22,16 +22,18 @@ import torch
 from framework.config import build_graph, compose
 from framework.data.tokenizer_files import load_tokenizer
 from framework.engines.deepspeed_engine import DeepSpeedConfig
-from framework.engines.lm_trainer import DeepSpeedTrainer
 from framework.engines.lr_schedule import LrSchedule
-from framework.engines.policy_learner import DeepSpeedLearner
+from framework.engines.published_policy import PublishedPolicy
 from framework.engines.serving import _encode
 from framework.engines.sharded_load import load_sharded
+from framework.engines.trainer import Trainer
 from framework.engines.vllm_engine import VllmConfig, VllmSampler
 from framework.graph.plan import describe_plan
 from framework.models.families.find import check_same, of_base
 from framework.models.spec import parameter_counts
 from framework.objectives.grpo import Grpo
+from framework.objectives.lm import DocumentLm, Documents
+from framework.objectives.policy_rows import PolicyRows
 from framework.stages.training import copy_tokenizer
 from framework.types import Float32, Minibatch, Prompt, PublishedWeights, SamplingParams, TrainSample
 from tests.contract.families import CHECKPOINTS, CONTEXT, write_checkpoint
@@ -112,11 +114,11 @@ def _learn(path: Path) -> Learned:
     spec = of_base(path / "base")
     parallel = 2 if spec.num_moe_layers else 1
     config = DeepSpeedConfig(schedule=LrSchedule(lr=3e-3), token_budget=2 * CONTEXT, ep_size=parallel)
-    trainer = DeepSpeedTrainer(load_sharded(path / "base", config), config, isolated=True)
+    trainer = Trainer(load_sharded(path / "base", config), config, DocumentLm())
     chats = [np.concatenate([s.prompt_ids, s.response_ids]) for s in sequences()]
-    losses = tuple(trainer.train_documents(chats).metrics["loss"] for _ in range(2))
+    losses = tuple(trainer.step(Documents(chats)).metrics["loss"] for _ in range(2))
     trainer.export(path / "tuned")
-    learner = DeepSpeedLearner(load_sharded(path / "tuned", config), config, Grpo(kl_coef=0.0))
+    learner = PublishedPolicy(load_sharded(path / "tuned", config), config, PolicyRows(Grpo(kl_coef=0.0)))
     for _ in range(2):
         learner.train_minibatch(Minibatch.of(sequences()))
         published = learner.publish()

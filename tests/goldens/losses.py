@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from framework.engines.deepspeed_engine import DeepSpeedConfig
-from framework.engines.lm_trainer import DeepSpeedTrainer
 from framework.engines.lr_schedule import LrSchedule
+from framework.engines.trainer import Trainer
+from framework.objectives.lm import StreamLm
 from tests.learners import VOCAB, minibatch, tiny_learner, tiny_model
 
 FILE = Path(__file__).with_name("losses.json")
@@ -33,10 +34,10 @@ def train() -> Curves:
 def _pretrain() -> dict[str, list[float]]:
     schedule = LrSchedule(lr=3e-3, kind="cosine", warmup_steps=2, total_steps=STEPS)
     config = DeepSpeedConfig(schedule=schedule, bias_update_speed=1e-3, balance_alpha=1e-3, token_budget=128)
-    trainer = DeepSpeedTrainer(tiny_model(), config)
+    trainer = Trainer(tiny_model(), config, StreamLm())
     start_B1 = torch.arange(8).unsqueeze(1)
     rows_BT = (start_B1 * 7 + torch.arange(33) * (start_B1 % 3 + 1)) % VOCAB  # arithmetic progressions: learnable
-    results = [trainer.train_minibatch(rows_BT) for _ in range(STEPS)]
+    results = [trainer.step(rows_BT) for _ in range(STEPS)]
     return {name: [r.metrics[name] for r in results] for name in ("loss", "grad_norm", "balance_loss", "lr")}
 
 

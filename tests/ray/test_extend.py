@@ -13,10 +13,11 @@ import torch
 from framework.artifacts import Checkpoint, TokenizerDir, TokenShards
 from framework.data.shards import TokenRows, write_shards
 from framework.engines.deepspeed_engine import DeepSpeedConfig
-from framework.engines.lm_trainer import DeepSpeedTrainer
+from framework.engines.trainer import Trainer
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
 from framework.models.spec import build_model
+from framework.objectives.lm import StreamLm
 from framework.observe.metrics import Tracker, read_history
 from framework.stages.extend import ExtendInputs, before_extension, extensions
 from framework.stages.pretrain import ContextPhase, PretrainConfig
@@ -40,10 +41,10 @@ PHASE, SEED = extensions(LONG, PRETRAIN)["extend_128"], 3
 
 def train_directly(directory: Path) -> dict[str, np.ndarray]:
     """The same training in one process without Ray, from a model built under YaRN at once."""
-    trainer = DeepSpeedTrainer(build_model(LONG, seed=0), PHASE.config.engine)
+    trainer = Trainer(build_model(LONG, seed=0), PHASE.config.engine, StreamLm())
     rows = TokenRows(directory / "shards", "train", 128, SEED)
     for step in range(PHASE.config.steps):
-        trainer.train_minibatch(torch.from_numpy(rows.batch(step * 4, 4)))
+        trainer.step(torch.from_numpy(rows.batch(step * 4, 4)))
     trainer.export(directory / "direct")
     return weights(directory / "direct")
 

@@ -16,8 +16,8 @@ from framework.data.chats import ChatRows
 from framework.data.templates import R1_ZERO_CHAT_TEMPLATE
 from framework.data.tokenizer import TokenizerConfig, train_tokenizer
 from framework.engines.deepspeed_engine import DeepSpeedConfig
-from framework.engines.lm_trainer import DeepSpeedTrainer
 from framework.engines.sharded_load import load_sharded
+from framework.engines.trainer import Trainer
 from framework.errors import Stopped
 from framework.graph.cluster import ClusterConfig
 from framework.graph.deadlines import Deadlines
@@ -58,10 +58,10 @@ def train_directly(directory: Path) -> dict[str, np.ndarray]:
     """The same training in one process without Ray."""
     sft = stage()
     engine = replace(ENGINE, ep_size=1, schedule=CONFIG.schedule(sft.steps))
-    trainer = DeepSpeedTrainer(load_sharded(directory / "base", engine), engine, isolated=True)
     feed = ChatData(directory / "out" / "shards", CONFIG.chats_per_step, CONFIG.epochs).open(SEED)
+    trainer = Trainer(load_sharded(directory / "base", engine), engine, feed.objective)
     for step in range(sft.steps):
-        feed.train(trainer, step)
+        trainer.step(feed.batch(step))
     trainer.export(directory / "direct")
     return weights(directory / "direct")
 

@@ -18,11 +18,12 @@ import torch
 from framework.data.shards import TokenRows, write_shards
 from framework.engines.batch_schedule import BatchSchedule
 from framework.engines.deepspeed_engine import DeepSpeedConfig
-from framework.engines.lm_trainer import DeepSpeedTrainer
 from framework.engines.lr_schedule import LrSchedule
+from framework.engines.trainer import Trainer
 from framework.errors import NotFinite, UserError
 from framework.graph.deadlines import Deadlines
 from framework.models.spec import build_model
+from framework.objectives.lm import StreamLm
 from framework.observe.metrics import Tracker, read_history
 from framework.roles.supervised_data import RowData
 from framework.roles.supervised_loop import LmRun, train_lm
@@ -48,11 +49,11 @@ def run_of(directory: Path, steps: int, **changes: Any) -> LmRun:
 def train_directly(directory: Path) -> list[dict[str, Any]]:
     """The same training on this gloo rank without Ray: losses by step, then the weights after FIRST and LAST."""
     run = run_of(directory, LAST)
-    trainer = DeepSpeedTrainer(build_model(TINY_V3, run.seed), run.engine)
+    trainer = Trainer(build_model(TINY_V3, run.seed), run.engine, StreamLm())
     rows = TokenRows(directory / "shards", "train", 128, run.seed)
     losses, found = {}, []
     for step in range(LAST):
-        losses[step + 1] = trainer.train_minibatch(torch.from_numpy(rows.batch(step * ROWS, ROWS))).metrics["loss"]
+        losses[step + 1] = trainer.step(torch.from_numpy(rows.batch(step * ROWS, ROWS))).metrics["loss"]
         if step + 1 in (FIRST, LAST):
             trainer.export(directory / f"direct_{step + 1}")
             found.append(weights(directory / f"direct_{step + 1}"))

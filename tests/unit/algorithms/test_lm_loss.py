@@ -11,7 +11,7 @@ def test_hand_worked() -> None:
     output = lm_loss(logits_TV, torch.tensor([1, 0, 1]), torch.tensor([1.0, 0.5, 0.0]))
     torch.testing.assert_close(output.loss.item(), -math.log(0.75) - 0.5 * math.log(0.5), rtol=1e-6, atol=0.0)
     torch.testing.assert_close(output.metrics["nll"], -math.log(0.75) - math.log(0.5), rtol=1e-6, atol=0.0)
-    assert output.tokens == 2
+    assert output.count == 2
     output.loss.backward()
     assert logits_TV.grad is not None
     expected = torch.tensor([[0.25, -0.25], [-0.25, 0.25], [0.0, 0.0]])  # w (softmax - onehot)

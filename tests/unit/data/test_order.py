@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,8 @@ from hypothesis import strategies as st
 from framework.data import shuffle
 from framework.data.shards import RowBatch, TokenRows, write_shards
 from framework.engines.batch_schedule import BatchRamp, BatchSchedule
-from framework.engines.lm_trainer import DeepSpeedTrainer
+from framework.objectives.lm import StreamLm
+from framework.objectives.objective import Share
 
 ROW, N_ROWS = 4, 23
 RAMPS = st.builds(
@@ -47,12 +47,11 @@ def seen(rows: CountedRows, batches: BatchSchedule, steps: range, ranks: int) ->
         batch, taken, forwards, placeholders = RowBatch(rows, batches.first_row(step), batches.rows_at(step)), [], [], 0
         rows.reads = 0
         for rank in range(ranks):
-            engine = SimpleNamespace(rank=rank, world=ranks, config=SimpleNamespace(token_budget=3 * ROW), device="cpu")
-            micros = list(DeepSpeedTrainer._row_micros(SimpleNamespace(engine=engine), batch))
+            micros = list(StreamLm().micro_batches(batch, Share(3 * ROW, rank, ranks)))
             for micro in micros:
-                assert float(micro.weights_N.sum()) == micro.n_sequences * ROW
-                taken += [int(row[0]) // ROW for row in micro.inputs["input_ids"]] if micro.n_sequences else []
-                placeholders += micro.n_sequences == 0
+                assert float(micro.mask_T.sum()) == len(micro.sample_index_S) * ROW
+                taken += [int(first) // ROW for first in micro.token_ids_T[::ROW]] if micro.sample_index_S else []
+                placeholders += not micro.sample_index_S
             forwards.append(len(micros))
         assert len(set(forwards)) == 1  # or ranks would wait for each other's experts in vain
         assert rows.reads == batches.rows_at(step) + placeholders  # no rank reads what another trains on

@@ -16,7 +16,7 @@ from framework.data.packing import (
     unpack_responses,
 )
 from framework.errors import UserError
-from framework.types import Denominator, MicroBatch, TrainSample
+from framework.types import Denominator, MicroBatch, PolicyMicroBatch, TrainSample
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 20)), max_size=24)
 
@@ -37,7 +37,9 @@ def samples_of(shapes: list[tuple[int, int]]) -> list[TrainSample]:
     return [sample(p, r, f"p{i}", seed=i) for i, (p, r) in enumerate(shapes)]
 
 
-def of_all_ranks(samples: list[TrainSample], budget: int, ranks: int, **options: object) -> list[list[MicroBatch]]:
+def of_all_ranks(
+    samples: list[TrainSample], budget: int, ranks: int, **options: object
+) -> list[list[PolicyMicroBatch]]:
     return [pack(samples, budget, rank=rank, ranks=ranks, **options) for rank in range(ranks)]  # type: ignore[arg-type]
 
 
@@ -213,7 +215,6 @@ def test_documents() -> None:
     assert micro.targets_T.tolist() == [5, 6, 7, 0, 8, 9, 0]
     (micro,) = pack_documents(documents, 8, trained=marks)
     assert micro.mask_T.tolist() == [1, 0, 1, 0, 0, 1, 0]
-    assert micro.weights_T.equal(micro.mask_T)
 
 
 def test_documents_are_dealt_to_ranks_and_have_nothing_of_reinforcement_learning() -> None:
@@ -224,8 +225,7 @@ def test_documents_are_dealt_to_ranks_and_have_nothing_of_reinforcement_learning
     (micro,) = shares[1]
     assert micro.token_ids_T.tolist() == [30, 31, 32, 33, 0, 1, 2]
     assert (micro.segment_lengths_S.tolist(), micro.position_ids_T.tolist()) == ([4, 3], [0, 1, 2, 3, 0, 1, 2])
-    for zeros_T in (micro.advantages_T, micro.old_logprobs_T, micro.sampler_logprobs_T, micro.ref_logprobs_T):
-        assert zeros_T.tolist() == [0] * 7
+    assert type(micro) is MicroBatch
     with pytest.raises(ValueError, match="2 marks for 3 tokens"):
         pack_documents(documents[:1], 8, trained=[np.ones(2, np.int32)])
 

@@ -19,10 +19,11 @@ import torch.distributed as dist
 
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.expert_parallel import all_tensors, moe_layers, own_tensors
-from framework.engines.lm_trainer import DeepSpeedTrainer
 from framework.engines.lr_schedule import LrSchedule
-from framework.engines.policy_learner import DeepSpeedLearner
+from framework.engines.published_policy import PublishedPolicy
+from framework.engines.trainer import Trainer
 from framework.errors import UserError
+from framework.objectives.lm import StreamLm
 from tests.distributed import run_ranks
 from tests.learners import VOCAB, minibatch, samples, tiny_learner, tiny_model
 
@@ -47,11 +48,10 @@ class Trained:
     weights: dict[str, np.ndarray]
 
 
-def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and mask of 3 or 5 rows: four ranks get unequal shares, one none or (in its second micro-batch) a blank."""
+def batch(step: int) -> torch.Tensor:
+    """3 or 5 rows: four ranks get unequal shares, one none or (in its second micro-batch) a blank."""
     generator = torch.Generator().manual_seed(step)
-    rows_BT = torch.randint(0, VOCAB, (5 if step % 2 else 3, TOKENS), generator=generator)
-    return rows_BT, (torch.rand(rows_BT.shape, generator=generator) < 0.7).long()
+    return torch.randint(0, VOCAB, (5 if step % 2 else 3, TOKENS), generator=generator)
 
 
 def train_plainly() -> Trained:
@@ -69,11 +69,9 @@ def train_plainly() -> Trained:
         gate.register_forward_hook(lambda _m, _a, output, i=index: chosen.__setitem__(i, output[2]))
     losses, norms, grads = [], [], dict[str, np.ndarray]()
     for step in range(STEPS):
-        rows_BT, mask_BT = batch(step)
+        rows_BT = batch(step)
         logits_BTV = model(input_ids=rows_BT[:, :-1]).logits
-        nll = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), rows_BT[:, 1:].flatten(), reduction="none")
-        targets = mask_BT[:, 1:].flatten()
-        loss = (nll * targets).sum() / targets.sum()
+        loss = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), rows_BT[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
         if step == 0:
@@ -89,7 +87,7 @@ def train_plainly() -> Trained:
     return Trained(losses, norms, grads, {n: t.detach().numpy() for n, t in model.state_dict().items()})
 
 
-def new_trainer(ep_size: int, zero_stage: int, seed: int = 0) -> DeepSpeedTrainer:
+def new_trainer(ep_size: int, zero_stage: int, seed: int = 0) -> Trainer[Any, Any]:
     """An engine in a process that has had others: DeepSpeed looks for the largest expert group that was ever made."""
     from deepspeed.utils import groups
 
@@ -100,10 +98,10 @@ def new_trainer(ep_size: int, zero_stage: int, seed: int = 0) -> DeepSpeedTraine
         schedule=SCHEDULE, clip=CLIP, bias_update_speed=GAMMA, token_budget=TOKENS, ep_size=ep_size,
         zero_stage=zero_stage,
     )  # fmt: skip
-    return DeepSpeedTrainer(tiny_model(seed), config)
+    return Trainer(tiny_model(seed), config, StreamLm())
 
 
-def train(trainer: DeepSpeedTrainer, save_to: Path | None = None, steps: int = STEPS) -> Trained:
+def train(trainer: Trainer[Any, Any], save_to: Path | None = None, steps: int = STEPS) -> Trained:
     """Go on to step `steps`."""
     grads: dict[str, np.ndarray] = {}
     step = trainer.engine.step
@@ -111,7 +109,7 @@ def train(trainer: DeepSpeedTrainer, save_to: Path | None = None, steps: int = S
     for index in range(trainer.engine.steps, steps):
         if index == 0:
             trainer.engine.step = lambda *found: grads.update(gradients(trainer)) or step(*found)  # type: ignore[method-assign]
-        metrics = trainer.train_minibatch(*batch(index)).metrics
+        metrics = trainer.step(batch(index)).metrics
         trainer.engine.step = step  # type: ignore[method-assign]
         losses.append(metrics["loss"])
         norms.append(metrics["grad_norm"])
@@ -121,7 +119,7 @@ def train(trainer: DeepSpeedTrainer, save_to: Path | None = None, steps: int = S
     return Trained(losses, norms, grads, weights)
 
 
-def gradients(trainer: DeepSpeedTrainer) -> dict[str, np.ndarray]:
+def gradients(trainer: Trainer[Any, Any]) -> dict[str, np.ndarray]:
     """Whole gradients, experts gathered and fused, under transformers' names."""
     from deepspeed.utils import safe_get_full_grad
 
@@ -149,7 +147,7 @@ def learn(**engine: Any) -> tuple[list[tuple[float, float]], dict[str, Any], Any
     return steps, weights, results[0].expert_load_LE
 
 
-def own_bytes(learner: DeepSpeedLearner) -> dict[str, int]:
+def own_bytes(learner: PublishedPolicy) -> dict[str, int]:
     """Names and bytes of the tensors that this rank publishes."""
     return {name: tensor.nbytes for name, tensor in own_tensors(learner.engine.model)}
 

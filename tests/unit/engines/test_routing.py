@@ -11,10 +11,11 @@ import torch
 from framework.algorithms.balance import auxiliary_losses, load_imbalance
 from framework.config import compose
 from framework.engines.deepspeed_engine import DeepSpeedConfig
-from framework.engines.lm_trainer import DeepSpeedTrainer
 from framework.engines.lr_schedule import LrSchedule, StepwiseValue
+from framework.engines.trainer import Trainer
 from framework.errors import UserError
 from framework.models.spec import build_model
+from framework.objectives.lm import StreamLm
 from tests.learners import TINY_V3, VOCAB, minibatch, tiny_learner, tiny_model
 
 E, K, HIDDEN, T = 16, 6, 32, 400
@@ -94,10 +95,10 @@ def test_gamma_follows_its_schedule_and_counts_the_whole_batch() -> None:
     rows_BT = torch.randint(0, VOCAB, (4, 33), generator=torch.Generator().manual_seed(0))
     gamma = StepwiseValue(values=(1e-3, 5e-4, 0.0), until=(1, 2))
     config = DeepSpeedConfig(schedule=LrSchedule(lr=1e-3), bias_update_speed=gamma, token_budget=33)  # 4 micro-batches
-    trainer = DeepSpeedTrainer(tiny_model(), config)
+    trainer = Trainer(tiny_model(), config, StreamLm())
     for speed in (1e-3, 5e-4, 0.0, 0.0):
         before = [bias.clone() for _, bias in trainer.engine.routing.biases()]
-        load_LE = trainer.train_minibatch(rows_BT).expert_load_LE
+        load_LE = trainer.step(rows_BT).expert_load_LE
         assert load_LE is not None
         assert load_LE.sum(-1).tolist() == [4 * 32 * TINY_V3.num_experts_per_tok] * 2
         for (_, bias_E), old_E, load_E in zip(trainer.engine.routing.biases(), before, load_LE, strict=True):
@@ -124,8 +125,8 @@ def test_the_shipped_gamma_keeps_experts_near_their_mean_load() -> None:
     spec, rows_SBT, found = replace(TINY_V3, num_hidden_layers=2), chains(60), {}
     for gamma in (shipped, 0.0):
         config = DeepSpeedConfig(schedule=LrSchedule(lr=3e-3), bias_update_speed=gamma)
-        trainer = DeepSpeedTrainer(build_model(spec, seed=0), config)
-        loads = [trainer.train_minibatch(rows_BT).expert_load_LE for rows_BT in rows_SBT]
+        trainer = Trainer(build_model(spec, seed=0), config, StreamLm())
+        loads = [trainer.step(rows_BT).expert_load_LE for rows_BT in rows_SBT]
         found[gamma] = float(load_imbalance(torch.tensor(sum(loads[-20:]))).max())  # type: ignore[arg-type]
     assert found[shipped] < 1.5 < found[0.0]
 
@@ -147,15 +148,15 @@ def test_v2_losses_train_and_depend_on_no_micro_batch() -> None:
     rows_BT = torch.randint(0, VOCAB, (6, 33), generator=torch.Generator().manual_seed(0))
     alphas = {"balance_alpha": 0.3, "device_alpha": 5.0, "communication_alpha": 2.0}  # a hundred times V2's: they show
 
-    def trainer(token_budget: int, checkpointing: bool = False, **changes: float) -> DeepSpeedTrainer:
+    def trainer(token_budget: int, checkpointing: bool = False, **changes: float) -> Trainer[Any, Any]:
         values: dict[str, Any] = {**alphas, "clip": 0.0} | changes
         config = DeepSpeedConfig(
             schedule=LrSchedule(lr=1e-3), token_budget=token_budget, gradient_checkpointing=checkpointing, **values
         )
-        return DeepSpeedTrainer(tiny_v2(), config)
+        return Trainer(tiny_v2(), config, StreamLm())
 
     whole = trainer(33 * 6)
-    first = whole.train_minibatch(rows_BT).metrics
+    first = whole.step(rows_BT).metrics
     expected = 0.0
     for layer in whole.engine.routing.routes:
         assert (layer.n_groups, layer.groups_per_token) == (4, 2)
@@ -166,13 +167,13 @@ def test_v2_losses_train_and_depend_on_no_micro_batch() -> None:
     assert first["balance_loss"] == pytest.approx(expected, rel=1e-5)
     plain = trainer(33 * 6, balance_alpha=0.0, device_alpha=0.0, communication_alpha=0.0)
     assert plain.train_minibatch(rows_BT).metrics["grad_norm"] != pytest.approx(first["grad_norm"], rel=0.01)
-    second = whole.train_minibatch(rows_BT).metrics
+    second = whole.step(rows_BT).metrics
     for other in (trainer(33 * 2), trainer(33 * 6, checkpointing=True)):
         for metrics in (first, second):
-            assert {k: pytest.approx(v, rel=1e-4) for k, v in metrics.items()} == other.train_minibatch(rows_BT).metrics
+            assert {k: pytest.approx(v, rel=1e-4) for k, v in metrics.items()} == other.step(rows_BT).metrics
 
 
 def test_device_losses_need_expert_groups() -> None:
     model = tiny_v2(topk_method="greedy", n_group=None, topk_group=None)
     with pytest.raises(UserError, match="device_alpha"):
-        DeepSpeedTrainer(model, DeepSpeedConfig(device_alpha=0.05))
+        Trainer(model, DeepSpeedConfig(device_alpha=0.05), StreamLm())

@@ -40,7 +40,7 @@ def test_imports_count_also_those_in_functions_and_those_of_configured_parts(gra
     assert {"framework.roles.rl_loop", "framework.algorithms.advantages", "framework.rewards.format"} <= {
         *behind["grpo"]
     }
-    assert "framework.engines.lm_trainer" in behind["pretrain"]
+    assert "framework.engines.trainer" in behind["pretrain"]
     assert not any(
         part in name for name in behind["pretrain"] for part in (".observe", ".cli", ".graph", ".vllm_engine")
     )

@@ -14,12 +14,14 @@ from torch.nn.functional import cross_entropy
 from framework.engines.checkpoint import load_hf
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.expert_parallel import own_tensors
-from framework.engines.lm_trainer import DeepSpeedTrainer
 from framework.engines.lr_schedule import LrSchedule, StepwiseValue
-from framework.engines.policy_learner import DeepSpeedLearner
+from framework.engines.published_policy import PublishedPolicy
+from framework.engines.trainer import Trainer
 from framework.models.families.base import ModelConfig
 from framework.models.spec import build_model
 from framework.objectives.grpo import Grpo
+from framework.objectives.lm import DocumentLm, Documents, StreamLm
+from framework.objectives.policy_rows import PolicyRows
 from tests.distributed import run_ranks
 from tests.learners import TINY_V3, VOCAB, minibatch
 
@@ -67,8 +69,8 @@ def trained(detached: bool = False, ep_size: int = 1) -> dict[str, float]:
     config = DeepSpeedConfig(
         schedule=LrSchedule(lr=1e-3), token_budget=40, mtp_coef=LAMBDA, mtp_detached=detached, ep_size=ep_size
     )
-    trainer = DeepSpeedTrainer(build_model(MTP, 0), config, isolated=True)
-    result = trainer.train_documents(documents())
+    trainer = Trainer(build_model(MTP, 0), config, DocumentLm())
+    result = trainer.step(Documents(documents()))
     assert result.expert_load_LE is not None
     assert len(result.expert_load_LE) == MTP.num_moe_layers + DEPTHS  # the modules' routers are watched as the others
     return dict(result.metrics)
@@ -101,9 +103,9 @@ def test_expert_parallel_ranks_train_the_modules_alike() -> None:
 
 
 def test_modules_survive_export_and_are_published(tmp_path: Path) -> None:
-    trainer = DeepSpeedTrainer(build_model(MTP, 0), DeepSpeedConfig(schedule=LrSchedule(lr=1e-3), token_budget=64))
+    trainer = Trainer(build_model(MTP, 0), DeepSpeedConfig(schedule=LrSchedule(lr=1e-3), token_budget=64), StreamLm())
     rows_BT = torch.randint(VOCAB, (2, 33), generator=torch.Generator().manual_seed(0))
-    trainer.train_minibatch(rows_BT)
+    trainer.step(rows_BT)
     trainer.export(tmp_path)
     loaded: Any = load_hf(tmp_path, "float32")
     inputs = {"input_ids": rows_BT, "use_cache": False, "mtp_positions": [torch.arange(60)] * DEPTHS}
@@ -119,14 +121,14 @@ def test_modules_survive_export_and_are_published(tmp_path: Path) -> None:
 
 def test_lambda_follows_its_schedule_and_0_freezes_the_modules() -> None:
     config = DeepSpeedConfig(schedule=LrSchedule(lr=1e-3), mtp_coef=StepwiseValue((0.3, 0.1), (1,)), clip=0.0)
-    trainer = DeepSpeedTrainer(build_model(MTP, 0), config)
+    trainer = Trainer(build_model(MTP, 0), config, StreamLm())
     assert trainer.engine.mtp_coef == 0.3
     rows_BT = torch.randint(VOCAB, (2, 33), generator=torch.Generator().manual_seed(0))
-    trainer.train_minibatch(rows_BT)
+    trainer.step(rows_BT)
     assert trainer.engine.mtp_coef == 0.1
-    frozen = DeepSpeedTrainer(build_model(MTP, 0), replace(config, mtp_coef=0.0))
+    frozen = Trainer(build_model(MTP, 0), replace(config, mtp_coef=0.0), StreamLm())
     before = [p.clone() for p in frozen.engine.model.model.layers[FIRST:].parameters()]  # type: ignore[union-attr,index]
-    assert not any("mtp" in name for name in frozen.train_minibatch(rows_BT).metrics)
+    assert not any("mtp" in name for name in frozen.step(rows_BT).metrics)
     after = frozen.engine.model.model.layers[FIRST:].parameters()  # type: ignore[union-attr,index]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -134,7 +136,7 @@ def test_lambda_follows_its_schedule_and_0_freezes_the_modules() -> None:
 def trained_policy(spec: ModelConfig, **engine: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     """Metrics of three steps, each clipped by another factor, and the weights after them."""
     config = DeepSpeedConfig(schedule=LrSchedule(lr=1e-3), token_budget=128, clip=0.01, **engine)
-    learner = DeepSpeedLearner(build_model(spec, 0), config, Grpo(kl_coef=0.0))
+    learner = PublishedPolicy(build_model(spec, 0), config, PolicyRows(Grpo(kl_coef=0.0)))
     found = [dict(learner.train_minibatch(minibatch(seed=seed)).metrics) for seed in range(3)]
     weights = {name: tensor.clone() for name, tensor in own_tensors(learner.engine.model)}
     return found, weights
@@ -161,8 +163,8 @@ def test_detached_modules_take_the_steps_of_attached_ones() -> None:
     for detached in (False, True):
         # of many gradients Adam's epsilon decides what becomes
         config = DeepSpeedConfig(schedule=LrSchedule(lr=1e-3), mtp_detached=detached, clip=0.0, eps=1e-4)
-        trainer = DeepSpeedTrainer(build_model(MTP, 0), config)
-        trainer.train_minibatch(rows_BT)
+        trainer = Trainer(build_model(MTP, 0), config, StreamLm())
+        trainer.step(rows_BT)
         found[detached] = dict(own_tensors(trainer.engine.model))
     for name, weights in found[True].items():
         if name.startswith(tuple(f"model.layers.{FIRST + k}." for k in range(DEPTHS))):

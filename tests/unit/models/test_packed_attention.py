@@ -20,7 +20,7 @@ from framework.models.shared_prefixes import shared_prefixes
 from framework.objectives.dapo import Dapo
 from framework.objectives.grpo import Grpo
 from framework.objectives.policy import PolicyObjective
-from framework.types import MicroBatch, TrainSample
+from framework.types import PolicyMicroBatch, TrainSample
 
 VOCAB = 64
 SHAPES = [(3, 5), (1, 1), (6, 17), (4, 4), (2, 9), (3, 5), (8, 1), (5, 12)]
@@ -72,7 +72,7 @@ def samples() -> list[TrainSample]:
 Result = tuple[float, dict[str, torch.Tensor]]
 
 
-def packed_result(model: Any, micros: list[MicroBatch], config: PolicyObjective) -> Result:
+def packed_result(model: Any, micros: list[PolicyMicroBatch], config: PolicyObjective) -> Result:
     model = copy.deepcopy(model)
     use_packed_attention(model)
     divisor = config.denominator(len(SHAPES), sum(r for _, r in SHAPES))

@@ -19,7 +19,7 @@ from framework.objectives.grpo import Grpo
 from framework.objectives.gspo import Gspo
 from framework.objectives.policy import PolicyObjective
 from framework.objectives.rloo import Rloo
-from framework.types import MicroBatch, TrainSample
+from framework.types import PolicyMicroBatch, TrainSample
 
 OBJECTIVES: dict[str, PolicyObjective] = {
     "grpo": Grpo(kl_coef=0.1),
@@ -54,12 +54,12 @@ def samples_of(shapes: list[tuple[int, int]], seed: int) -> list[TrainSample]:
     return found
 
 
-def policy(weight_VV: torch.Tensor, micro: MicroBatch) -> torch.Tensor:
+def policy(weight_VV: torch.Tensor, micro: PolicyMicroBatch) -> torch.Tensor:
     """A bigram model's logprobs of the targets, [T]: what a token is given depends on the one before it alone."""
     return weight_VV.log_softmax(-1)[micro.token_ids_T, micro.targets_T]
 
 
-def step(objective: PolicyObjective, layouts: list[list[MicroBatch]], samples: list[TrainSample]) -> Any:
+def step(objective: PolicyObjective, layouts: list[list[PolicyMicroBatch]], samples: list[TrainSample]) -> Any:
     """Loss, gradient and metrics of a step in which each rank sums over its micro-batches."""
     generator = torch.Generator().manual_seed(7)
     weight_VV = torch.randn(VOCABULARY, VOCABULARY, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -68,7 +68,7 @@ def step(objective: PolicyObjective, layouts: list[list[MicroBatch]], samples: l
         double = {name: value.double() for name, value in vars(micro).items() if name.endswith("_T")}
         whole = {name: double[name] for name in double if not name.endswith("ids_T") and name != "targets_T"}
         output = objective.loss(policy(weight_VV, micro), replace(micro, **whole))
-        loss, tokens = loss + output.loss, tokens + output.tokens
+        loss, tokens = loss + output.loss, tokens + output.count
         for name, value in output.metrics.items():
             metrics[name] = metrics.get(name, 0.0) + value
     loss = loss / objective.denominator(len(samples), sum(len(s.response_ids) for s in samples))
@@ -89,7 +89,7 @@ def test_a_step_is_the_same_however_it_is_laid_out(
         samples = objective.with_kl_reward(samples, reference)
     shuffled = np.random.default_rng(seed).permutation(len(samples)).tolist()
 
-    def layouts(layout: Any, order: list[int], token_budget: int, of: int) -> list[list[MicroBatch]]:
+    def layouts(layout: Any, order: list[int], token_budget: int, of: int) -> list[list[PolicyMicroBatch]]:
         chosen, options = [samples[i] for i in order], {"denominator": objective.average, "ranks": of}
         refs = [reference[i] for i in order]
         return [layout(chosen, token_budget, rank=rank, ref_logprobs=refs, **options) for rank in range(of)]

@@ -17,10 +17,10 @@ from framework.objectives.grpo import Grpo
 from framework.objectives.gspo import Gspo
 from framework.objectives.policy import PolicyObjective
 from framework.objectives.rloo import Rloo
-from framework.types import LossOutput, MicroBatch, Prompt, ResponseGroup, RewardScore, ScoredGroup, TrainSample
+from framework.types import LossOutput, PolicyMicroBatch, Prompt, ResponseGroup, RewardScore, ScoredGroup, TrainSample
 
 
-def row(*lengths: int, seed: int = 0, drift: float = 0.5, dtype: torch.dtype = torch.float64) -> MicroBatch:
+def row(*lengths: int, seed: int = 0, drift: float = 0.5, dtype: torch.dtype = torch.float64) -> PolicyMicroBatch:
     """Segments whose second half is the response, with an advantage and logprobs of their own."""
     generator = torch.Generator().manual_seed(seed)
     n_tokens = sum(lengths)
@@ -37,7 +37,7 @@ def row(*lengths: int, seed: int = 0, drift: float = 0.5, dtype: torch.dtype = t
         return drift * torch.randn(n_tokens, generator=generator, dtype=dtype)
 
     base_T = -1 - torch.rand(n_tokens, generator=generator, dtype=dtype)
-    return MicroBatch(
+    return PolicyMicroBatch(
         token_ids_T=torch.zeros(n_tokens, dtype=torch.int64),
         position_ids_T=torch.cat([torch.arange(n) for n in lengths]),
         segment_lengths_S=torch.tensor(lengths),
@@ -71,7 +71,7 @@ NO_KL = Grpo(kl_coef=0.0)
 
 
 def policy_loss(
-    logprobs_T: torch.Tensor, micro: MicroBatch, objective: PolicyObjective, entropy_T: torch.Tensor | None = None
+    logprobs_T: torch.Tensor, micro: PolicyMicroBatch, objective: PolicyObjective, entropy_T: torch.Tensor | None = None
 ) -> LossOutput:
     return objective.loss(logprobs_T, micro, entropy_T)
 
@@ -96,7 +96,7 @@ def test_clipping_hand_worked(
     assert logprobs_T.grad.item() == pytest.approx(gradient)
     assert output.metrics["ratio"] == pytest.approx(ratio)
     assert [name for name in ("clip_low", "clip_high") if output.metrics[name]] == ([clipped] if clipped else [])
-    assert output.tokens == 1
+    assert output.count == 1
 
 
 def test_low_and_high_clip_are_separate() -> None:
@@ -203,7 +203,7 @@ def reference_gain(
     return torch.min(ratio * advantage, torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high) * advantage)
 
 
-def reference_loss(logprobs_T: torch.Tensor, micro: MicroBatch, config: PolicyObjective) -> torch.Tensor:
+def reference_loss(logprobs_T: torch.Tensor, micro: PolicyMicroBatch, config: PolicyObjective) -> torch.Tensor:
     """The objective written token by token, as the papers state it."""
     total, start = torch.zeros((), dtype=torch.float64), 0
     for length in micro.segment_lengths_S.tolist():
@@ -251,7 +251,7 @@ def test_value_and_gradient_match_the_reference(config: PolicyObjective, seed: i
 
 def merged(outputs: list[LossOutput]) -> tuple[float, dict[str, float], float]:
     metrics = {name: sum(output.metrics[name] for output in outputs) for name in outputs[0].metrics}
-    return sum(output.loss.item() for output in outputs), metrics, sum(output.tokens for output in outputs)
+    return sum(output.loss.item() for output in outputs), metrics, sum(output.count for output in outputs)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -311,7 +311,7 @@ def test_a_row_that_trains_nothing_gives_zero_and_a_gradient() -> None:
     logprobs_T = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     output = policy_loss(logprobs_T, micro, CONFIGS[3])
     output.loss.backward()
-    assert (output.loss.item(), output.tokens, set(output.metrics.values())) == (0.0, 0.0, {0.0})
+    assert (output.loss.item(), output.count, set(output.metrics.values())) == (0.0, 0.0, {0.0})
     assert logprobs_T.grad.tolist() == [0.0]
 
 
@@ -319,7 +319,7 @@ def test_entropy_is_summed_over_trained_tokens() -> None:
     micro = row(6)
     entropy_T = torch.where(micro.mask_T > 0, 2.0, math.nan)
     output = policy_loss(micro.old_logprobs_T, micro, Grpo(), entropy_T)
-    assert output.metrics["entropy"] == 2.0 * output.tokens
+    assert output.metrics["entropy"] == 2.0 * output.count
 
 
 def test_denominator() -> None:

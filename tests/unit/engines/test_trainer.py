@@ -10,9 +10,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from framework.engines.deepspeed_engine import DeepSpeedConfig
-from framework.engines.lm_trainer import DeepSpeedTrainer
 from framework.engines.lr_schedule import LrSchedule
+from framework.engines.trainer import Trainer
 from framework.errors import UserError
+from framework.objectives.lm import DocumentLm, Documents, StreamLm
 from tests.distributed import run_ranks
 from tests.learners import VOCAB, tiny_model
 
@@ -53,8 +54,8 @@ def trained_losses(token_budget: int, ep_size: int = 1, balance_alpha: float = 0
     config = DeepSpeedConfig(
         schedule=LrSchedule(lr=LR), token_budget=token_budget, clip=CLIP, ep_size=ep_size, balance_alpha=balance_alpha
     )
-    trainer = DeepSpeedTrainer(tiny_model(), config, isolated=True)
-    metrics = [trainer.train_documents(*batch(step)).metrics for step in range(STEPS)]
+    trainer = Trainer(tiny_model(), config, DocumentLm())
+    metrics = [trainer.step(Documents(*batch(step))).metrics for step in range(STEPS)]
     return [(found["loss"], found["grad_norm"]) for found in metrics]
 
 
@@ -72,18 +73,18 @@ def test_neither_ranks_nor_expert_parallelism_change_a_step() -> None:
 
 
 def test_a_document_above_the_token_budget_is_refused() -> None:
-    trainer = DeepSpeedTrainer(tiny_model(), DeepSpeedConfig(token_budget=16), isolated=True)
+    trainer = Trainer(tiny_model(), DeepSpeedConfig(token_budget=16), DocumentLm())
     with pytest.raises(UserError, match="token_budget"):
-        trainer.train_documents(*batch(0))
+        trainer.step(Documents(*batch(0)))
 
 
 def validation(rows_BT: torch.Tensor, zero_stage: int, ep_size: int) -> tuple[float, float, float]:
     """Validation loss before a step on the same rows, and after it; tokens that the step sent to experts."""
     config = DeepSpeedConfig(schedule=LrSchedule(lr=LR), token_budget=64, zero_stage=zero_stage, ep_size=ep_size)
-    trainer = DeepSpeedTrainer(tiny_model(), config)
-    before, load_LE = trainer.validation_loss(rows_BT), trainer.train_minibatch(rows_BT).expert_load_LE
+    trainer = Trainer(tiny_model(), config, StreamLm())
+    before, load_LE = trainer.evaluate(rows_BT)["loss"], trainer.step(rows_BT).expert_load_LE
     assert load_LE is not None
-    return before, trainer.validation_loss(rows_BT), float(load_LE.sum())
+    return before, trainer.evaluate(rows_BT)["loss"], float(load_LE.sum())
 
 
 @pytest.mark.slow

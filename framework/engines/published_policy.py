@@ -1,0 +1,118 @@
+"""A policy under training as the GRPO loop sees it: versions of its weights are published, older ones answer too.
+
+Dimensions: R response tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from framework.data.packing import unpack_responses
+from framework.engines.deepspeed_engine import DeepSpeedConfig, Snapshot
+from framework.engines.expert_parallel import own_tensors
+from framework.engines.trainer import Trainer
+from framework.engines.weights import flatten
+from framework.errors import UserError
+from framework.models.packed_attention import packed_logprobs
+from framework.objectives.policy_rows import PolicyRows
+from framework.types import Float32, Minibatch, PublishedWeights, StepResult, TrainSample
+
+
+class PublishedPolicy:
+    """`protocols.Learner` on DeepSpeed. Every method is collective: all ranks call it with the same arguments.
+
+    The reference policy and kept versions are copies of this rank's weights that a forward borrows; there is no
+    second model. Version 0 is the weights that the learner was built with; each `publish` makes the next.
+    """
+
+    def __init__(self, model: nn.Module, config: DeepSpeedConfig, rows: PolicyRows) -> None:
+        if config.balance_losses:  # RL moves the correction bias, if anything (V3 has no balance loss in RL)
+            raise UserError("engine.balance_alpha", config.balance_alpha, "0 in RL, as the other balance losses")
+        self.trainer = Trainer(model, config, rows)
+        self.engine, self.policy = self.trainer.engine, rows.policy
+        self.version = 0
+        self._rows = rows
+        self._fresh = True  # no step since the newest version
+        self._kept: dict[int, Snapshot] = {}
+        self._keep_version()
+
+    def train_minibatch(self, minibatch: Minibatch) -> StepResult:
+        """One optimizer step, as `Trainer.step`."""
+        skipped = self.engine.skipped
+        result = self.trainer.step(minibatch)
+        self._fresh = self._fresh and self.engine.skipped > skipped
+        return result
+
+    def logprobs(self, samples: Sequence[TrainSample], version: int | None = None) -> list[Float32]:
+        """Logprobs [R] of each sample's response under the current weights, or under a kept older `version`.
+
+        Every rank returns all of them. Raises UserError if that version is no longer kept.
+        """
+        return self._responses(samples, self._snapshot_of(version)) if samples else []
+
+    def reference_logprobs(self, samples: Sequence[TrainSample]) -> list[Float32]:
+        """Logprobs [R] of each sample's response under the reference; every rank returns all of them."""
+        return self._responses(samples, self.trainer.reference) if samples else []
+
+    @torch.no_grad()
+    def _responses(self, samples: Sequence[TrainSample], snapshot: Snapshot | None) -> list[Float32]:
+        found: dict[int, Float32] = {}
+        with self.engine.weights_of(snapshot):
+            for micro in map(self.trainer.on_device, self._rows.pack(samples, self.trainer.share)):
+                result = packed_logprobs(self.engine.model, micro, self._rows.temperature)
+                found |= unpack_responses(result.logprobs_T, micro)
+        if self.engine.world > 1:
+            shares: list[dict[int, Float32]] = [{}] * self.engine.world
+            dist.all_gather_object(shares, found)
+            found = {index: values for share in shares for index, values in share.items()}
+        return [found[index] for index in range(len(samples))]
+
+    def reset_reference(self) -> None:
+        """Make the current policy the KL term's reference (R1-Zero: every 400 steps)."""
+        self.trainer.reset_reference()
+
+    def publish(self, version: int | None = None) -> PublishedWeights:
+        """This rank's share of the weights as `version` (default: the next): its experts, on rank 0 the rest too."""
+        self.version = self.version + 1 if version is None else version
+        self._fresh = True
+        self._keep_version()
+        return flatten(own_tensors(self.engine.model), self.version)
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's engine state, reference and kept versions for an exact resume."""
+        counters = {"version": self.version, "fresh": int(self._fresh)}
+        self.trainer.save(directory, counters, {str(version): snapshot for version, snapshot in self._kept.items()})
+
+    def load(self, directory: Path) -> None:
+        """Restore what `save` wrote; raises UserError as `Trainer.load`."""
+        counters, snapshots = self.trainer.load(directory)
+        self.version, self._fresh = counters["version"], bool(counters["fresh"])
+        self._kept = {int(version): snapshot for version, snapshot in snapshots.items()}
+
+    def export(self, directory: Path) -> None:
+        """Rank 0 writes a Hugging Face checkpoint (safetensors, per-expert names, config)."""
+        self.trainer.export(directory)
+
+    def has_version(self, version: int) -> bool:
+        """Whether `logprobs` can still be computed under that version (not collective)."""
+        return version in self._kept or (version == self.version and self._fresh)
+
+    def _keep_version(self) -> None:
+        keep = self.engine.config.keep_versions
+        if keep:
+            self._kept = {v: snapshot for v, snapshot in self._kept.items() if v < self.version}
+            self._kept[self.version] = self.engine.snapshot()
+            self._kept = {v: snapshot for v, snapshot in self._kept.items() if v >= self.version - keep}
+
+    def _snapshot_of(self, version: int | None) -> Snapshot | None:
+        if version is None or (version == self.version and self._fresh):
+            return None
+        if version not in self._kept:
+            kept = sorted(self._kept) or "none"
+            raise UserError("policy version", version, f"kept are {kept}; raise engine.keep_versions")
+        return self._kept[version]
