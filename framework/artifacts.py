@@ -109,7 +109,7 @@ class ChatSet(Artifact):
 
 
 class PreferenceSet(Artifact):
-    """Chosen and rejected responses."""
+    """Judged answers in the layouts of `data.layouts.preferences`: chosen and rejected ones, or ones with a label."""
 
     required = ("train.jsonl",)
 
@@ -122,24 +122,24 @@ class Checkpoint(Artifact):
     def check(self) -> Self:
         """As for any artifact; also UserError for cut-off or missing weights, or a tokenizer larger than the model."""
         super().check()
-        config = read_json(self.path / "config.json")
-        tokens, vocabulary = _tokenizer_size(self.path / "tokenizer.json"), config.get("vocab_size")
-        if vocabulary is not None and tokens > vocabulary:
-            allowed = f"does not match the model, whose vocab_size is {vocabulary} in {self.path / 'config.json'}"
-            raise UserError(str(self.path / "tokenizer.json"), f"{tokens} tokens", allowed)
-        index = self.path / "model.safetensors.index.json"
-        for name in sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else ():
-            if not (self.path / name).is_file():
-                raise UserError(str(self.path / name), "no such file", f"{index.name} names it")
-        for file in sorted(self.path.glob("*.safetensors")):
-            check_safetensors_file(file)
+        _check_model(self.path)
         return self
 
 
 class RewardCheckpoint(Artifact):
-    """A reward model's checkpoint."""
+    """A reward model: transformers' ...ForSequenceClassification with one label, and its tokenizer."""
 
-    required = ("config.json",)
+    required = ("config.json", "tokenizer.json")
+
+    def check(self) -> Self:
+        """As a Checkpoint; also UserError for a model without a scalar head."""
+        super().check()
+        _check_model(self.path)
+        kinds = read_json(self.path / "config.json").get("architectures") or []
+        if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+            allowed = "must be a ...ForSequenceClassification: a reward model's"
+            raise UserError(str(self.path / "config.json"), f"architectures={kinds}", allowed)
+        return self
 
 
 class EvalReport(Artifact):
@@ -210,6 +210,21 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(str(file), type(found).__name__, "must be a JSON object")
     return found
+
+
+def _check_model(directory: Path) -> None:
+    """Raise UserError for cut-off or missing weights, or a tokenizer larger than the model."""
+    config = read_json(directory / "config.json")
+    tokens, vocabulary = _tokenizer_size(directory / "tokenizer.json"), config.get("vocab_size")
+    if vocabulary is not None and tokens > vocabulary:
+        allowed = f"does not match the model, whose vocab_size is {vocabulary} in {directory / 'config.json'}"
+        raise UserError(str(directory / "tokenizer.json"), f"{tokens} tokens", allowed)
+    index = directory / "model.safetensors.index.json"
+    for name in sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else ():
+        if not (directory / name).is_file():
+            raise UserError(str(directory / name), "no such file", f"{index.name} names it")
+    for file in sorted(directory.glob("*.safetensors")):
+        check_safetensors_file(file)
 
 
 def _tokenizer_size(file: Path) -> int:

@@ -94,8 +94,12 @@ class ChatRows:
 
     def batch(self, first: int, rows: int) -> tuple[list[Int32], list[Int32]]:
         """Return token ids and marks ([T] each) of the conversations at `first` to `first + rows`."""
-        chosen = [shuffled(self.seed, place, self.meta.chats) for place in range(first, first + rows)]
-        return [self._slice(self._tokens, i) for i in chosen], [self._slice(self._marks, i) for i in chosen]
+        chosen = [self.row(shuffled(self.seed, place, self.meta.chats)) for place in range(first, first + rows)]
+        return [row.token_ids for row in chosen], [row.learned for row in chosen]
+
+    def row(self, chat: int) -> EncodedChat:
+        """Return a conversation by its place in the files."""
+        return EncodedChat(self._slice(self._tokens, chat), self._slice(self._marks, chat))
 
     def _slice(self, array: npt.NDArray[Any], chat: int) -> Int32:
         return np.asarray(array[self._ends[chat] : self._ends[chat + 1]], np.int32)

@@ -13,7 +13,7 @@ import heapq
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ def plan_packing(
     longest = max(lengths, default=0)
     if longest > token_budget:
         raise UserError("token_budget", token_budget, f"must hold the longest sequence, {longest} tokens")
-    alone = _plan([(index,) for index in range(len(lengths))], lengths, token_budget, ranks)
+    alone = plan_units([(index,) for index in range(len(lengths))], lengths, token_budget, ranks)
     if prompts is None:
         return alone
     groups: dict[str, list[int]] = {}
@@ -62,13 +62,15 @@ def plan_packing(
         groups.setdefault(prompt, []).append(index)
     if max((sum(lengths[i] for i in group) for group in groups.values()), default=0) > token_budget:
         return alone
-    together = _plan([tuple(group) for group in groups.values()], lengths, token_budget, ranks)
+    together = plan_units(list(groups.values()), lengths, token_budget, ranks)
     return together if _steps(together, lengths) <= TOGETHER * _steps(alone, lengths) else alone
 
 
-def _plan(units: Sequence[tuple[int, ...]], lengths: Sequence[int], token_budget: int, ranks: int) -> PackingPlan:
-    """Deal units of sequences that stay together."""
+def plan_units(units: Sequence[Sequence[int]], lengths: Sequence[int], token_budget: int, ranks: int) -> PackingPlan:
+    """As `plan_packing`, of units of sequences that must stay together. Raises UserError if one exceeds the budget."""
     sizes = [sum(lengths[i] for i in unit) for unit in units]
+    if (largest := max(sizes, default=0)) > token_budget:
+        raise UserError("token_budget", token_budget, f"must hold what stays together, up to {largest} tokens")
     bins_of_ranks = [_best_fit(indices, sizes, token_budget) for indices in _balance(sizes, ranks)]
     # At least one: a learner with nothing to train on still takes part in the collectives of its peers.
     count = max(1, *(len(bins) for bins in bins_of_ranks))
@@ -145,15 +147,17 @@ def pack_documents(
     token_budget: int,
     *,
     trained: Sequence[Int32] | None = None,
+    units: Sequence[Sequence[int]] | None = None,
     rank: int = 0,
     ranks: int = 1,
 ) -> list[MicroBatch]:
     """Return packed micro-batches for supervised training, where sequences do not see each other.
 
     `trained` ([T] of 0 and 1 for each document) marks the tokens to learn, by default all; the first token of a
-    document is never predicted.
+    document is never predicted. `units`: documents that must lie in one micro-batch; by default each for itself.
     """
-    plan = plan_packing([len(document) for document in documents], token_budget, ranks)
+    together = units or [(index,) for index in range(len(documents))]
+    plan = plan_units(together, [len(document) for document in documents], token_budget, ranks)
     return [
         _micro_batch(
             MicroBatch, [_segment(documents[i], None if trained is None else trained[i]) for i in indices], indices
@@ -175,7 +179,7 @@ def unpack_responses(values_T: torch.Tensor, micro: MicroBatch) -> dict[int, Flo
 def to_device(micro: M, device: torch.device | str) -> M:
     """Return the micro-batch with its tensors on `device`."""
     values = {f.name: getattr(micro, f.name) for f in fields(micro)}
-    tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+    tensors: dict[str, Any] = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
     return replace(micro, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 

@@ -28,6 +28,7 @@ from framework.engines.universal import Topology, load_universal, reshard, topol
 from framework.errors import DamagedState, UserError
 from framework.files import clear_way, quick_digests, shares, text_digest, write_atomically
 from framework.models import public_layout
+from framework.models.scalar_head import has_scalar_head, with_scalar_head
 from framework.models.spec import decoder_layers, model_class
 
 TAG = "native"
@@ -159,16 +160,17 @@ def check_state(directory: Path) -> dict[str, Any]:
     return contents
 
 
-def load_hf(directory: Path, dtype: str, ep_size: int = 1) -> Any:
+def load_hf(directory: Path, dtype: str, ep_size: int = 1, head_seed: int | None = None) -> Any:
     """Build the model of a Hugging Face checkpoint, FP8 weights dequantised, with its MTP modules if it has any.
 
-    Raises UserError that names the file or tensor of a damaged, incomplete or mismatched checkpoint. Where there is a
-    manifest, contents are held against its digests. Weights are read one at a time, so no second copy is made; with
-    `ep_size` above 1 only the experts of this rank (RANK) have values, which are all that AutoEP takes.
+    With `head_seed` it ends in a scalar head: a new one by that seed, unless the checkpoint has one. Raises UserError
+    that names the file or tensor of a damaged, incomplete or mismatched checkpoint. Where there is a manifest, contents
+    are held against its digests. Weights are read one at a time, so no second copy is made; with `ep_size` above 1 only
+    the experts of this rank (RANK) have values, which are all that AutoEP takes.
     """
     from transformers.utils import logging
 
-    config, stored = checked_tensors(directory)
+    config, stored = checked_tensors(directory, head_seed)
     tensors: dict[str, Any] = dict(stored)
     if ep_size > 1:
         rank = int(os.environ.get("RANK", "0"))
@@ -178,19 +180,24 @@ def load_hf(directory: Path, dtype: str, ep_size: int = 1) -> Any:
         model = model_class(config).from_pretrained(
             None, config=config, state_dict=tensors, dtype=getattr(torch, dtype)
         )
-        if (directory / "generation_config.json").is_file():
+        if (directory / "generation_config.json").is_file() and not has_scalar_head(config):
             model.generation_config = public_layout.savable_generation_config(directory)
     except Exception as error:  # safetensors, transformers and json each raise their own
         raise UserError(str(directory), str(error).splitlines()[0], "must be a whole checkpoint") from error
     return model
 
 
-def checked_tensors(directory: Path) -> tuple[Any, dict[str, public_layout.StoredTensor]]:
-    """Return the config and the tensors of a checkpoint, not read yet; raises UserError as `load_hf`."""
+def checked_tensors(
+    directory: Path, head_seed: int | None = None
+) -> tuple[Any, dict[str, public_layout.StoredTensor | torch.Tensor]]:
+    """Return the config and the tensors of a checkpoint, not read yet; arguments and errors as `load_hf`'s."""
     # Each rank its share: one alone would read for longer than the others wait in their first collective.
     Checkpoint(directory).verify(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     config = public_layout.read_config(directory)
-    return config, public_layout.model_tensors(directory, config)
+    tensors = public_layout.model_tensors(directory, config)
+    if head_seed is None or has_scalar_head(config):
+        return config, dict(tensors)
+    return with_scalar_head(config), public_layout.with_new_head(tensors, config, head_seed)
 
 
 def export_hf(engine: TrainingEngine, directory: Path) -> None:

@@ -18,19 +18,19 @@ from framework.models.initial import draw_weights
 from framework.models.spec import EXPERTS, empty_model
 
 
-def load_sharded(directory: Path, config: DeepSpeedConfig) -> Any:
+def load_sharded(directory: Path, config: DeepSpeedConfig, head_seed: int | None = None) -> Any:
     """Build the model of a checkpoint as `TrainingEngine` needs it on this rank (a collective under ZeRO-3).
 
     Under ZeRO-1 and 2 only this rank's experts have values. Under ZeRO-3 every parameter is a shard from the start:
-    rank 0 reads one whole parameter at a time and hands it round. Raises UserError as `load_hf`.
+    rank 0 reads one whole parameter at a time and hands it round. `head_seed` and errors as `load_hf`'s.
     """
     if config.zero_stage < 3:
-        return load_hf(directory, config.dtype, config.ep_size)
+        return load_hf(directory, config.dtype, config.ep_size, head_seed)
     import deepspeed
 
     init_process_group(config.collective_timeout_s)
     dtype = getattr(torch, config.dtype)
-    found, stored = checked_tensors(directory)
+    found, stored = checked_tensors(directory, head_seed)
     tensors = public_layout.local_experts(stored, 0, 1, dtype)  # all of a layer's, fused
     model = _shards(found, dtype)
     for name, parameter in model.named_parameters():

@@ -22,6 +22,7 @@ import torch
 
 from framework.artifacts import MANIFEST, check_safetensors_file, read_json
 from framework.errors import UserError, did_you_mean
+from framework.models.scalar_head import HEAD
 from framework.models.spec import model_class
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -66,7 +67,7 @@ class LocalExperts:
     The memory of the others is never touched, so the machine never provides it.
     """
 
-    parts: tuple[tuple[StoredTensor, ...], ...]  # of each expert: gate and up, or down
+    parts: tuple[tuple[StoredTensor | torch.Tensor, ...], ...]  # of each expert: gate and up, or down
     local: range
     dtype: torch.dtype
 
@@ -198,6 +199,19 @@ def model_tensors(directory: Path, config: Any) -> dict[str, StoredTensor]:
     return found
 
 
+def with_new_head(
+    tensors: Mapping[str, StoredTensor], config: Any, seed: int
+) -> dict[str, StoredTensor | torch.Tensor]:
+    """Return a causal model's tensors as those of the same model with a fresh scalar head, which `config` is of.
+
+    The head is N(0, 1 / (H + 1)) (Stiennon et al., 2009.01325, appendix B.1), by the seed alone.
+    """
+    expected, _ = _expected_shapes(config)
+    width = expected[HEAD][1]
+    head = torch.randn(expected[HEAD], generator=torch.Generator().manual_seed(seed)) / (width + 1) ** 0.5
+    return {**{name: tensors[name] for name in expected if name != HEAD}, HEAD: head}
+
+
 def _with_prefix(found: dict[str, StoredTensor], expected: Mapping[str, Any]) -> dict[str, StoredTensor]:
     """Add the name of the decoder ("transformer.") where a checkpoint is of the decoder alone, as GPT-2's are."""
     prefix = next(iter(expected)).partition(".")[0] + "."
@@ -217,11 +231,12 @@ def public_name(model: Any, name: str) -> str:
 
 
 def local_experts(
-    tensors: Mapping[str, StoredTensor], ep_rank: int, ep_size: int, dtype: torch.dtype
-) -> dict[str, StoredTensor | LocalExperts]:
+    tensors: Mapping[str, StoredTensor | torch.Tensor], ep_rank: int, ep_size: int, dtype: torch.dtype
+) -> dict[str, StoredTensor | torch.Tensor | LocalExperts]:
     """Replace each layer's experts by fused ones, of which expert-parallel rank `ep_rank` reads its share alone."""
     tensors = {name.replace(MIXTRAL_BLOCK, ".mlp."): tensor for name, tensor in tensors.items()}
-    found: dict[str, StoredTensor | LocalExperts] = {n: t for n, t in tensors.items() if not EXPERT.fullmatch(n)}
+    found: dict[str, StoredTensor | torch.Tensor | LocalExperts] = {}
+    found |= {name: tensor for name, tensor in tensors.items() if not EXPERT.fullmatch(name)}
     for layer in dict.fromkeys(match[1] for name in tensors if (match := EXPERT.fullmatch(name))):
         gate, up, down = (
             ("w1", "w3", "w2") if f"{layer}.0.w1.weight" in tensors else ("gate_proj", "up_proj", "down_proj")

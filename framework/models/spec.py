@@ -57,9 +57,13 @@ def empty_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel
 
 
 def model_class(config: PretrainedConfig) -> Any:
-    """Return the class of a config's causal language model: transformers', or ours where it has MTP modules."""
+    """Return the class of a config's model: transformers', ours where it has MTP modules, or one with a scalar head."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    from framework.models.scalar_head import has_scalar_head, scalar_head_class
+
+    if has_scalar_head(config):
+        return scalar_head_class(config)
     if config.model_type == "deepseek_v3" and config.num_mtp_layers:
         from framework.models.mtp import DeepseekV3ForCausalLM
 

@@ -36,7 +36,7 @@ class BatchSize:
     """
 
     sequences: int  # which balance losses are means over
-    tokens: float  # learned; MTP modules' losses are means over them
+    tokens: float  # learned (by a scalar head: read); MTP modules' losses are means over them
     divisor: float  # of the objective's loss
     metrics: Mapping[str, float] = field(default_factory=dict)  # known of the batch before the step
 
@@ -45,6 +45,7 @@ class Objective(Generic[BatchT, MicroT]):
     """Base of the objectives. All ranks call the methods with the same batch."""
 
     packed: ClassVar[bool] = True  # sequences of a row attend to themselves alone, by `packed_attention`
+    scalar_head: ClassVar[bool] = False  # the model ends in `models.scalar_head`, not in a vocabulary
     shares_prefixes: ClassVar[bool] = False  # what those of a row begin with alike is computed once
 
     @property

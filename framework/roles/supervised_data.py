@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from framework.data.chats import ChatRows
+from framework.data.judged import Judged, JudgedRows
 from framework.data.shards import RowBatch, TokenRows
 from framework.engines.batch_schedule import BatchSchedule
 from framework.objectives.lm import DocumentLm, Documents, StreamLm
@@ -64,9 +65,23 @@ class ChatData:
         return _ChatFeed(self, seed)
 
 
+@dataclass(frozen=True)
+class JudgedData:
+    """Judged answers, for a reward model."""
+
+    shards: Path  # train/, and validation/ where some are set apart
+    objective: Objective[Any, Any]
+    per_step: int  # prompts
+    epochs: int
+
+    def open(self, seed: int) -> Feed:
+        """Map the files; raises UserError if one is missing or damaged."""
+        return _JudgedFeed(self, seed)
+
+
 class _RowFeed:
     def __init__(self, data: RowData, seed: int) -> None:
-        self.objective = StreamLm()
+        self.objective: Objective[Any, Any] = StreamLm()
         self._batches, row_tokens = data.batches, data.batches.row_tokens
         self._rows = TokenRows(data.shards, "train", row_tokens, seed)
         held_out = TokenRows(data.shards, "validation", row_tokens, seed=0)
@@ -79,7 +94,7 @@ class _RowFeed:
 
 class _ChatFeed:
     def __init__(self, data: ChatData, seed: int) -> None:
-        self.objective = DocumentLm()
+        self.objective: Objective[Any, Any] = DocumentLm()
         self._data, self._chats = data, ChatRows(data.shards / "train", seed)
         self.held_out: Any = None
         if (held_out := data.shards / "validation").is_dir():
@@ -90,3 +105,18 @@ class _ChatFeed:
     def batch(self, step: int) -> Documents:
         first, end = step * self._data.per_step, self._data.epochs * self._chats.meta.chats
         return Documents(*self._chats.batch(first, min(self._data.per_step, end - first)))
+
+
+class _JudgedFeed:
+    def __init__(self, data: JudgedData, seed: int) -> None:
+        self.objective = data.objective
+        self._data, self._rows = data, JudgedRows(data.shards / "train", seed)
+        self.held_out: Any = None
+        if (held_out := data.shards / "validation").is_dir():
+            rows = JudgedRows(held_out, 0)
+            self.held_out = rows.batch(0, rows.prompts)
+        self.vocab_size = self._rows.vocab_size
+
+    def batch(self, step: int) -> list[Judged]:
+        first, end = step * self._data.per_step, self._data.epochs * self._rows.prompts
+        return self._rows.batch(first, min(self._data.per_step, end - first))

@@ -296,7 +296,7 @@ def _worker(config: dict[str, Any]) -> None:
     if isinstance(run.model, ModelConfig):
         model = build_sharded(run.model, run.seed, engine)
     else:
-        model = load_sharded(run.model, engine)
+        model = load_sharded(run.model, engine, run.seed if feed.objective.scalar_head else None)
     if feed.vocab_size > model.config.vocab_size:
         allowed = f"the tokenizer has {feed.vocab_size} tokens: it does not match this model"
         raise UserError("model.vocab_size", model.config.vocab_size, allowed)

@@ -240,7 +240,9 @@ def test_every_shipped_yaml_loads(file: str, tmp_path: Path) -> None:
             "sft": f"data.chats_file={tmp_path}/chats.jsonl",
             "grpo": f"data.train={tmp_path}/prompts.jsonl",
             "eval": f"data.heldout={tmp_path}/prompts.jsonl",
+            "reward_model": f"data.train={tmp_path}/pairs.jsonl",
         }
+        (tmp_path / "pairs.jsonl").write_text('{"prompt": "1 + 2?", "chosen": "3", "rejected": "4"}')
         given = [data[name], f"base={tmp_path}/base"] if name in data else []
         if name == "pretrain":
             (tmp_path / "text.jsonl").write_text('{"text": "one"}')

@@ -2,11 +2,15 @@
 
 chosen, rejected    texts after a prompt (text or messages); or whole conversations that begin alike
 hh                  chosen and rejected as "\\n\\nHuman: ...\\n\\nAssistant: ..." (Anthropic's hh-rlhf)
+labels              one answer a row (answer, response) with a label: a number, true or false
+
+Beside chosen and rejected a margin may stand: by how much the first is better.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +27,9 @@ logger = logging.getLogger("framework.data")
 
 _CHOSEN, _REJECTED = Field("chosen", ("accepted", "preferred")), Field("rejected", ("dispreferred",))
 _PROMPT = Field("prompt", ("question", "instruction", "query", "input"))
-OURS = ("prompt", "chosen", "rejected", "system", "id")
+_ANSWER = Field("answer", ("response", "completion", "output"))
+_LABEL = Field("label", ("safe", "is_safe", "score", "rating"))
+OURS = ("prompt", "chosen", "rejected", "margin", "answer", "label", "system", "id")
 _HH = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -35,6 +41,28 @@ class Preference:
     messages: tuple[Message, ...]  # ends with the user's question
     chosen: Message  # an assistant's
     rejected: Message
+    margin: float = 0.0
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """As a row of a PreferenceSet, which is read as any other."""
+        found = {"id": self.id, "prompt": self.messages, "chosen": self.chosen, "rejected": self.rejected}
+        return {**found, "margin": self.margin}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An answer to a conversation, and its label."""
+
+    id: str
+    messages: tuple[Message, ...]
+    answer: Message
+    label: float
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """As a row of a PreferenceSet."""
+        return {"id": self.id, "prompt": self.messages, "answer": self.answer, "label": self.label}
 
 
 def load_preferences(
@@ -65,6 +93,36 @@ def preferences_of(source: Source, columns: Columns) -> Iterator[Preference]:
         yield _preference(row, chosen, rejected, prompt)
 
 
+def load_labelled(
+    name: str, columns: Columns | None = None, key: str = "data.train", split: str = "train"
+) -> Iterator[Labelled]:
+    """Yield labelled answers of a file, glob, folder or hub data set.
+
+    Raises UserError, with file and line, for a row without a prompt, an answer and a number for a label.
+    """
+    column_key = f"{key.rpartition('.')[0] or 'data'}.columns"
+    for found in find_source(name, key, split).rows():
+        row = renamed(found, columns or {}, OURS, column_key)
+        prompt, answer, label = (field.find(row.fields) for field in (_PROMPT, _ANSWER, _LABEL))
+        if prompt is None or answer is None or label is None:
+            allowed = f"labelled answers need prompt, answer and label; or name them, {column_key}={{label: COLUMN, …}}"
+            raise UserError(row.where, f"columns {named(row.fields)}", allowed)
+        value, where = row.fields[prompt], f"{row.where}: {prompt}"
+        asked = ({"role": "user", "content": value},) if isinstance(value, str) else _side(value, where)
+        answers = _side(row.fields[answer], f"{row.where}: {answer}")
+        if len(answers) != 1 or answers[0]["role"] != "assistant" or asked[-1]["role"] not in ("user", "tool"):
+            raise UserError(row.where, answer, "must be one assistant's answer to a question")
+        messages = with_system(asked, row.fields.get("system"), row.where)
+        number = _number(row.fields[label], f"{row.where}: {label}")
+        yield Labelled(str(row.fields.get("id") or row.where), messages, answers[0], number)
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool | int | float) and math.isfinite(value):
+        return float(value)
+    raise UserError(where, value, "must be a number, true or false")
+
+
 def _preference(row: Row, chosen: str, rejected: str, prompt: str | None) -> Preference:
     fields, where = row.fields, row.where
     sides = [_side(fields[column], f"{where}: {column}") for column in (chosen, rejected)]
@@ -84,7 +142,11 @@ def _preference(row: Row, chosen: str, rejected: str, prompt: str | None) -> Pre
     if good[-1] == bad[-1]:
         raise UserError(where, f"{chosen} and {rejected}", "must differ")
     messages = with_system(good[:-1], fields.get("system"), where)
-    return Preference(str(fields.get("id") or where), messages, good[-1], bad[-1])
+    margin = fields.get("margin")
+    size = 0.0 if margin is None else _number(margin, f"{where}: margin")
+    if size < 0:
+        raise UserError(f"{where}: margin", margin, "must be 0 or more: by how much chosen is better")
+    return Preference(str(fields.get("id") or where), messages, good[-1], bad[-1], size)
 
 
 def _is_hh(value: Any) -> bool:

@@ -1,0 +1,161 @@
+"""A reward model: a scalar head on a checkpoint, trained on judged answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from framework.artifacts import Checkpoint, RewardCheckpoint, TokenizerDir, TokenShards, read_json
+from framework.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, bounded
+from framework.data.tokenizer_files import load_tokenizer
+from framework.engines.deepspeed_engine import DeepSpeedConfig
+from framework.engines.lr_schedule import LrSchedule
+from framework.errors import UserError
+from framework.graph.cluster import ClusterConfig
+from framework.graph.nodes import Runtime
+from framework.graph.plan import StageEstimate
+from framework.models.families.base import ModelConfig
+from framework.objectives.objective import Objective
+from framework.objectives.reward import PairwiseReward, PointwiseReward
+from framework.stages.preferences import Kind
+from framework.stages.training import train
+
+
+@dataclass(frozen=True)
+@bounded
+class RewardModelConfig:
+    """Defaults: DeepSeek-R1's helpful reward model (batch 256, 6e-6, one epoch, rows of 8,192).
+
+    Its learning rate's course is not published: constant here.
+    """
+
+    loss: Literal["pairwise", "sigmoid", "scalar"] = "pairwise"  # sigmoid: R1's safety model; scalar: labels to be met
+    epochs: PositiveInt = 1
+    prompts_per_step: PositiveInt = 256  # with all judged pairs of each; of labelled answers: answers
+    max_tokens: PositiveInt = 8192  # of an answer with its prompt; token budget and context bound it too
+    lr: PositiveFloat = 6e-6
+    final_lr: NonNegativeFloat | None = None  # reached by a cosine over all steps; null: `lr` throughout
+    warmup_steps: NonNegativeInt = 0
+    workers: NonNegativeInt = 0  # data-parallel ranks; 0: cluster.learner_workers
+    min_workers: NonNegativeInt = 0  # elastic: goes on with as few as this while a node is away; 0: always with all
+    max_failures: NonNegativeInt = 5  # restarts in a row without a new checkpoint between them
+    validate_every: PositiveInt = 100
+    checkpoint_every: PositiveInt = 100
+
+    def __post_init__(self) -> None:
+        if self.final_lr is not None and self.final_lr > self.lr:
+            allowed = f"must be at most lr={self.lr:g}: the rate falls"
+            raise UserError("stage.reward_model.final_lr", self.final_lr, allowed)
+
+    @property
+    def kind(self) -> Kind:
+        """What data it needs."""
+        return "pairwise" if self.loss == "pairwise" else "pointwise"
+
+    @property
+    def objective(self) -> Objective[Any, Any]:
+        """What is minimised."""
+        return PairwiseReward() if self.loss == "pairwise" else PointwiseReward(self.loss)
+
+    def check_workers(self, cluster: ClusterConfig) -> int:
+        """Return how many ranks `cluster` gives this stage; raises UserError if `min_workers` is more."""
+        return cluster.training_workers(self.workers, self.min_workers, "stage.reward_model")
+
+    def schedule(self, steps: int) -> LrSchedule:
+        """The learning rate of a training of `steps` steps; raises UserError if the warm-up is no shorter."""
+        if self.warmup_steps >= steps:
+            raise UserError(
+                "stage.reward_model.warmup_steps", self.warmup_steps, f"must be less than the {steps} steps"
+            )
+        if self.final_lr is None:
+            return LrSchedule(self.lr, warmup_steps=self.warmup_steps)
+        return LrSchedule(self.lr, "cosine", self.warmup_steps, steps, final_ratio=self.final_lr / self.lr)
+
+
+@dataclass(frozen=True)
+class RewardModelInputs:
+    """The model to start from; judged answers as tokens, and the tokenizer that made them."""
+
+    base: Checkpoint
+    shards: TokenShards
+    tokenizer: TokenizerDir
+
+
+@dataclass(frozen=True)
+class TrainedRewardModel:
+    """The reward model."""
+
+    reward: RewardCheckpoint
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """The stage. `engine.schedule` is not used: the steps follow from the data."""
+
+    config: RewardModelConfig
+    engine: DeepSpeedConfig
+    model: ModelConfig  # sizes of the base
+    prompts: int  # to train on
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest row that can be trained on."""
+        return min(self.config.max_tokens, self.engine.token_budget, self.model.max_position_embeddings)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all epochs."""
+        return -(-self.config.epochs * self.prompts // self.config.prompts_per_step)
+
+    def run(self, inputs: RewardModelInputs, runtime: Runtime) -> TrainedRewardModel:
+        """Train to the end; resumes from the newest checkpoint in the stage's work directory."""
+        from framework.roles.supervised_data import JudgedData
+
+        config, out = self.config, runtime.artifact_dir("reward")
+        train(
+            config,
+            runtime,
+            model=inputs.base.path,
+            engine=replace(self.engine, schedule=config.schedule(self.steps), mtp_coef=0.0),
+            data=JudgedData(inputs.shards.path, config.objective, config.prompts_per_step, config.epochs),
+            steps=self.steps,
+            tokenizer=inputs.tokenizer,
+            out=out,
+        )
+        name_padding(out)
+        return TrainedRewardModel(RewardCheckpoint(out))
+
+    def estimate(self, cluster: ClusterConfig) -> StageEstimate:
+        """Batch arithmetic, memory, and hours if every prompt had two answers of full length."""
+        from framework.models.estimate import pretraining_hours
+        from framework.stages.memory import learner_role
+
+        config, workers = self.config, self.config.check_workers(cluster)
+        role = learner_role(self.model, self.engine, workers, cluster, self.max_tokens, packed=True)
+        tokens = config.epochs * self.prompts * self.max_tokens * (2 if config.kind == "pairwise" else 1)
+        return StageEstimate(
+            batch={
+                "prompts": self.prompts,
+                "epochs": config.epochs,
+                "prompts a step": config.prompts_per_step,
+                "steps": self.steps,
+                "tokens of an answer, at most": self.max_tokens,
+            },
+            roles=(role,),
+            hours=pretraining_hours(self.model, tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus),
+            assumptions=("reward model hours count two answers a prompt, each at its longest",),
+        )
+
+
+def name_padding(checkpoint: Path) -> None:
+    """Give config.json a padding token that ends no answer: transformers scores the last token that is not padding.
+
+    A tokenizer that pads with its end token would have the token before it scored.
+    """
+    tokenizer, file = load_tokenizer(checkpoint), checkpoint / "config.json"
+    ends = tokenizer.eos_token_id
+    others = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+    found = next((token for token in others if token is not None and token != ends), None)
+    file.write_text(json.dumps({**read_json(file), "pad_token_id": found}, indent=2) + "\n")

@@ -1,0 +1,129 @@
+"""Preferences on their way to a reward model: read, split by prompt, encoded, all pairs of a prompt in one element."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from framework.artifacts import Checkpoint, PreferenceSet
+from framework.data.judged import JudgedRows
+from framework.data.layouts.preferences import load_labelled, load_preferences
+from framework.errors import UserError
+from framework.graph.cluster import ClusterConfig
+from framework.graph.nodes import Runtime
+from framework.stages.collect import NoInputs
+from framework.stages.preferences import (
+    CollectPreferences,
+    EncodePreferences,
+    EncodePreferencesInputs,
+    PreferencesConfig,
+    pairs_of,
+)
+from framework.stages.reward_model import RewardModel, RewardModelConfig
+from tests.contract.families import write_tokenizer
+from tests.learners import TINY_V3
+
+END = 2  # <|im_end|>
+
+
+class SilentTracker:
+    def progress(self, *_: Any) -> None:
+        pass
+
+
+def runtime(directory: Path) -> Runtime:
+    out = directory / "out"
+    out.mkdir(exist_ok=True)
+    return Runtime("encode", directory, out, 0, ClusterConfig(), cast(Any, SilentTracker()), lambda: False)
+
+
+def written(file: Path, *rows: dict[str, Any]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def pair(question: str, chosen: str, rejected: str, **more: Any) -> dict[str, Any]:
+    return {"prompt": question, "chosen": chosen, "rejected": rejected, **more}
+
+
+RANKED = [pair("1 + 2?", "3", "4"), pair("2 + 2?", "4", "5", margin=0.5), pair("1 + 2?", "3", "twelve"),
+          pair("1 + 2?", "4", "twelve")]  # fmt: skip
+
+
+def test_all_pairs_of_a_prompt_are_one_element_and_each_answer_one_row(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    file = Path(written(tmp_path / "train.jsonl", *RANKED))
+    encode = EncodePreferences(64, 400, "pairwise")
+    inputs = EncodePreferencesInputs(Checkpoint(tmp_path), PreferenceSet(tmp_path))
+    shards = encode.run(inputs, runtime(tmp_path)).shards.path
+    found = sorted(JudgedRows(shards / "train", 0).batch(0, 2), key=lambda one: len(one.rows))
+    assert [one.pairs for one in found] == [((0, 1, 0.5),), ((0, 1, 0.0), (0, 2, 0.0), (1, 2, 0.0))]
+    assert all(
+        row[-1] == END and row.tolist().count(END) == 2 for one in found for row in one.rows
+    )  # where sampling ends
+    with pytest.raises(UserError, match=r"train\.jsonl:1: tokens.*stage\.reward_model\.max_tokens"):
+        EncodePreferences(4, 400, "pairwise").run(inputs, runtime(tmp_path / "out"))
+    alike = lambda messages, answer, where: np.zeros(30, np.int32)  # noqa: E731
+    with pytest.raises(UserError, match=r"3 answers to a prompt: tokens.*one batch element"):
+        list(map(EncodePreferences(64, 60, "pairwise")._fitting, pairs_of(file, alike)))
+
+
+def test_contradictory_pairs_are_named(tmp_path: Path) -> None:
+    file = Path(written(tmp_path / "p.jsonl", pair("1 + 2?", "3", "4"), pair("1 + 2?", "4", "3")))
+    with pytest.raises(UserError, match=r"p\.jsonl:2.*the opposite"):
+        list(pairs_of(file, lambda messages, answer, where: np.zeros(1, np.int32)))
+
+
+def test_equal_prompts_fall_on_one_side_and_what_is_written_is_read_again(tmp_path: Path) -> None:
+    rows = [pair(f"{i % 20} + 1?", f"{i}", f"-{i}", margin=i / 2) for i in range(1, 60)]
+    config = PreferencesConfig(written(tmp_path / "all.jsonl", *rows), validation_share=0.3)
+    directory = CollectPreferences(config, (), "pairwise").run(NoInputs(), runtime(tmp_path)).preferences.path
+    sides = {name: list(load_preferences(str(directory / f"{name}.jsonl"))) for name in ("train", "validation")}
+    asked = {name: {one.messages[0]["content"] for one in side} for name, side in sides.items()}
+    assert not asked["train"] & asked["validation"]
+    assert len(sides["train"]) + len(sides["validation"]) == len(rows)
+    assert config.count_train("pairwise") == len(asked["train"])
+    assert {one.margin for side in sides.values() for one in side} == {row["margin"] for row in rows}
+
+
+def test_labelled_answers(tmp_path: Path) -> None:
+    file = written(tmp_path / "l.jsonl", {"prompt": "Steal?", "response": "No.", "safe": True},
+                   {"prompt": "Steal?", "response": "Yes!", "safe": 0})  # fmt: skip
+    assert [one.label for one in load_labelled(file)] == [1.0, 0.0]
+    again = written(tmp_path / "again.jsonl", *(dict(one.row) for one in load_labelled(file)))
+    assert [one.label for one in load_labelled(again)] == [1.0, 0.0]
+    for row, says in (
+        ({"prompt": "a", "response": "b"}, "need prompt, answer and label"),
+        ({"prompt": "a", "response": "b", "label": "good"}, "must be a number"),
+        ({"prompt": "a", "response": "b", "label": float("nan")}, "must be a number"),
+    ):
+        with pytest.raises(UserError, match=rf"bad\.jsonl:1.*{says}"):
+            list(load_labelled(written(tmp_path / "bad.jsonl", row)))
+    with pytest.raises(UserError, match=r"bad\.jsonl:1: margin.*0 or more"):
+        list(load_preferences(written(tmp_path / "bad.jsonl", pair("a", "b", "c", margin=-1))))
+
+
+def test_nothing_to_train_on_is_one_line(tmp_path: Path) -> None:
+    config = PreferencesConfig(written(tmp_path / "one.jsonl", pair("a", "b", "c")), validation_share=1.0)
+    with pytest.raises(UserError, match="leaves nothing to train on"):
+        config.count_train("pairwise")
+    with pytest.raises(UserError, match=r"data\.train: got None"):
+        PreferencesConfig().count_train("pairwise")
+
+
+def test_steps_and_rates_follow_from_the_data() -> None:
+    from framework.engines.deepspeed_engine import DeepSpeedConfig
+
+    config = RewardModelConfig()  # R1's
+    stage = RewardModel(config, DeepSpeedConfig(token_budget=8192), TINY_V3, prompts=66_000)
+    assert stage.steps == 258
+    assert {config.schedule(258).at(step) for step in (0, 100, 257)} == {6e-6}
+    falling = RewardModelConfig(final_lr=0.0, warmup_steps=2).schedule(100)
+    assert (falling.at(0), falling.at(99)) == (3e-6, pytest.approx(0.0, abs=1e-8))
+    with pytest.raises(UserError, match="warmup_steps"):
+        RewardModelConfig(warmup_steps=9).schedule(9)
+    assert stage.estimate(ClusterConfig()).batch["steps"] == 258
