@@ -166,7 +166,7 @@ def test_v2_losses_train_and_depend_on_no_micro_batch() -> None:
             expected += float(sum(parts).detach()) / 6  # type: ignore[union-attr]
     assert first["balance_loss"] == pytest.approx(expected, rel=1e-5)
     plain = trainer(33 * 6, balance_alpha=0.0, device_alpha=0.0, communication_alpha=0.0)
-    assert plain.train_minibatch(rows_BT).metrics["grad_norm"] != pytest.approx(first["grad_norm"], rel=0.01)
+    assert plain.step(rows_BT).metrics["grad_norm"] != pytest.approx(first["grad_norm"], rel=0.01)
     second = whole.step(rows_BT).metrics
     for other in (trainer(33 * 2), trainer(33 * 6, checkpointing=True)):
         for metrics in (first, second):
