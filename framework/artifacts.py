@@ -92,6 +92,12 @@ class PromptSet(Artifact):
     required = ("train.jsonl", "heldout.jsonl")
 
 
+class RolloutSet(Artifact):
+    """Scored response groups, a file a batch (see `data.rollouts`)."""
+
+    required = ("rollouts.json",)
+
+
 class TokenizerDir(Artifact):
     """A Hugging Face fast tokenizer."""
 

@@ -21,6 +21,9 @@ def build(config: RunConfig) -> Graph:
     if not isinstance(config.data, CollectConfig):
         raise UserError("data", type(config.data).__name__, "must be reasoning_gym")
     stage, model = config.stage, fresh_model(config)
+    if stage["grpo"].rollouts_from is not None:
+        allowed = "is of job=grpo: this one makes its own base first"
+        raise UserError("stage.grpo.rollouts_from", str(stage["grpo"].rollouts_from), allowed)
     rollout, rewards = config.engine.rollout, config.reward
     max_tokens = max(stage["grpo"].longest, stage["evaluate"].max_tokens)
     check_given_prompts(config.data, rewards, stage["tokenizer"], rollout.max_model_len, max_tokens)
@@ -45,7 +48,9 @@ def build(config: RunConfig) -> Graph:
     graph.add(
         "eval_base", Evaluate(stage["evaluate"], "base", rollout, rewards, template), checkpoint=base, prompts=prompts
     )
-    grpo = Grpo(stage["grpo"], config.algorithm, rewards, rollout, config.engine.learner, model, template)
+    watched = stage["evaluate"] if stage["grpo"].evaluate_every else None
+    engines = rollout, config.engine.learner
+    grpo = Grpo(stage["grpo"], config.algorithm, rewards, *engines, model, template, watched)
     policy = graph.add("grpo", grpo, base=base, prompts=prompts).out("policy")
     final = Evaluate(stage["evaluate"], "r1_zero", rollout, rewards, template)
     graph.add("eval_r1_zero", final, checkpoint=policy, prompts=prompts)

@@ -14,7 +14,8 @@ from framework.objectives.grpo import Grpo
 from framework.roles.ledger import Ledger
 from framework.roles.rl_batch import TrainBatch
 from framework.roles.rl_clients import LearnerLost, TrainResult
-from framework.roles.rl_loop import RlConfig, RlLoop
+from framework.roles.rl_config import RlConfig
+from framework.roles.rl_loop import RlLoop
 from framework.types import Prompt, Response, ResponseGroup, RewardScore, SampleRow, SamplingParams
 from tests.fakes import FakeLearner
 
@@ -201,4 +202,5 @@ def make_loop(tmp_path: Path, **changes) -> RlLoop:  # type: ignore[no-untyped-d
         directory=tmp_path,
         policy=tmp_path / "policy",
         should_stop=changes.get("should_stop", lambda: False),
+        **{name: changes[name] for name in ("held_out", "finish_export", "saver") if name in changes},
     )

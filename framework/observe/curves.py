@@ -55,6 +55,11 @@ CURVES = (
            "nats per token"),
     Curves("Reward", ("reward/mean", "reward/*"), LEARNED, "rises, each component on its own; flat: nothing is learned",
            "mean over responses", zero=True),
+    Curves("Held-out prompts", ("evaluation/pass_at_1", "evaluation/pass_at_k", "evaluation/format_rate"), LEARNED,
+           "pass@1 rises with the reward towards pass@k; if it falls meanwhile, prompts are learned by heart",
+           "share", zero=True, smooth=False),
+    Curves("Reward on held-out prompts", ("evaluation/reward",), LEARNED, "rises beside the reward",
+           "mean over responses", zero=True, smooth=False),
     Curves("KL divergence", ("kl/reference",), LEARNED, "grows slowly from 0: how far the policy has gone",
            "to the reference, nats per token", zero=True),
     Curves("Entropy", ("train/entropy",), LEARNED, "sinks slowly; at 0 the policy tries nothing new any more",
@@ -84,6 +89,11 @@ CURVES = (
            "grows as reasoning does; at the limit answers are cut off", "tokens", zero=True),
     Curves("Spoiled responses and groups", ("response/truncated_share", "reward/failed_share", "groups/*"), SAMPLED,
            "low; groups of equal rewards teach nothing", "share", zero=True),
+    Curves("Held-out responses: length", ("evaluation/response_tokens",), SAMPLED, "as that of the trained ones",
+           "tokens", zero=True, smooth=False),
+    Curves("Held-out responses: cut off", ("evaluation/truncated_share",), SAMPLED, "low", "share", zero=True,
+           smooth=False),
+    Curves("Evaluation time", ("time/evaluate_s",), FAST, "flat; it comes on top of the steps", "seconds", zero=True),
 )  # fmt: skip
 
 

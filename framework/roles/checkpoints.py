@@ -1,25 +1,34 @@
-"""A directory of checkpoints of which one counts: a crash leaves one to resume from, and damage an older one."""
+"""A directory of checkpoints of which one counts: a crash leaves one to resume from, and damage an older one.
+
+The one that did best on held-out prompts stays too, however old it gets.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from framework.errors import DamagedState, UserError
 from framework.files import clear_way, remove_tree
 
-LATEST = "LATEST"
+LATEST, BEST = "LATEST", "BEST"
+EVALUATION = "evaluation.json"  # in a checkpoint: what it scored on held-out prompts
 KEPT = 2  # the one that counts, and one to fall back to
 logger = logging.getLogger("framework")
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Checkpoints `batch_NNNNNN` of a run, each of its trained batches; the file LATEST names the one that counts."""
+    """Checkpoints `batch_NNNNNN` of a run, each of its trained batches; the file LATEST names the one that counts.
+
+    BEST names the one of the highest score, where checkpoints are evaluated.
+    """
 
     directory: Path
 
@@ -28,7 +37,7 @@ class Checkpoints:
 
         Where LATEST is lost or damaged that is the newest: each is whole, or it would not have its name.
         """
-        pointer, named = self.directory / LATEST, self._named()
+        pointer, named = self.directory / LATEST, self._named(LATEST)
         if named is not None:
             return named
         # Whole, but not named yet: only the first, before any batch, can be so left by a crash.
@@ -58,8 +67,8 @@ class Checkpoints:
                     raise UserError(error.where, error.value, f"{allowed}starts anew") from None
                 logger.warning("checkpoint %s is damaged (%s): going on from %s", checkpoint.name, error, older.name)
                 continue
-            if checkpoint != self._named():
-                self._point_at(checkpoint.name)
+            if checkpoint != self._named(LATEST):
+                self._point_at(checkpoint.name, LATEST)
             for path in damaged:
                 other = path.with_name(f"{path.name}.damaged")
                 clear_way(other)
@@ -67,8 +76,36 @@ class Checkpoints:
             return True
         return False
 
-    def _named(self) -> Path | None:
-        pointer = self.directory / LATEST
+    def best(self) -> Path | None:
+        """The checkpoint of the highest score; None if none has been evaluated, or it is gone."""
+        found = self._named(BEST)
+        return found if found is not None and _score(found) is not None else None
+
+    def evaluated(self, batches: int) -> bool:
+        """Whether the checkpoint after `batches` has been evaluated."""
+        return _score(self.directory / _name(batches)) is not None
+
+    def evaluate(self, batches: int, score: float, more: Mapping[str, float]) -> bool:
+        """Note what the checkpoint after `batches` scored, in all that is known of it; return whether it is the best.
+
+        Of equally good ones the earlier stays the best. A score that is not a number is the lowest.
+        """
+        checkpoint = self.directory / _name(batches)
+        score = -math.inf if math.isnan(score) else score
+        record, unfinished = checkpoint / EVALUATION, checkpoint / f"{EVALUATION}.tmp"
+        unfinished.write_text(json.dumps({"score": score, **more}, indent=1))
+        _sync(unfinished)
+        unfinished.replace(record)
+        _sync(checkpoint)
+        best = self.best()
+        before = None if best is None or best == checkpoint else _score(best)
+        if before is not None and score <= before:
+            return False
+        self._point_at(checkpoint.name, BEST)
+        return True
+
+    def _named(self, which: str) -> Path | None:
+        pointer = self.directory / which
         name = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
         found = self.directory / name
         return found if re.fullmatch(r"batch_\d{6,}", name) and found.is_dir() else None
@@ -84,7 +121,7 @@ class Checkpoints:
     def save(self, batches: int, write: Callable[[Path], None]) -> None:
         """Have `write` fill a directory, and make it the one that counts after `batches`; what counts stays as it is.
 
-        The one before it stays too; older ones go once the new one is on the disk.
+        The one before it stays too, and the best one; others go once the new one is on the disk.
         """
         name = _name(batches)
         newest = self.newest()
@@ -98,24 +135,33 @@ class Checkpoints:
         for path in (*temporary.rglob("*"), temporary):
             _sync(path)
         temporary.replace(target)
-        self._point_at(name)
+        self._point_at(name, LATEST)
         kept = {path.name for path in [p for p in self._whole() if _number(p) < batches][1 - KEPT :]} | {name}
+        kept |= {best.name} if (best := self._named(BEST)) is not None else set()
         for old in self.directory.glob("*batch_*"):
             newer = old in self._whole() and _number(old) > batches  # nobody's, but whole
             if old.name not in kept and not newer:
                 remove_tree(old)
 
-    def _point_at(self, name: str) -> None:
-        pointer = self.directory / f"{LATEST}.tmp"
+    def _point_at(self, name: str, which: str) -> None:
+        pointer = self.directory / f"{which}.tmp"
         pointer.write_text(name)
         _sync(pointer)
         _sync(self.directory)
-        pointer.replace(self.directory / LATEST)
+        pointer.replace(self.directory / which)
         _sync(self.directory)
 
     def _whole(self) -> list[Path]:
         """Checkpoints that a save has finished, oldest first."""
         return sorted((p for p in self.directory.glob("batch_*") if p.name[6:].isdigit()), key=_number)
+
+
+def _score(checkpoint: Path) -> float | None:
+    """What a checkpoint scored; None if it was not evaluated, or the note of it is damaged."""
+    try:
+        return float(json.loads((checkpoint / EVALUATION).read_text())["score"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _number(checkpoint: Path) -> int:

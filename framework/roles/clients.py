@@ -47,7 +47,7 @@ class RayRollouts:
         self._pool, self._limit = pool, groups_in_flight
         self._era = 0
         self._version = -1
-        self._weights: Sequence[Any] = ()
+        self._weights: Sequence[Any] | None = None  # empty: those that the workers started with
         self._sent: dict[int, _Update] = {}  # worker -> newest update sent to it
         self._serving: dict[int, _Update] = {}  # worker -> newest update that it acknowledged
         self._held: dict[int, list[_Group]] = {}  # worker -> groups that it gets when it serves the newest version
@@ -82,7 +82,7 @@ class RayRollouts:
         return results
 
     def publish(self, version: int, weights: Sequence[object]) -> None:
-        """Send new weights to every worker, and later to any that restarts."""
+        """Send new weights to every worker, and later to any that restarts; none: they serve what they started with."""
         self._version, self._weights = version, weights
         self._send()
 
@@ -94,7 +94,7 @@ class RayRollouts:
     def forget(self) -> None:
         """Ignore what is being sampled; the next publish counts as new whatever its number."""
         self._era += 1
-        self._weights = ()
+        self._weights = None
         self._held = {}
 
     def _updated(self, updates: Mapping[int, _Update]) -> list[int]:
@@ -116,11 +116,14 @@ class RayRollouts:
 
     def _send(self) -> None:
         update = _Update(self._era, self._version)
-        for worker in self._pool.ready() if self._weights else ():
+        for worker in self._pool.ready() if self._weights is not None else ():
             loading = self._sent.get(worker) != self._serving.get(worker)  # one at a time: calls may overtake another
             if not loading and self._sent.get(worker) != update:
                 self._sent[worker] = update
-                self._pool.call(worker, "update_weights", self._version, *self._weights, tag=update)
+                if self._weights:
+                    self._pool.call(worker, "update_weights", self._version, *self._weights, tag=update)
+                else:
+                    self._serving[worker] = update
 
 
 class RayRewards:

@@ -48,12 +48,16 @@ class Ledger:
 
     `batch_size` P tickets make a batch. At most P * (k + 1) tickets beyond those that the published version was trained
     on are live at once, where k is `max_staleness`: a group is trained at most k versions after its sampling began.
+    `once`: the prompts are visited a single time, in the order given.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], batch_size: int, max_staleness: int, seed: int) -> None:
+    def __init__(
+        self, prompts: Sequence[Prompt], batch_size: int, max_staleness: int, seed: int, once: bool = False
+    ) -> None:
         if not prompts:
             raise UserError("prompts", 0, "at least one prompt is needed")
         self.prompts, self.batch_size, self.max_staleness, self.seed = prompts, batch_size, max_staleness, seed
+        self.once = once
         self.batches_trained = 0
         self.consumed: list[Consumed] = []
         self._next = 0  # first ticket that was never issued
@@ -69,6 +73,8 @@ class Ledger:
 
     def prompt(self, ticket: int) -> Prompt:
         """The prompt that a ticket stands for."""
+        if self.once:
+            return self.prompts[ticket]
         epoch, place = divmod(ticket, len(self.prompts))
         if epoch not in self._orders:
             order = np.random.default_rng((self.seed, epoch)).permutation(len(self.prompts))
@@ -77,7 +83,9 @@ class Ledger:
 
     def to_issue(self, version: int) -> int:
         """How many more tickets may be issued for the acknowledged policy `version`."""
-        return max(0, self.batch_size * (version + self.max_staleness + 1 - self.batches_trained) - self.live)
+        wanted = self.batch_size * (version + self.max_staleness + 1 - self.batches_trained) - self.live
+        left = len(self._returned) + len(self.prompts) - self._next if self.once else wanted
+        return max(0, min(wanted, left))
 
     def issue(self, version: int) -> int:
         """Mark the next ticket as issued for `version` and return it."""

@@ -12,19 +12,26 @@ from framework.types import ScoredGroup
 logger = logging.getLogger("framework")
 
 TOLD_FAILURES = 3  # different ones; the others are in the metrics and the workers' logs
-WATCHED_BATCHES = 2
+WATCHED_BATCHES = 2  # of prompts
 SAMPLES, MAX_CHARS = 3, 300
 
 
 @dataclass
 class RewardWatch:
-    """Looks at scored groups as they arrive and at the first batches as they are trained."""
+    """Looks at scored groups as they arrive, whether they will be trained on or give way to others."""
 
     say: Callable[[str], None] = logger.warning
+    first: int = 0  # groups after which it tells from which rewards nothing can be learned: two batches; 0: never
     _told: set[str] = field(default_factory=set, init=False)
-    _batches: list[Sequence[ScoredGroup]] = field(default_factory=list, init=False)
+    _seen: list[ScoredGroup] = field(default_factory=list, init=False)
+    _judged: bool = field(default=False, init=False)
 
     def arrived(self, scored: ScoredGroup) -> bool:
+        """Tell the first failures of their kind, and what is constant; return whether this group has failures."""
+        self._watch(scored)
+        return self.told(scored)
+
+    def told(self, scored: ScoredGroup) -> bool:
         """Tell the first failures of their kind; return whether there are any in this group."""
         found = failures([scored])
         for reason in found:
@@ -34,20 +41,21 @@ class RewardWatch:
                 self.say(f"a reward failed: {reason}")
         return bool(found)
 
-    def trained(self, batch: Sequence[ScoredGroup]) -> None:
-        """After the first WATCHED_BATCHES, tell of rewards that were the same for every response."""
-        if len(self._batches) == WATCHED_BATCHES:
+    def _watch(self, scored: ScoredGroup) -> None:
+        if self._judged or not self.first:
             return
-        self._batches.append(batch)
-        if len(self._batches) == WATCHED_BATCHES:
-            groups = [scored for one in self._batches for scored in one]
-            for reason in constant_rewards(groups):
+        self._seen.append(scored)
+        if len(self._seen) == self.first:
+            for reason in constant_rewards(self._seen):
                 self.say(reason)
-            self._batches = [[]] * WATCHED_BATCHES  # their responses are not needed any more
+            self._seen, self._judged = [], True  # their responses are not needed any more
 
 
 def constant_rewards(groups: Sequence[ScoredGroup]) -> list[str]:
-    """A message for each reward component that has one value for all responses, with three of them."""
+    """A message for each reward component that has one value for all responses, with three of them.
+
+    One too where rewards differ between prompts, but within no group.
+    """
     scores = [score for scored in groups for score in scored.scores if not score.error]
     names = {name: None for score in scores for name in score.components}
     messages = []
@@ -57,9 +65,15 @@ def constant_rewards(groups: Sequence[ScoredGroup]) -> list[str]:
             value = values.pop()
             why = "no response meets it" if value == 0 else "every response has it"
             messages.append(
-                f"reward {name} gave {value:g} to all {len(scores)} responses of the first {WATCHED_BATCHES} batches "
+                f"reward {name} gave {value:g} to all {len(scores)} responses so far "
                 f"({why}): nothing is learned from it. Three of them: {_samples(groups)}"
             )
+    totals = [{score.total for score in scored.scores if not score.error} for scored in groups]
+    if len(set().union(*totals)) > 1 and all(len(found) < 2 for found in totals):
+        messages.append(
+            f"in each of the {len(groups)} groups so far all responses have the same reward: "
+            f"nothing is learned where none is better than another. Three of them: {_samples(groups)}"
+        )
     return messages
 
 

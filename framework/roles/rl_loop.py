@@ -6,6 +6,7 @@
         collect rewards
         train                    on the first whole batch: advantages, minibatches, one optimizer step each
         publish                  the next policy version; checkpoint ledger and learner together
+    evaluate, export         where a step is due: nothing is trained meanwhile
 
 With `max_staleness: 0` sampling waits for training (synchronous GRPO); with k, rollouts run up to k versions ahead.
 Source: DeepSeek-R1 (2501.12948v2) section 2.1 and B.1.
@@ -13,28 +14,29 @@ Source: DeepSeek-R1 (2501.12948v2) section 2.1 and B.1.
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
 
 from framework.algorithms.balance import load_imbalance
-from framework.algorithms.mismatch import MismatchConfig
-from framework.bounds import Bound, NonNegativeInt, PositiveInt, bounded, count_of, divisors
 from framework.data.shuffle import seed_of
-from framework.engines.lr_schedule import StepwiseValue, value_at, values_of
-from framework.errors import RunFailed, Stopped, UserError
+from framework.errors import DamagedState, RunFailed, Stopped
+from framework.files import clear_way
+from framework.graph.exports import EXPORTS, export_name
 from framework.objectives.policy import PolicyObjective
 from framework.protocols import Tracker
 from framework.roles.checkpoints import Checkpoints
 from framework.roles.ledger import FinishedTicket, Ledger
 from framework.roles.phases import PhaseClock
+from framework.roles.recorded import RolloutSaver
 from framework.roles.reward import check_scores, failures
-from framework.roles.reward_watch import RewardWatch
+from framework.roles.reward_watch import WATCHED_BATCHES, RewardWatch
 from framework.roles.rl_batch import (
     batch_metrics,
     build_batch,
@@ -44,59 +46,12 @@ from framework.roles.rl_batch import (
     with_finite_totals,
 )
 from framework.roles.rl_clients import LearnerClient, LearnerLost, Rewards, Rollouts, TrainResult
-from framework.types import ResponseGroup, SamplingParams, ScoredGroup
+from framework.roles.rl_config import RlConfig
+from framework.roles.rl_evaluation import Evaluation, HeldOut
+from framework.types import ResponseGroup, ScoredGroup
 
 LEDGER = "ledger.jsonl"
-
-
-@dataclass(frozen=True)
-@bounded
-class RlConfig:
-    """Batch arithmetic and schedule of a GRPO run. Defaults: R1-Zero (Nature, Methods), where a step is one update."""
-
-    steps: PositiveInt = 10_400  # optimizer steps in all
-    prompts_per_step: PositiveInt = 32
-    group_size: Annotated[int, count_of(2, "the group is the baseline")] = 16  # G
-    minibatches_per_rollout: PositiveInt = 16  # optimizer steps on one batch of rollouts; one inner epoch
-    max_staleness: NonNegativeInt = 0  # policy versions that a rollout may lag behind
-    temperature: Annotated[float, Bound(above=0, most=2, note="logprobs are at temperature")] = 1.0
-    top_p: Annotated[float, Bound(least=1, most=1, note="the learner's logprobs are of all tokens")] = 1.0
-    max_tokens: PositiveInt | StepwiseValue = 32_768  # of a response; R1-Zero: 65,536 from step 8,200 on
-    checkpoint_every: PositiveInt = 10  # batches
-    samples_every: PositiveInt = 10  # batches between tables of sample responses
-    # responses a batch whose logprobs are recomputed to measure the mismatch; 0: none
-    probe_responses: NonNegativeInt = 16
-    mismatch: MismatchConfig = MismatchConfig()
-    max_learner_restarts: NonNegativeInt = 5  # in a row; a batch that was never trained before starts the count anew
-    max_refill_batches: PositiveInt = 10  # batches of groups without signal that a batch may have replaced (DAPO's)
-
-    def __post_init__(self) -> None:
-        if min(values_of(self.max_tokens)) < 1:
-            raise UserError("stage.grpo.max_tokens", self.max_tokens, "must be at least 1")
-        if self.steps % self.minibatches_per_rollout:
-            near = sorted(divisors(self.steps), key=lambda m: abs(m - self.minibatches_per_rollout))[:5]
-            allowed = f"must divide stage.grpo.steps={self.steps}: {', '.join(map(str, sorted(near)))}"
-            raise UserError("stage.grpo.minibatches_per_rollout", self.minibatches_per_rollout, allowed)
-
-    @property
-    def batches(self) -> int:
-        """Rollout batches, and so published versions, of the whole run."""
-        return self.steps // self.minibatches_per_rollout
-
-    @property
-    def prompts_per_batch(self) -> int:
-        """P."""
-        return self.prompts_per_step * self.minibatches_per_rollout
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest response of the whole run."""
-        return int(max(values_of(self.max_tokens)))
-
-    def sampling(self, step: int, seed: int | None = None) -> SamplingParams:
-        """How responses are sampled for a batch issued at optimizer step `step`, from 0."""
-        limit = int(value_at(self.max_tokens, step))
-        return SamplingParams(self.temperature, self.top_p, limit, self.group_size, seed)
+logger = logging.getLogger("framework")
 
 
 @dataclass
@@ -115,13 +70,21 @@ class RlLoop:
     should_stop: Callable[[], bool] = lambda: False
     wait: Callable[[], None] = lambda: time.sleep(0.002)  # a moment, or until any role has a result
     max_failed_share: float = 0.05
+    saver: RolloutSaver | None = None  # writes every scored group
+    held_out: HeldOut | None = None  # what `evaluate_every` asks
+    finish_export: Callable[[Path], None] = lambda directory: None  # adds what a policy needs beside its weights
     version: int = field(default=0, init=False)  # newest published policy version = batches trained
     _training: list[FinishedTicket] | None = field(default=None, init=False)
     _groups: dict[int, ResponseGroup] = field(default_factory=dict, init=False)  # being scored
+    _evaluation: Evaluation | None = field(default=None, init=False)  # under way
     _clock: PhaseClock = field(default_factory=PhaseClock, init=False)
-    _watch: RewardWatch = field(default_factory=RewardWatch, init=False)
+    _watch: RewardWatch = field(init=False)
     _furthest: int = field(default=0, init=False)  # most batches trained before any death
     _learner_deaths: int = field(default=0, init=False)  # since then
+
+    def __post_init__(self) -> None:
+        watched = min(WATCHED_BATCHES, self.config.batches)
+        self._watch = RewardWatch(first=watched * self.config.prompts_per_batch)
 
     def run(self) -> None:
         """Train every batch. Raises MismatchTooLarge, RunFailed, Stopped or UserError."""
@@ -129,7 +92,7 @@ class RlLoop:
             try:
                 self._resume()
                 self._train_batches()
-                return self.learner.export(self.policy)
+                return self._finish()
             except LearnerLost as error:
                 self._lost(error)
 
@@ -159,7 +122,10 @@ class RlLoop:
         if self.rollouts.synced():
             self._clock.acknowledged()
         for ticket, group in results:
-            if group is None:
+            if ticket < 0:
+                assert self._evaluation is not None
+                self._evaluation.sampled(ticket, group, self.rewards)
+            elif group is None:
                 self.ledger.give_back([ticket])
             else:
                 self._clock.sampled(ticket)
@@ -171,6 +137,12 @@ class RlLoop:
         """Enter scored groups in the ledger; groups of a dead reward worker are scored again."""
         results = self.rewards.poll()
         for ticket, scores in results:
+            if ticket < 0:
+                assert self._evaluation is not None
+                held_out = self._evaluation.scored(ticket, scores and with_finite_totals(scores), self.rewards)
+                if held_out is not None:
+                    self._watch.told(held_out)
+                continue
             if scores is None:
                 self.rewards.submit(ticket, self._groups[ticket])
                 continue
@@ -211,8 +183,10 @@ class RlLoop:
         self._training = self.ledger.batch()
         self._clock.training()
         scored = [item.scored for item in self._training]
-        discarded = [item.scored for item in self.ledger.discarded(self._training)]
-        check_scores(scored + discarded, self.max_failed_share)
+        discarded = self.ledger.discarded(self._training)
+        check_scores([*scored, *(item.scored for item in discarded)], self.max_failed_share)
+        if self.saver is not None:
+            self.saver.write(self.ledger.batches_trained, [*self._training, *discarded])
         probe = self.config.probe_responses
         batch = build_batch(
             scored,
@@ -242,11 +216,16 @@ class RlLoop:
         self._publish(self.ledger.batches_trained)
         phases = self._clock.finish_batch()
         saves = self.version == self.config.batches or self.version % self.config.checkpoint_every == 0
-        if not saves and not self.should_stop():
+        evaluates, exports = self.config.evaluates_at(self._steps), self.config.exports_at(self._steps)
+        if not (saves or evaluates or exports) and not self.should_stop():
             self._train()  # the learner goes on while the last batch is recorded
         self._record(batch, discarded, result, phases)
-        if saves:
+        if saves or evaluates:  # what is evaluated can be the best, and has to be there
             self._save()
+        if exports:
+            self._export_step()
+        if evaluates:
+            self._evaluate()
         return 1
 
     @property
@@ -290,13 +269,63 @@ class RlLoop:
             metrics["experts/max_over_mean"] = float(load_imbalance(torch.from_numpy(load_LE)).mean())
             self.tracker.expert_load(step, load_LE)
         self.tracker.log(step, metrics)
-        self._watch.trained(scored)
         if self.version % self.config.samples_every == 1 or self.config.samples_every == 1:
             self.tracker.samples(step, sample_rows(scored, self.algorithm))
         reward, length = metrics["reward/mean"], metrics["response/length_mean"]
         self.tracker.progress(
             step, self.config.steps, f"reward {reward:.3f}  length {length:.1f}  {seconds:.2f} s a batch"
         )
+
+    def _evaluate(self) -> None:
+        """Ask the rollout workers the held-out prompts, at the newest version; nothing is trained until all are scored.
+
+        The checkpoint of this version is on the disk: a stop or a death here costs the evaluation alone.
+        """
+        assert self.held_out is not None
+        began, done, total = time.monotonic(), 0, len(self.held_out.prompts)
+        self._evaluation = running = Evaluation(self.held_out, self.ledger.seed)
+        while not running.done:
+            if self.should_stop():
+                self._stop()
+            self.learner.poll()  # a death shows here
+            if not running.issue(self.rollouts) + self._collect_groups() + self._collect_scores():
+                self.wait()
+            if len(running.groups) > done:
+                done = len(running.groups)
+                self.tracker.progress(self._steps, self.config.steps, f"evaluating: {done} of {total} prompts")
+        self._evaluation = None
+        check_scores(running.groups, self.max_failed_share)
+        numbers = dict(self.held_out.numbers(running.groups))
+        name, score = next(iter(numbers.items()), ("no verdict", math.nan))
+        self.tracker.log(self._steps, {**numbers, "time/evaluate_s": time.monotonic() - began})
+        record = {"step": self._steps, **numbers}
+        best = Checkpoints(self.directory).evaluate(self.ledger.batches_trained, score, record)
+        told = ", the best so far" if best else ""
+        logger.info("step %d: %s %.3f on %d held-out prompts%s", self._steps, name, score, total, told)
+        self._clock.finish_batch()  # this time is no batch's
+
+    def _export_step(self) -> None:
+        """Write the policy as it is now, for others to try; a death leaves no half of it under its name."""
+        final = self.directory / EXPORTS / export_name(self._steps)
+        building = final.with_name(f".{final.name}")
+        clear_way(building)
+        self.learner.export(building)
+        self.finish_export(building)
+        clear_way(final)
+        building.rename(final)
+        self._clock.finish_batch()
+
+    def _finish(self) -> None:
+        """Export the policy that the stage gives on."""
+        best = Checkpoints(self.directory).best() if self.config.export == "best" else None
+        if best is not None:
+            try:
+                self.learner.load(best)
+                logger.info("the policy is that of %s, the best of those evaluated", best.name)
+            except DamagedState as error:
+                logger.warning("the best checkpoint is damaged (%s): the policy is the last one", error)
+                self.learner.load(Checkpoints(self.directory).newest() or best)
+        self.learner.export(self.policy)
 
     def _save(self) -> None:
         """Write learner and ledger as one checkpoint."""
@@ -321,7 +350,13 @@ class RlLoop:
             if self.algorithm.kl_coef:
                 self.learner.reset_reference()
             self._save()
+        if self.saver is not None:
+            self.saver.begin(self.ledger.batches_trained)
         self._publish(self.ledger.batches_trained)
+        if self.config.exports_at(self._steps) and not (self.directory / EXPORTS / export_name(self._steps)).is_dir():
+            self._export_step()
+        if self.config.evaluates_at(self._steps) and not Checkpoints(self.directory).evaluated(self.version):
+            self._evaluate()  # the last process did not get to it
 
     def _lost(self, error: LearnerLost) -> None:
         """After a learner's death, forget what is under way: `_resume` goes back to the newest checkpoint."""
@@ -330,7 +365,7 @@ class RlLoop:
             times = f"{self._learner_deaths} times without a batch trained in between"
             raise RunFailed(f"the learner died {times}; the last time: {error}") from error
         print(f"learner lost ({error}); restarting it from the newest checkpoint", flush=True)
-        self._training = None
+        self._training = self._evaluation = None
         self._groups.clear()
         self.rollouts.forget()
         self.rewards.forget()

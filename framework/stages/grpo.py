@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
-from framework.artifacts import Checkpoint, PromptSet
+from framework.artifacts import Checkpoint, PromptSet, RolloutSet
 from framework.data.chat_template import TemplateConfig, tokenize_prompts
 from framework.data.readers import read_prompts
 from framework.data.tokenizer_files import copy_tokenizer, load_tokenizer
@@ -19,15 +21,20 @@ from framework.graph.plan import RoleEstimate, StageEstimate
 from framework.models.families.base import ModelConfig
 from framework.objectives.policy import PolicyObjective
 from framework.rewards.base import RewardConfig
-from framework.roles.rl_loop import RlConfig
+from framework.roles.rl_config import RlConfig
+from framework.roles.rl_evaluation import HeldOut
+from framework.stages.evaluate import EvaluateConfig
+from framework.stages.held_out import held_out
+from framework.types import Prompt
 
 
 @dataclass(frozen=True)
 class GrpoInputs:
-    """The policy to start from and its prompts."""
+    """The policy to start from and its prompts, or groups that were sampled before."""
 
     base: Checkpoint
-    prompts: PromptSet
+    prompts: PromptSet | None = None
+    rollouts: RolloutSet | None = None
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,11 @@ class Grpo:
     learner: DeepSpeedConfig
     model: ModelConfig
     template: TemplateConfig = TemplateConfig()
+    evaluate: EvaluateConfig | None = None  # how held-out prompts are asked every `config.evaluate_every` steps
 
     def __post_init__(self) -> None:
+        if self.config.evaluate_every and self.evaluate is None:
+            raise UserError("stage.grpo.evaluate_every", self.config.evaluate_every, "needs stage.evaluate in this job")
         if self.config.longest >= self.rollout.max_model_len:
             allowed = f"must leave room for the prompt in engine.rollout.max_model_len={self.rollout.max_model_len}"
             raise UserError("stage.grpo.max_tokens", self.config.max_tokens, allowed)
@@ -69,63 +79,73 @@ class Grpo:
             allowed = f"must be 0 (never) or a multiple of stage.grpo.minibatches_per_rollout={each}: {near}"
             raise UserError("algorithm.reference_reset_steps", reset, allowed)
 
+    def look_ahead(self) -> str:
+        """Raise UserError if the directory for rollouts cannot be made."""
+        if (given := self.config.save_rollouts) is not None:
+            place = next(path for path in (given.absolute(), *given.absolute().parents) if path.exists())
+            if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+                raise UserError(
+                    "stage.grpo.save_rollouts", str(given), "must be a directory that can be made and written"
+                )
+        return ""
+
     def run(self, inputs: GrpoInputs, runtime: Runtime) -> GrpoOutputs:
         """Train to the end; resumes from the newest checkpoint in the stage's work directory."""
+        from framework.data.rollouts import header_of
         from framework.models.public_layout import dequantised
-        from framework.roles.clients import RayRewards, RayRollouts
-        from framework.roles.cluster import worker_environment
         from framework.roles.learner import LearnerConfig
-        from framework.roles.learner_group import LearnerGroup
-        from framework.roles.ledger import Ledger
-        from framework.roles.pool import wait_for_any
+        from framework.roles.recorded import RolloutSaver
         from framework.roles.rl_loop import RlLoop
-        from framework.stages.workers import sampling_pools
+        from framework.stages.grpo_roles import live_roles, recorded_roles, usable_rollouts
 
-        config, cluster = self.config, runtime.cluster
+        config = self.config
         base = dequantised(inputs.base.path, runtime.work_dir / "base")  # as V3-Base is published
         tokenizer = load_tokenizer(inputs.base.path)
-        found = read_prompts(inputs.prompts.path / "train.jsonl")
         rewards, objective = self.rewards.at_limit(config.longest), self.algorithm.at_limit(config.longest)
-        rewards.check_prompts(found)
-        prompts = tokenize_prompts(tokenizer, found, self.rollout.max_model_len, config.longest, self.template)
         engine = replace(self.learner, keep_versions=max(self.learner.keep_versions, config.max_staleness))
-        learner_config = LearnerConfig(base, engine, objective, config.temperature, entropy=True)
-        options = {
-            "num_cpus": cluster.learner_cpus,
-            "num_gpus": cluster.gpu_share,
-            "runtime_env": {"env_vars": worker_environment(cluster.learner_cpus, bool(cluster.gpus))},
-        }
-        directory = runtime.artifact_dir("policy")
-        with sampling_pools(cluster, self.rollout, rewards, base, runtime.work_dir) as pools:
-            learner = LearnerGroup(
-                learner_config,
-                cluster.learner_workers,
-                actor_options=[options] * cluster.learner_workers,
-                deadlines=cluster.deadlines,
+        learner = LearnerConfig(base, engine, objective, config.temperature, entropy=True)
+        asked = None
+        if inputs.rollouts is not None:
+            groups = usable_rollouts(inputs.rollouts, inputs.base.path, config, objective, self.learner)
+            starting = recorded_roles(config, groups, learner, runtime)
+        else:
+            prompts, asked = self._prompts(inputs, tokenizer)
+            starting = live_roles(config, prompts, self.rollout, rewards, learner, runtime)
+        saver, directory = None, runtime.artifact_dir("policy")
+        if config.save_rollouts is not None:
+            header = header_of(tokenizer, config.temperature, runtime.work_dir)
+            saver = RolloutSaver(config.save_rollouts.absolute(), header)
+        with starting as roles:
+            RlLoop(
+                config=config,
+                algorithm=objective,
+                ledger=roles.ledger,
+                rollouts=roles.rollouts,
+                rewards=roles.rewards,
+                learner=roles.learner,
+                tracker=runtime.tracker,
+                directory=runtime.work_dir,
+                policy=directory,
                 should_stop=runtime.should_stop,
-                allow_s=runtime.allow_s,
-            )
-            try:
-                RlLoop(
-                    config=config,
-                    algorithm=objective,
-                    ledger=Ledger(prompts, config.prompts_per_batch, config.max_staleness, runtime.seed),
-                    rollouts=RayRollouts(pools.rollout, self.rollout.max_num_seqs // config.group_size + 1),
-                    rewards=RayRewards(pools.reward),
-                    learner=learner,
-                    tracker=runtime.tracker,
-                    directory=runtime.work_dir,
-                    policy=directory,
-                    should_stop=runtime.should_stop,
-                    wait=lambda: wait_for_any(
-                        pools.rollout.outstanding + pools.reward.outstanding + learner.outstanding
-                    ),
-                    max_failed_share=rewards.max_failed_share,
-                ).run()
-            finally:
-                learner.shutdown()
+                wait=roles.wait,
+                max_failed_share=rewards.max_failed_share,
+                saver=saver,
+                held_out=asked,
+                finish_export=partial(copy_tokenizer, inputs.base.path),
+            ).run()
         copy_tokenizer(inputs.base.path, directory)
         return GrpoOutputs(Checkpoint(directory))
+
+    def _prompts(self, inputs: GrpoInputs, tokenizer: Any) -> tuple[tuple[Prompt, ...], HeldOut | None]:
+        """The prompts to train on, and what is asked of the held-out ones; raises UserError if one does not fit."""
+        assert inputs.prompts is not None  # the job's graph has one or the other
+        found, context = read_prompts(inputs.prompts.path / "train.jsonl"), self.rollout.max_model_len
+        self.rewards.at_limit(self.config.longest).check_prompts(found)
+        prompts = tokenize_prompts(tokenizer, found, context, self.config.longest, self.template)
+        if self.evaluate is None or not self.config.evaluate_every:
+            return prompts, None
+        file = inputs.prompts.path / "heldout.jsonl"
+        return prompts, held_out(file, tokenizer, context, self.template, self.evaluate)
 
     def estimate(self, cluster: ClusterConfig) -> StageEstimate:
         """Batch arithmetic, memory per GPU of learner and sampler, hours from the response tokens at the limit."""
@@ -139,6 +159,15 @@ class Grpo:
         tokens = sum_over(config.max_tokens, config.steps) * config.prompts_per_step * config.group_size
         cached = self.rollout.max_num_seqs * self.rollout.max_model_len
         sampler = sampler_memory(self.model, self.rollout.tensor_parallel_size, cached)
+        roles: tuple[RoleEstimate, ...] = (
+            RoleEstimate("rollout", samplers, gpus, sampler),
+            learner_role(self.model, self.learner, workers, cluster, segment, packed=True),
+            RoleEstimate("reward", cluster.reward_workers),
+        )
+        if config.rollouts_from is not None:
+            roles = roles[1:2]
+        elif config.sample_only:
+            roles = roles[::2]
         return StageEstimate(
             batch={
                 "optimizer steps": config.steps,
@@ -149,11 +178,7 @@ class Grpo:
                 "responses a rollout batch": config.prompts_per_batch * config.group_size,
                 "staleness at most": config.max_staleness,
             },
-            roles=(
-                RoleEstimate("rollout", samplers, gpus, sampler),
-                learner_role(self.model, self.learner, workers, cluster, segment, packed=True),
-                RoleEstimate("reward", cluster.reward_workers),
-            ),
+            roles=roles,
             hours=rl_hours(self.model, tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus),
             assumptions=(
                 "RL hours count every response at stage.grpo.max_tokens: an upper bound",

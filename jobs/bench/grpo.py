@@ -31,7 +31,7 @@ from framework.objectives import grpo
 from framework.observe.curves import PHASES
 from framework.rewards.base import RewardConfig
 from framework.roles.cluster import ray_session
-from framework.roles.rl_loop import RlConfig
+from framework.roles.rl_config import RlConfig
 from framework.stages.grpo import Grpo, GrpoInputs
 from framework.types import Prompt
 from jobs.bench._common import report, spread

@@ -178,7 +178,7 @@ def test_a_finished_stage_can_be_extended(tmp_path: Path, caplog: pytest.LogCapt
 
 def test_a_longer_stage_is_the_same_run(tmp_path: Path) -> None:
     def configured(steps: int, **more: Any) -> dict[str, Any]:
-        return {"stage": {"grpo": {"_target_": "framework.roles.rl_loop.RlConfig", "steps": steps, **more}}}
+        return {"stage": {"grpo": {"_target_": "framework.roles.rl_config.RlConfig", "steps": steps, **more}}}
 
     store = Store(tmp_path / "run")
     store.open_run(configured(160))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from framework.errors import DamagedState, UserError
-from framework.roles.checkpoints import LATEST, Checkpoints
+from framework.roles.checkpoints import BEST, LATEST, Checkpoints
 
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
@@ -164,3 +164,50 @@ def test_what_a_disk_refuses_to_remove_is_said_once_and_the_run_goes_on(
     assert caplog.text.count("can't be removed") == 1
     assert Checkpoints(tmp_path).newest() == tmp_path / "batch_000007"
     assert (tmp_path / "batch_000007" / "ledger").read_text() == "7"
+
+
+def test_a_death_while_a_score_is_noted_leaves_the_best_before_or_the_new_one(tmp_path: Path) -> None:
+    for operation in range(100):
+        directory = tmp_path / str(operation)
+        saved(directory, 1)
+        Checkpoints(directory).evaluate(1, 0.5, {})
+        saved(directory, 2)
+        child = os.fork()
+        if child == 0:
+            left = operation
+
+            def count(event: str, _arguments: object) -> None:
+                nonlocal left
+                left -= event in OPERATIONS
+                if left < 0:
+                    os._exit(9)
+
+            sys.addaudithook(count)
+            Checkpoints(directory).evaluate(2, 0.75, {})
+            os._exit(0)
+        finished = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        best = Checkpoints(directory).best()
+        assert best is not None
+        assert best.name == "batch_000002" if finished else best.name in ("batch_000001", "batch_000002")
+        if not Checkpoints(directory).evaluated(2):  # asked again on resuming
+            Checkpoints(directory).evaluate(2, 0.75, {})
+            assert (directory / BEST).read_text() == "batch_000002"
+        if finished:
+            break
+    assert operation > 3
+
+
+def test_the_best_is_kept_however_old_and_goes_when_a_better_one_comes(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.best() is None
+    for batches, score in ((1, 0.1), (2, 0.9), (3, 0.5), (4, 0.4), (5, 0.3)):
+        saved(tmp_path, batches)
+        assert checkpoints.evaluate(batches, score, {"step": batches}) == (batches < 3)
+    assert sorted(path.name for path in tmp_path.glob("batch_*")) == [f"batch_{n:06d}" for n in (2, 4, 5)]
+    saved(tmp_path, 6)
+    assert checkpoints.evaluate(6, 0.95, {})
+    saved(tmp_path, 7)
+    assert sorted(path.name for path in tmp_path.glob("batch_*")) == ["batch_000006", "batch_000007"]
+    shutil.rmtree(tmp_path / "batch_000006")  # by hand
+    assert checkpoints.best() is None
+    assert checkpoints.evaluate(7, 0.1, {})

@@ -12,7 +12,8 @@ from framework.engines.lr_schedule import StepwiseValue
 from framework.errors import MismatchTooLarge, RunFailed, Stopped, UserError
 from framework.objectives.dapo import Dapo
 from framework.objectives.grpo import Grpo
-from framework.roles.rl_loop import RlConfig, RlLoop
+from framework.roles.rl_config import RlConfig
+from framework.roles.rl_loop import RlLoop
 from framework.types import Response, RewardScore
 from tests.fake_clients import PROMPTS, FakeLearnerClient, FakeRewards, FakeRollouts, RecordingTracker, make_loop, ones
 

@@ -11,7 +11,7 @@ from framework.algorithms.mismatch import Mismatch, MismatchConfig
 from framework.engines.lr_schedule import StepwiseValue
 from framework.objectives.grpo import Grpo
 from framework.objectives.rloo import Rloo
-from framework.roles.rl_loop import RlConfig
+from framework.roles.rl_config import RlConfig
 from framework.types import ResponseGroup, SamplingParams
 from tests.fake_clients import FakeLearnerClient, FakeRewards, FakeRollouts, RecordingTracker, make_loop, ones
 

@@ -1,0 +1,148 @@
+"""The roles of a GRPO stage: all of them, or the half that saved rollouts leave to be done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from framework.artifacts import RolloutSet
+from framework.data.rollouts import SavedGroup, header_of, read_header, read_rollouts
+from framework.data.tokenizer_files import load_tokenizer
+from framework.engines.deepspeed_engine import DeepSpeedConfig
+from framework.engines.vllm_engine import VllmConfig
+from framework.errors import UserError
+from framework.graph.nodes import Runtime
+from framework.objectives.policy import PolicyObjective
+from framework.rewards.base import RewardConfig
+from framework.roles.clients import RayRewards, RayRollouts
+from framework.roles.cluster import worker_environment
+from framework.roles.learner import LearnerConfig
+from framework.roles.learner_group import LearnerGroup
+from framework.roles.ledger import Ledger
+from framework.roles.pool import wait_for_any
+from framework.roles.recorded import FixedPolicy, RecordedRewards, RecordedRollouts
+from framework.roles.rl_clients import LearnerClient, Rewards, Rollouts
+from framework.roles.rl_config import RlConfig
+from framework.stages.workers import sampling_pools
+from framework.types import Prompt
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What the loop is given; `wait` returns once any of them has a result."""
+
+    ledger: Ledger
+    rollouts: Rollouts
+    rewards: Rewards
+    learner: LearnerClient
+    wait: Callable[[], None]
+
+
+@contextmanager
+def recorded_roles(
+    config: RlConfig, groups: list[SavedGroup], learner: LearnerConfig, runtime: Runtime
+) -> Iterator[Roles]:
+    """A learner that trains on saved groups; nothing else starts."""
+    scored = [group.scored for group in groups]
+    prompts = [group.group.prompt for group in scored]
+    ledger = Ledger(prompts, config.prompts_per_batch, config.max_staleness, runtime.seed, once=True)
+    group = _learner_group(learner, runtime)
+    try:
+        yield Roles(
+            ledger, RecordedRollouts(scored), RecordedRewards(scored), group, lambda: wait_for_any(group.outstanding)
+        )
+    finally:
+        group.shutdown()
+
+
+@contextmanager
+def live_roles(
+    config: RlConfig,
+    prompts: tuple[Prompt, ...],
+    rollout: VllmConfig,
+    rewards: RewardConfig,
+    learner: LearnerConfig,
+    runtime: Runtime,
+) -> Iterator[Roles]:
+    """Samplers and rewards, and a learner unless they are only to sample."""
+    ledger = Ledger(prompts, config.prompts_per_batch, config.max_staleness, runtime.seed)
+    with sampling_pools(runtime.cluster, rollout, rewards, learner.checkpoint, runtime.work_dir) as pools:
+        group = FixedPolicy(learner.checkpoint) if config.sample_only else _learner_group(learner, runtime)
+        rollouts = RayRollouts(pools.rollout, rollout.max_num_seqs // config.group_size + 1)
+        waited: Callable[[], list[Any]] = lambda: [  # noqa: E731
+            *pools.rollout.outstanding,
+            *pools.reward.outstanding,
+            *group.outstanding,
+        ]
+        try:
+            yield Roles(ledger, rollouts, RayRewards(pools.reward), group, lambda: wait_for_any(waited()))
+        finally:
+            group.shutdown()
+
+
+def _learner_group(config: LearnerConfig, runtime: Runtime) -> LearnerGroup:
+    cluster = runtime.cluster
+    options = {
+        "num_cpus": cluster.learner_cpus,
+        "num_gpus": cluster.gpu_share,
+        "runtime_env": {"env_vars": worker_environment(cluster.learner_cpus, bool(cluster.gpus))},
+    }
+    return LearnerGroup(
+        config,
+        cluster.learner_workers,
+        actor_options=[options] * cluster.learner_workers,
+        deadlines=cluster.deadlines,
+        should_stop=runtime.should_stop,
+        allow_s=runtime.allow_s,
+    )
+
+
+def find_rollouts(directory: Path) -> RolloutSet:
+    """Return the saved groups in `directory`; raises UserError if there are none."""
+    if not directory.is_dir():
+        allowed = "must be a directory that stage.grpo.save_rollouts has written"
+        raise UserError("stage.grpo.rollouts_from", str(directory), allowed)
+    return RolloutSet(directory.absolute()).check()
+
+
+def usable_rollouts(
+    rollouts: RolloutSet, base: Path, config: RlConfig, algorithm: PolicyObjective, learner: DeepSpeedConfig
+) -> list[SavedGroup]:
+    """Return the groups that a run trains on; raises UserError unless they are this tokenizer's, fit, and suffice."""
+    header, groups = read_header(rollouts.path), read_rollouts(rollouts)
+    where, ours = "stage.grpo.rollouts_from", header_of(load_tokenizer(base), config.temperature, rollouts.path)
+    if header.tokens != ours.tokens:
+        found = f"tokens of another tokenizer ({header.vocabulary} of them)"
+        raise UserError(where, found, f"{rollouts.path} must be sampled with the base's, which has {ours.vocabulary}")
+    if header.temperature != config.temperature:
+        allowed = f"{rollouts.path} was sampled at {header.temperature:g}: give that"
+        raise UserError("stage.grpo.temperature", config.temperature, allowed)
+    for group in groups:
+        _check_group(group, config, ours.vocabulary, learner.token_budget)
+    wanted, needed = sum(algorithm.wants(group.scored) for group in groups), config.batches * config.prompts_per_batch
+    if wanted < needed:
+        most = wanted // config.prompts_per_batch * config.minibatches_per_rollout
+        of = f" of {len(groups)} that algorithm.filter_on={algorithm.filter_on} leaves" if wanted < len(groups) else ""
+        enough = f"they are enough for stage.grpo.steps={most}" if most else "they are not enough for one batch"
+        allowed = f"stage.grpo.steps={config.steps} needs {needed} of {config.prompts_per_step} a step: {enough}"
+        raise UserError(where, f"{wanted} groups{of}", allowed)
+    return groups
+
+
+def _check_group(group: SavedGroup, config: RlConfig, vocabulary: int, budget: int) -> None:
+    prompt, responses = group.scored.group.prompt, group.scored.group.responses
+    where = f"stage.grpo.rollouts_from: ticket {group.ticket}, prompt {prompt.id}"
+    if len(responses) != config.group_size:
+        raise UserError("stage.grpo.group_size", config.group_size, f"the saved groups have {len(responses)} responses")
+    longest = max(len(response.token_ids) for response in responses)
+    if longest > config.longest:
+        raise UserError("stage.grpo.max_tokens", config.longest, f"a saved response has {longest} tokens")
+    if len(prompt.token_ids) + longest > budget:
+        raise UserError("engine.learner.token_budget", budget, f"{where} has {len(prompt.token_ids) + longest} tokens")
+    most = max(max(prompt.token_ids), *(int(response.token_ids.max()) for response in responses))
+    least = min(min(prompt.token_ids), *(int(response.token_ids.min()) for response in responses))
+    if most >= vocabulary or least < 0:
+        raise UserError(where, most if most >= vocabulary else least, f"tokens are 0 to {vocabulary - 1}")
