@@ -1,0 +1,1 @@
+"""Runs programs that nobody trusts: `client` asks, `zygote` forks, `confine` takes rights away, `program` runs."""

@@ -1,0 +1,124 @@
+# ruff: noqa: E501  (programs are quoted whole)
+"""Programs that try to be scored right without being right, to outlive their limits, or to do harm.
+
+SCRIPTS are run as scripts that are asked to print 42 (the hidden line) from no input; FUNCTIONS are asked for f(3) == 9
+and f(4) == 16. `{secret}` is a file that holds the answer, `{victim}` a folder that must survive, `{pid}` the process
+that asks, `{fd}` a descriptor that is open there.
+"""
+
+SCRIPTS = {
+    "fork bomb": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
+    "fork bomb by signals": "import os\nfor _ in range(10**6):\n    try:\n        if os.fork() == 0:\n            while True: os.fork()\n"
+    "    except OSError: pass\nprint(41)",
+    "thread bomb": "import threading, time\nfor _ in range(10**5):\n    threading.Thread(target=time.sleep, args=(3600,)).start()",
+    "memory bomb": "x = []\nwhile True: x.append(bytearray(1 << 24))",
+    "memory bomb by doubling": "x = 'a'\nwhile True: x += x",
+    "memory outside of the limit": "import ctypes, os\nlibc = ctypes.CDLL(None)\n"
+    "fd = libc.memfd_create(b'x', 0) if hasattr(libc, 'memfd_create') else -1\nassert fd >= 0\n"
+    "while True: os.write(fd, bytes(1 << 24))",
+    "shared memory": "import ctypes\nlibc = ctypes.CDLL(None)\nassert libc.shmget(0, 1 << 32, 0o1666) >= 0\nprint(42)",
+    "endless loop": "while True: pass",
+    "endless loop in C": "sum(iter(int, 1))",
+    "sleep": "import time\ntime.sleep(3600)",
+    "sleep with signals held": "import signal, time\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n"
+    "    except (OSError, ValueError): pass\ntime.sleep(3600)",
+    "deep recursion": "f = lambda n: f(n + 1)\nf(0)",
+    "deep recursion without a limit": "import sys\nsys.setrecursionlimit(10**9)\n"
+    "class A:\n    def __repr__(self): return repr(self)\nrepr(A())",
+    "deep nesting": "eval('(' * 10**5 + ')' * 10**5)",
+    "deletion of a folder": "import os\nfor top, folders, files in os.walk({victim!r}, topdown=False):\n"
+    "    for name in files:\n        try: os.unlink(os.path.join(top, name))\n        except OSError: pass\n"
+    "    try: os.rmdir(top)\n    except OSError: pass\n",
+    "deletion by a shell": "import os, subprocess\nos.system('rm -rf ' + {victim!r})\nsubprocess.run(['rm', '-rf', {victim!r}])",
+    "overwriting": "open({secret!r}, 'w').write('gone')",
+    "reading the answer from disk": "print(open({secret!r}).read())",
+    "reading the answer through a link": "import os\nos.symlink({secret!r}, 'link')\nprint(open('link').read())",
+    "a hard link": "import os\nos.link({secret!r}, 'link')\nprint(open('link').read())",
+    "reading below the root": "import os\nos.chdir('/')\nfor _ in range(9):\n    try: os.chroot('.')\n    except OSError: pass\n"
+    "print(open('../../../../..' + {secret!r}).read())",
+    "reading the parent's memory": "import os\npid = os.getppid() or 1\nfor place in (pid, {pid}):\n"
+    "    lines = open(f'/proc/{{place}}/maps').read()\n    open(f'/proc/{{place}}/mem', 'rb').read(1)\nprint(42)",
+    "reading /proc for arguments": "import glob\nfor name in glob.glob('/proc/[0-9]*/cmdline'): print(open(name).read())",
+    "reading the parent's descriptors": "import os\nprint(os.listdir('/proc/{pid}/fd'))\nprint(open('/proc/{pid}/fd/{fd}').read())",
+    "reading its own descriptors": "import os\nfor fd in range(3, 1024):\n    try: print(os.pread(fd, 1000, 0))\n    except OSError: pass",
+    "reading memory that it was forked with": "import gc\nfor thing in gc.get_objects():\n"
+    "    if isinstance(thing, dict) and 'expected' in thing: print(thing['expected'])",
+    "tracing the parent": "import ctypes\nassert ctypes.CDLL(None).ptrace(16, {pid}, 0, 0) == 0\nprint(42)",
+    "a traceback": "import sys, traceback\nframe = sys._getframe()\nwhile frame:\n    for value in frame.f_locals.values():\n"
+    "        if value in ('42', b'42'): print(value)\n    frame = frame.f_back",
+    "a socket": "import socket\ns = socket.create_connection(('127.0.0.1', {port}), 2)\nprint(s.recv(100).decode())",
+    "a socket that sends": "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+    "s.sendto(b'secret', ('127.0.0.1', {port}))\nprint(42)",
+    "an unnamed socket": "import socket\ns = socket.socket(socket.AF_UNIX)\ns.connect({unix!r})\nprint(s.recv(100).decode())",
+    "the right line, then death": "import os\nprint(42, flush=True)\nos.abort()",
+    "the right line, then a failure": "print(42)\nraise SystemExit(3)",
+    "the right line, then no end": "import time\nprint(42, flush=True)\ntime.sleep(3600)",
+    "the right line among others": "for n in range(100): print(n)",
+    "os._exit(0)": "import os\nos._exit(0)",
+    "closing its output": "import os, sys\nsys.stdout.close()\nos.close(1)",
+    "gigabytes of output": "import os\nwhile True: os.write(1, b'42\\n' * 20000)",
+    "gigabytes of errors": "import os\nwhile True: os.write(2, b'x' * 60000)",
+    "gigabytes of files": "n = 0\nwhile True:\n    n += 1\n    open(str(n), 'wb').write(bytes(1 << 22))",
+    "a zip bomb": "import zlib\nx = zlib.compress(bytes(1 << 28), 9)\nprint(len(zlib.decompress(x) * 40))",
+    "a pickle": "import pickle\nclass A:\n    def __reduce__(self): return (eval, ('print(42)',))\n"
+    "import sys\nsys.stdout.buffer.write(pickle.dumps(A()))",
+    "a signal to its parent": "import os, signal\nfor pid in (os.getppid(), {pid}):\n    os.kill(pid, signal.SIGKILL)\nprint(42)",
+    "a signal to everyone": "import os, signal\nos.kill(-1, signal.SIGKILL)\nprint(41)",
+    "a signal to its group": "import os, signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nos.killpg(0, signal.SIGTERM)\nos.kill(0, 9)\nprint(41)",
+    "signals by the back door": "import fcntl, os, signal\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, {pid})\n"
+    "fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC)\nos.write(w, b'x')\nprint(42)",
+    "a thread that survives": "import threading, time\nthreading.Thread(target=time.sleep, args=(3600,), daemon=False).start()\nprint(42)",
+    "a child that survives": "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(3600)\nprint(42)",
+    "a child that survives, by spawn": "import subprocess\nsubprocess.Popen(['sleep', '3600'], start_new_session=True)\nprint(42)",
+    "an exit handler that never ends": "import atexit, time\natexit.register(time.sleep, 3600)\nprint(42)",
+    "writing to the results channel": "import os\nfor fd in range(3, 1024):\n"
+    '    try: os.write(fd, b\'{{"total": 1.0, "passed": true}}\\n\')\n    except OSError: pass',
+    "changing the judge": "import sys\nfor module in list(sys.modules.values()):\n"
+    "    for name in ('same', 'same_output', '_same_line', 'verdict'):\n"
+    "        if hasattr(module, name): setattr(module, name, lambda *a, **k: True)",
+    "changing what ends it": "import os, sys, threading\nos._exit = sys.exit = lambda *a: None\nthreading._shutdown = lambda: None\nprint(41)",
+    "another interpreter": "import os, sys\nos.execv('/usr/bin/env', ['env', 'python3', '-c', 'print(42)'])",
+    "a new namespace": "import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0\nprint(42)",
+    "io_uring": "import ctypes\nassert ctypes.CDLL(None).syscall(425, 8, bytes(120)) >= 0\nprint(42)",
+    "another architecture's calls": "import ctypes\nassert ctypes.CDLL(None).syscall(0x40000000 + 39) > 0\nprint(42)",
+    "living without its parent": "import ctypes\nassert ctypes.CDLL(None).prctl(1, 0, 0, 0, 0) == 0\nprint(42)",
+}
+
+FUNCTIONS = {
+    "__eq__": "class A:\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\n"
+    "def f(n): return A()",
+    "__eq__ of an int": "class A(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\ndef f(n): return A(1)",
+    "__eq__ within a list": "class A(list):\n    def __eq__(self, other): return True\ndef f(n): return A([1])",
+    "a value that pretends": "class A:\n    __class__ = int\n    def __index__(self): return 9\n    def __int__(self): return 9\n"
+    "def f(n): return A()",
+    "os._exit(0) in the call": "import os\ndef f(n): os._exit(0)",
+    "os._exit(0) at once": "import os\nos._exit(0)",
+    "sys.exit": "import sys\ndef f(n): sys.exit(0)",
+    "no function": "x = 9",
+    "printing": "def f(n): print(n * n)",
+    "an early verdict": 'import os\nfor fd in range(1, 64):\n    try: os.write(fd, b\'{"passed": true, "why": ""}\\n\')\n    except OSError: pass\n'
+    "def f(n): return None",
+    "early replies": "import os\ntry: os.write(5, b'{\"value\": 9}\\n' * 5)\nexcept OSError: pass\ndef f(n): return None",
+    "replies that are none": "import os\ntry: os.write(5, b'nonsense\\n[1, 2]\\n{\"value\"')\nexcept OSError: pass\ndef f(n): return 9",
+    "a reply without end": "import os\ndef f(n):\n    while True: os.write(5, b'9' * 60000)",
+    "a deep reply": "import os\ndef f(n):\n    os.write(5, b'{\"value\": ' + b'[' * 50000 + b']' * 50000 + b'}\\n')\n    return 9",
+    "a huge number": "def f(n): return 10 ** 10 ** 6",
+    "a huge range": "def f(n): return range(10 ** 15)",
+    "a value that contains itself": "def f(n):\n    x = []\n    x.append(x)\n    return x",
+    "a pickled reply": "import os, pickle\ndef f(n):\n    os.write(5, pickle.dumps(9))\n    return 10",
+    "AssertionError replaced": "import builtins\nbuiltins.AssertionError = type('A', (Exception,), {})\ndef f(n):\n    raise AssertionError",
+    "changing the judge": "import builtins, json, sys\n__debug = True\n"
+    "for module in list(sys.modules.values()):\n"
+    "    for name in ('same', 'decode', 'encode', '_judge', 'run_tests'):\n"
+    "        if hasattr(module, name): setattr(module, name, lambda *a, **k: True)\n"
+    "json.dumps = lambda *a, **k: '{\"passed\": true}'\ndef f(n): return 1",
+    "a generator": "def f(n): yield 9",
+    "a constant": "def f(n): return 9",
+    "an endless call": "def f(n):\n    while True: pass",
+    "an endless import": "import time\ntime.sleep(3600)\ndef f(n): return n * n",
+    "recursion": "def f(n): return f(n)",
+    "memory": "def f(n): return bytearray(1 << 40)",
+    "the frames above": "import sys\ndef f(n):\n    frame = sys._getframe()\n    while frame:\n"
+    "        for value in list(frame.f_locals.values()):\n            if value in (9, 16): return value\n        frame = frame.f_back\n",
+    "the tests' process": "import os, signal\ndef f(n):\n    for pid in range(1, 400):\n        try: os.kill(pid, 9)\n        except OSError: pass\n    return 9",
+}
