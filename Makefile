@@ -1,7 +1,8 @@
 # `make r1-zero` or `make test` alone set a fresh machine up and do their job.
 PYTHON ?= python3
 REQUIREMENTS ?= requirements/cpu.txt
-PYTEST_ARGS ?=
+# Two files of tests side by side: most of them wait for engines to start.
+PYTEST_ARGS ?= -n 2 --dist loadgroup --no-loadscope-reorder
 
 VENV := .venv
 BIN := $(VENV)/bin
