@@ -2,7 +2,7 @@
 PYTHON ?= python3
 REQUIREMENTS ?= requirements/cpu.txt
 # Two files of tests side by side: most of them wait for engines to start.
-PYTEST_ARGS ?= -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 VENV := .venv
 BIN := $(VENV)/bin
