@@ -6,7 +6,9 @@ import logging
 import math
 import os
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -104,6 +106,9 @@ def check_room(cluster: ClusterConfig, total: Mapping[str, float], nodes: list[M
 def _undisturbed() -> Iterator[None]:
     """Let Ray start without taking over SIGTERM, and keep its processes out of our process group.
 
+    Ray takes it twice: by a handler in Python, and beneath that by one that writes a trace, calls ours and sets an
+    alarm, which aborts the process 3 s later, in the middle of its checkpoint. So ours is set again once Ray is up.
+
     `timeout`, systemd and a terminal signal the whole group: with the raylet gone, nothing could be saved. A session of
     their own keeps them out of it; they still end with this process, as Ray asks the kernel for that.
     """
@@ -116,6 +121,8 @@ def _undisturbed() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen, utils.set_sigterm_handler = popen, set_handler
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
 
 
 @contextmanager

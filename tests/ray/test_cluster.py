@@ -117,6 +117,30 @@ def test_rays_death_ends_the_run_with_one_line(process: str, by: signal.Signals,
     assert not (tmp_path / ".ray" / "auth_token").exists(), "a token for every cluster joined later"
 
 
+STOPPED = """
+import os, signal, time
+from framework.graph.cluster import ClusterConfig
+from framework.graph.stop import StopFlag
+from framework.roles.cluster import ray_session
+with StopFlag().on_signals() as stop, ray_session(ClusterConfig(cpus=1, object_store_gib=0.1)):
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(25):
+        time.sleep(0.2)
+    print("saved", stop())
+"""
+
+
+@pytest.mark.slow
+def test_a_stop_may_take_longer_than_rays_own_handler_of_sigterm_allows(tmp_path: Path) -> None:
+    """Ray's aborts the process after 3 s."""
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=90
+    )
+    assert (done.returncode, done.stdout) == (0, "saved True\n"), done.stderr[-3000:]
+
+
 @pytest.mark.parametrize("says", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
 def test_a_port_where_no_ray_head_listens_is_one_line_within_seconds(
     says: bytes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
