@@ -94,6 +94,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
     from framework.commands.submission import found_conf
     from framework.config import build_graph, compose
     from framework.convert import to_plain
+    from framework.graph.plan import check_complete
     from framework.graph.store import Store
 
     conf = found_conf(arguments.config_dir)
@@ -101,6 +102,8 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
     graph = build_graph(config)
     graph.check()
     Store(config.run_dir).check_place()
+    if arguments.command != "plan":
+        check_complete(graph)
     if arguments.command == "run":
         Store(config.run_dir).check_owner(to_plain(config))
     return config, graph

@@ -109,6 +109,7 @@ class Graph:
     """Nodes by name. `add` checks each edge as it is made, `order` the graph as a whole."""
 
     nodes: dict[str, Node] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)  # node name -> a line that its plan shows
 
     def add(self, name: str, stage: Stage[Any, Any], **edges: Edge) -> Node:
         """Add a stage; raises UserError on a duplicate name or an edge of the wrong name or type."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from framework.artifacts import Artifact
+from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Edge, Graph, Node, OutputRef
 
@@ -52,6 +53,22 @@ class LooksAhead(Protocol):
         ...
 
 
+@runtime_checkable
+class Lacks(Protocol):
+    """A stage that can be planned before all that it needs is given."""
+
+    def lacks(self) -> UserError | None:
+        """Return what must be given before a run starts, if anything."""
+        ...
+
+
+def check_complete(graph: Graph) -> None:
+    """Raise UserError for the first thing that a run needs and that is not given."""
+    for node in graph.order():
+        if isinstance(node.stage, Lacks) and (lacking := node.stage.lacks()) is not None:
+            raise lacking
+
+
 def look_ahead(graph: Graph) -> list[str]:
     """Let every stage try its input; returns their lines."""
     found = (node.stage.look_ahead() for node in graph.order() if isinstance(node.stage, LooksAhead))
@@ -64,6 +81,9 @@ def describe_plan(graph: Graph, cluster: ClusterConfig, title: str) -> str:
     order = graph.order()
     for index, node in enumerate(order, start=1):
         lines += ["", f"{index}. {node.name}  ({type(node.stage).__name__})", *_describe_edges(node)]
+        lacking = node.stage.lacks() if isinstance(node.stage, Lacks) else None
+        lines += [f"   before a run: {lacking}"] if lacking is not None else []
+        lines += [f"   {graph.notes[node.name]}"] if node.name in graph.notes else []
         if not isinstance(node.stage, Estimates):
             continue
         estimate = node.stage.estimate(cluster)

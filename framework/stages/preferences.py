@@ -152,7 +152,9 @@ class EncodePreferences:
         template, size = ChatTemplate(tokenizer, self.template), vocabulary_size(tokenizer)
         shards, saved = runtime.artifact_dir("shards"), runtime.artifact_dir("tokenizer")
         tokens = 0
-        for file in sorted(inputs.preferences.path.glob("*.jsonl")):
+        for file in (inputs.preferences.path / f"{split}.jsonl" for split in ("train", "validation")):
+            if not file.is_file():
+                continue
             (shards / file.stem).mkdir()
 
             def encode(messages: tuple[Message, ...], answer: Message, where: str) -> Int32:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from framework.artifacts import Checkpoint, RewardCheckpoint, TokenizerDir, TokenShards, read_json
 from framework.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, bounded
+from framework.data.judged import JudgedRows
 from framework.data.tokenizer_files import load_tokenizer
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
@@ -40,6 +41,7 @@ class RewardModelConfig:
     warmup_steps: NonNegativeInt = 0
     workers: NonNegativeInt = 0  # data-parallel ranks; 0: cluster.learner_workers
     min_workers: NonNegativeInt = 0  # elastic: goes on with as few as this while a node is away; 0: always with all
+    expected_prompts: PositiveInt = 66_000  # that a plan counts on where only the run knows how many there are
     max_failures: NonNegativeInt = 5  # restarts in a row without a new checkpoint between them
     validate_every: PositiveInt = 100
     checkpoint_every: PositiveInt = 100
@@ -97,7 +99,7 @@ class RewardModel:
     config: RewardModelConfig
     engine: DeepSpeedConfig
     model: ModelConfig  # sizes of the base
-    prompts: int  # to train on
+    prompts: int | None = None  # to train on; None: as many as an earlier stage of the run makes
 
     @property
     def max_tokens(self) -> int:
@@ -105,22 +107,31 @@ class RewardModel:
         return min(self.config.max_tokens, self.engine.token_budget, self.model.max_position_embeddings)
 
     @property
+    def expected(self) -> int:
+        """Prompts that the plan counts on."""
+        return self.config.expected_prompts if self.prompts is None else self.prompts
+
+    @property
     def steps(self) -> int:
-        """Optimizer steps of all epochs."""
-        return -(-self.config.epochs * self.prompts // self.config.prompts_per_step)
+        """Optimizer steps of all epochs over the prompts that the plan counts on."""
+        return self._steps(self.expected)
+
+    def _steps(self, prompts: int) -> int:
+        return -(-self.config.epochs * prompts // self.config.prompts_per_step)
 
     def run(self, inputs: RewardModelInputs, runtime: Runtime) -> TrainedRewardModel:
         """Train to the end; resumes from the newest checkpoint in the stage's work directory."""
         from framework.roles.supervised_data import JudgedData
 
         config, out = self.config, runtime.artifact_dir("reward")
+        steps = self._steps(JudgedRows(inputs.shards.path / "train", seed=0).prompts)
         train(
             config,
             runtime,
             model=inputs.base.path,
-            engine=replace(self.engine, schedule=config.schedule(self.steps), mtp_coef=0.0),
+            engine=replace(self.engine, schedule=config.schedule(steps), mtp_coef=0.0),
             data=JudgedData(inputs.shards.path, config.objective, config.prompts_per_step, config.epochs),
-            steps=self.steps,
+            steps=steps,
             tokenizer=inputs.tokenizer,
             out=out,
         )
@@ -134,10 +145,10 @@ class RewardModel:
 
         config, workers = self.config, self.config.check_workers(cluster)
         role = learner_role(self.model, self.engine, workers, cluster, self.max_tokens, packed=True)
-        tokens = config.epochs * self.prompts * self.max_tokens * (2 if config.kind == "pairwise" else 1)
+        tokens = config.epochs * self.expected * self.max_tokens * (2 if config.kind == "pairwise" else 1)
         return StageEstimate(
             batch={
-                "prompts": self.prompts,
+                "prompts": self.expected if self.prompts is not None else f"{self.expected:,} expected",
                 "epochs": config.epochs,
                 "prompts a step": config.prompts_per_step,
                 "steps": self.steps,

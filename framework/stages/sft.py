@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from framework.artifacts import Checkpoint, TokenizerDir, TokenShards
 from framework.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, bounded
+from framework.data.chats import ChatRows
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.errors import UserError
@@ -30,6 +31,7 @@ class SftConfig:
     warmup_steps: NonNegativeInt = 0
     workers: NonNegativeInt = 0  # data-parallel ranks; 0: cluster.learner_workers
     min_workers: NonNegativeInt = 0  # elastic: goes on with as few as this while a node is away; 0: always with all
+    expected_chats: PositiveInt = 800_000  # that a plan counts on where only the run knows how many there are
     max_failures: NonNegativeInt = 5  # restarts in a row without a new checkpoint between them
     validate_every: PositiveInt = 100
     checkpoint_every: PositiveInt = 100
@@ -72,7 +74,7 @@ class Sft:
     config: SftConfig
     engine: DeepSpeedConfig
     model: ModelConfig  # sizes of the base
-    chats: int  # to train on
+    chats: int | None = None  # to train on; None: as many as an earlier stage of the run makes
 
     @property
     def max_tokens(self) -> int:
@@ -80,22 +82,31 @@ class Sft:
         return min(self.config.max_tokens, self.engine.token_budget, self.model.max_position_embeddings)
 
     @property
+    def expected(self) -> int:
+        """Conversations that the plan counts on."""
+        return self.config.expected_chats if self.chats is None else self.chats
+
+    @property
     def steps(self) -> int:
-        """Optimizer steps of all epochs."""
-        return -(-self.config.epochs * self.chats // self.config.chats_per_step)
+        """Optimizer steps of all epochs over the conversations that the plan counts on."""
+        return self._steps(self.expected)
+
+    def _steps(self, chats: int) -> int:
+        return -(-self.config.epochs * chats // self.config.chats_per_step)
 
     def run(self, inputs: SftInputs, runtime: Runtime) -> Tuned:
         """Train to the end; resumes from the newest checkpoint in the stage's work directory."""
         from framework.roles.supervised_data import ChatData
 
         config = self.config
+        steps = self._steps(ChatRows(inputs.shards.path / "train", seed=0).meta.chats)
         tuned = train(
             config,
             runtime,
             model=inputs.base.path,
-            engine=replace(self.engine, schedule=config.schedule(self.steps)),
+            engine=replace(self.engine, schedule=config.schedule(steps)),
             data=ChatData(inputs.shards.path, config.chats_per_step, config.epochs),
-            steps=self.steps,
+            steps=steps,
             tokenizer=inputs.tokenizer,
             out=runtime.artifact_dir("tuned"),
         )
@@ -108,10 +119,10 @@ class Sft:
 
         config, workers = self.config, self.config.check_workers(cluster)
         role = learner_role(self.model, self.engine, workers, cluster, self.max_tokens, packed=True)
-        tokens = config.epochs * self.chats * self.max_tokens
+        tokens = config.epochs * self.expected * self.max_tokens
         return StageEstimate(
             batch={
-                "conversations": self.chats,
+                "conversations": self.expected if self.chats is not None else f"{self.expected:,} expected",
                 "epochs": config.epochs,
                 "conversations a step": config.chats_per_step,
                 "steps": self.steps,

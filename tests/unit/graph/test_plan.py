@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
+
+from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Graph
-from framework.graph.plan import RoleEstimate, StageEstimate, describe_plan
+from framework.graph.plan import RoleEstimate, StageEstimate, check_complete, describe_plan
+from framework.stages.given import GivenCheckpoint
 from tests.unit.toy_graph import Train, Write
 
 
@@ -62,3 +66,17 @@ def test_choices_are_a_table_that_marks_the_configured_one_and_what_does_not_fit
         ["EP", "1", "1,030.5!", "=", "1,000.0+30.5", "50.5", "=", "20.0+30.5"],
         ["EP", "2", "50.5", "=", "20.0+30.5", "*50.5", "=", "20.0+30.5"],
     ]
+
+
+def test_what_a_run_lacks_is_planned_with_its_key_and_refused_before_a_run() -> None:
+    graph = Graph()
+    graph.add("write", Write())
+    check_complete(graph)
+    graph.add("student", GivenCheckpoint("stage.distill_qwen.base", "qwen_7b"))
+    graph.notes["write"] = "the paper's own: 5,000 H800 hours"
+    lines = [line.strip() for line in describe_plan(graph, ClusterConfig(), "title").splitlines()]
+    lacking = "stage.distill_qwen.base: got None; must name a checkpoint of qwen_7b: a directory"
+    assert f"before a run: {lacking}" in lines
+    assert lines[lines.index("1. write  (Write)") + 2] == "the paper's own: 5,000 H800 hours"
+    with pytest.raises(UserError, match=r"stage\.distill_qwen\.base: got None"):
+        check_complete(graph)
