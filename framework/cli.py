@@ -88,7 +88,13 @@ def _dispatch(argv: list[str]) -> int:
         overrides.extend(rest)
     handlers = {"plan": running.plan, "run": running.run, "submit": running.submit, "keys": telling.keys}
     handlers |= {"report": telling.report, "score": telling.score, "bench": telling.list_benchmarks}
-    handlers |= {"check": models.check, "chat": models.chat, "serve": models.serve, "completion": telling.complete}
+    handlers |= {
+        "sample": models.sample,
+        "check": models.check,
+        "chat": models.chat,
+        "serve": models.serve,
+        "completion": telling.complete,
+    }
     return handlers[arguments.command](arguments)
 
 
@@ -143,6 +149,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("check", help="compare learner and sampler after weight updates")
     command.add_argument("what", help="sync")
     command.add_argument("overrides", nargs="*", help="base=DIR, and e.g. cluster=node8")
+    command.add_argument("--config-dir", type=Path, help="a directory with further yaml files in conf/'s groups")
+    command = commands.add_parser("sample", help="print a model's responses to prompts, with their scores")
+    words = "base=DIR data.train=FILE n=4 temperature=1 top_p=1 max_tokens=256 seed=0 limit=10 out=FILE reward=answer"
+    command.add_argument("overrides", nargs="*", help=f"{words}, and other settings of job=grpo, whose sampling it is")
     command.add_argument("--config-dir", type=Path, help="a directory with further yaml files in conf/'s groups")
     command = commands.add_parser("score", help="say what the rewards give to responses in a file")
     command.add_argument("file", help="JSON lines of id, task, prompt, answer, response")

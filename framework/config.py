@@ -23,6 +23,7 @@ from framework.convert import TARGET, Component, convert, instantiate
 from framework.data.chat_template import TemplateConfig
 from framework.errors import FrameworkError, UserError, did_you_mean
 from framework.graph.cluster import ClusterConfig
+from framework.graph.found import find_run, newest_of
 from framework.graph.nodes import Graph
 from framework.keys import SYNONYMS, Key, like, list_keys
 from framework.models.families.base import ModelConfig
@@ -65,7 +66,9 @@ class RunConfig:
     tracking: Component = None
     stage: Mapping[str, Component] = field(default_factory=dict)  # stage name -> the stage
     template: TemplateConfig = field(default_factory=TemplateConfig)  # of prompts and conversations
-    base: Path | None = None  # the checkpoint that a job starts from, if it is one that does: a directory or a hub id
+    base: Path | None = (
+        None  # the checkpoint that a job starts from, if it is one that does: a directory, a hub id or a run
+    )
     seed: Seed = 0
     run: str = "run"
     runs_dir: Path = Path("runs")
@@ -105,7 +108,9 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None, weigh
         assert isinstance(config, RunConfig)
         resolve(config.job.target, f"job.{TARGET}")
     if config.base is not None:
-        config = replace(config, base=find_base(str(node["base"]), weights))
+        run = find_run(str(node["base"]), config.runs_dir)
+        base = newest_of(run) if run is not None else find_base(str(node["base"]), weights)
+        config = replace(config, base=base)
         assert config.base is not None
         if config.model is None:
             config = replace(config, model=of_base(config.base))

@@ -1,3 +1,6 @@
 """What the `framework` command does, a function a command: arguments in, exit code out."""
 
-COMMANDS = ("plan", "run", "submit", "keys", "report", "score", "check", "chat", "serve", "bench", "completion")
+COMMANDS = (
+    *("plan", "run", "submit", "keys", "report", "sample", "score", "check"),
+    *("chat", "serve", "bench", "completion"),
+)

@@ -1,29 +1,34 @@
-"""Commands that take a model: chat, serve, check."""
+"""Commands that take a model: sample, chat, serve, check."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-from pathlib import Path
 
 from framework.errors import EXIT_DONE, EXIT_FAILED, UserError
 
 
+def sample(arguments: argparse.Namespace) -> int:
+    """Print a model's responses to prompts, and what the rewards give to them, a JSON line each."""
+    importlib.import_module("jobs.sample").main(arguments.overrides, arguments.config_dir)
+    return EXIT_DONE
+
+
 def chat(arguments: argparse.Namespace) -> int:
     """Talk to a checkpoint on this terminal."""
-    checkpoint = find_checkpoint(Path(arguments.checkpoint))
     from framework.engines import serving
+    from framework.graph.found import find_checkpoint
 
-    serving.chat(checkpoint)
+    serving.chat(find_checkpoint(arguments.checkpoint).path)
     return EXIT_DONE
 
 
 def serve(arguments: argparse.Namespace) -> int:
     """Serve a checkpoint behind OpenAI's protocol."""
-    checkpoint = find_checkpoint(Path(arguments.checkpoint))
     from framework.engines import serving
+    from framework.graph.found import find_checkpoint
 
-    serving.serve(checkpoint, arguments.host, arguments.port)
+    serving.serve(find_checkpoint(arguments.checkpoint).path, arguments.host, arguments.port)
     return EXIT_DONE
 
 
@@ -35,24 +40,3 @@ def check(arguments: argparse.Namespace) -> int:
         raise UserError("check", arguments.what, "must be sync")
     config = compose(["job=grpo", *arguments.overrides], arguments.config_dir)
     return EXIT_DONE if importlib.import_module("jobs.check_sync").main(config) else EXIT_FAILED
-
-
-def find_checkpoint(path: Path) -> Path:
-    """Return a checkpoint directory: `path` itself, or the last checkpoint of the run in it, the newest of its place.
-
-    Raises UserError if there is none, or a file of it is missing or damaged.
-    """
-    from framework.artifacts import MANIFEST, Artifact, Checkpoint
-    from framework.observe.collect import places
-
-    if not path.is_dir():
-        raise UserError("checkpoint", str(path), "must be a checkpoint directory, or a run's directory")
-    if (path / "artifacts").is_dir():
-        found = sorted(path.glob(f"artifacts/[!.]*/*/{MANIFEST}"), key=lambda file: file.stat().st_mtime)
-        manifests = {file.parent: Artifact(file.parent).manifest() for file in found}
-        place = places(manifests.values())
-        checkpoints = {path: m for path, m in manifests.items() if m.type == Checkpoint.__name__}
-        if not checkpoints:
-            raise UserError("checkpoint", str(path), "this run has no finished checkpoint yet")
-        path = sorted(checkpoints, key=lambda path: place(checkpoints[path]))[-1]
-    return Checkpoint(path).check().path

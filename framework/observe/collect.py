@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from framework.artifacts import MANIFEST, Artifact, Manifest
 from framework.errors import UserError
+from framework.graph.found import places
 from framework.observe.metrics import METRICS, RunHistory, read_history
 from framework.types import EvalResult, EvalTask
 
@@ -94,25 +95,6 @@ def _artifacts(run_dir: Path, notes: list[str]) -> list[FoundArtifact]:
         except UserError as error:
             notes.append(f"An artifact is left out: {error}")
     return sorted(found, key=lambda artifact: (artifact.path / MANIFEST).stat().st_mtime)
-
-
-def places(manifests: Iterable[Manifest]) -> Callable[[Manifest], int]:
-    """Return what says how many stages lead to an artifact, by the manifests of all, the oldest first.
-
-    What is made again keeps its place in the graph, by which results are in order, not by when they were finished.
-    """
-    sources: dict[str, Mapping[str, str]] = {}
-    for manifest in manifests:  # the oldest of a content: what has changed nothing comes after what it began with
-        sources.setdefault(manifest.content_hash, manifest.inputs)
-    known: dict[str, int] = {}
-
-    def place(content: str) -> int:
-        if content not in known:
-            known[content] = 0  # of a directory from elsewhere, and of what is its own input
-            known[content] = 1 + max(map(place, sources[content].values()), default=0) if content in sources else 0
-        return known[content]
-
-    return lambda manifest: 1 + max(map(place, manifest.inputs.values()), default=0)
 
 
 def _evaluations(

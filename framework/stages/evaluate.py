@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Annotated
 
 from framework.artifacts import Checkpoint, EvalReport, PromptSet
 from framework.bounds import Bound, FilledStr, NonNegativeInt, PositiveInt, bounded
-from framework.data.chat_template import TemplateConfig, tokenize_prompts
+from framework.data.chat_template import TemplateConfig
 from framework.data.readers import read_prompts, write_rows
-from framework.data.shuffle import seed_of
-from framework.data.tokenizer_files import load_tokenizer
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
 from framework.graph.plan import RoleEstimate, StageEstimate
 from framework.rewards.base import RewardConfig
-from framework.roles.clients import free_workers
-from framework.roles.pool import Done, WorkerPool
 from framework.roles.reward import check_scores
-from framework.roles.reward_watch import RewardWatch
 from framework.stages.eval_numbers import JudgedGroup, right_shares, task_numbers
-from framework.types import EvalResult, Prompt, ResponseGroup, SamplingParams, ScoredGroup
+from framework.stages.sample_file import SampleFile
+from framework.stages.sampling import Sampling, SamplingConfig
+from framework.types import EvalResult, ScoredGroup
 
 
 @dataclass(frozen=True)
@@ -41,6 +37,18 @@ class EvaluateConfig:
     accuracy: FilledStr = "accuracy"  # reward component that says whether a response is right
     format: FilledStr = "format"
     groups_in_flight: PositiveInt = 64  # per rollout worker
+
+    def sampling(self) -> SamplingConfig:
+        """The same, for `Sampling`."""
+        return SamplingConfig(
+            n=self.k,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_tokens=self.max_tokens,
+            groups_in_flight=self.groups_in_flight,
+            purpose="evaluate",
+            votes_by=self.accuracy,
+        )
 
     def __post_init__(self) -> None:
         if self.temperature == 0 and self.k > 1:
@@ -81,21 +89,19 @@ class Evaluate:
             raise UserError("stage.evaluate.max_tokens", self.config.max_tokens, allowed)
 
     def run(self, inputs: EvaluateInputs, runtime: Runtime) -> Evaluated:
-        """Sample, score, write report.json and samples.jsonl; raises RunFailed if too many can't be scored."""
-        from framework.models.public_layout import without_stale_copies
-        from framework.stages.workers import sampling_pools
+        """Sample, score, write report.json and samples.jsonl; raises RunFailed if too many can't be scored.
 
+        Prompts whose responses a killed run had scored are not sampled again.
+        """
         config = self.config
-        tokenizer = load_tokenizer(inputs.checkpoint.path)
-        found = read_prompts(inputs.prompts.path / "heldout.jsonl")[: config.max_prompts or None]
-        prompts = tokenize_prompts(tokenizer, found, self.engine.max_model_len, config.max_tokens, self.template)
-        params = SamplingParams(config.temperature, config.top_p, config.max_tokens, config.k)
-        checkpoint, logs = without_stale_copies(inputs.checkpoint.path, runtime.work_dir / "base"), runtime.work_dir
-        rewards = self.rewards.at_limit(config.max_tokens)
-        with sampling_pools(runtime.cluster, self.engine, rewards, checkpoint, logs) as pools:
-            judged = sample_and_score(
-                pools.rollout, pools.reward, prompts, params, config.groups_in_flight, runtime, config.accuracy
-            )
+        prompts = read_prompts(inputs.prompts.path / "heldout.jsonl")[: config.max_prompts or None]
+        sampling = Sampling(config.sampling(), self.engine, self.rewards, self.template)
+        with SampleFile(runtime.work_dir / "samples.jsonl") as kept:
+            groups = {
+                group.scored.group.prompt.id: group
+                for group in sampling.run(inputs.checkpoint.path, prompts, runtime, kept)
+            }
+        judged = [groups[prompt.id] for prompt in prompts]
         scored = [group.scored for group in judged]
         check_scores(scored, self.rewards.max_failed_share)  # a broken verifier is no wrong answer
         result = summarise(self.label, judged, config)
@@ -110,54 +116,6 @@ class Evaluate:
         gpus = workers * self.engine.tensor_parallel_size if cluster.gpus else 0
         batch = {"responses per prompt": self.config.k, "tokens a response at most": self.config.max_tokens}
         return StageEstimate(batch=batch, roles=(RoleEstimate("rollout", workers, gpus),))
-
-
-def sample_and_score(
-    rollout: WorkerPool,
-    reward: WorkerPool,
-    prompts: Sequence[Prompt],
-    params: SamplingParams,
-    in_flight: int,
-    runtime: Runtime,
-    accuracy: str,
-) -> list[JudgedGroup]:
-    """Sample a group per prompt, score it and count its votes by reward `accuracy`; in the prompts' order.
-
-    Work of dead actors is done again. Seeds come from the run's and the prompt: whatever worker serves it, and again
-    after a resume.
-    """
-    to_sample, to_score = list(range(len(prompts)))[::-1], deque[int]()
-    groups: dict[int, ResponseGroup] = {}
-    judged: dict[int, JudgedGroup] = {}
-    watch = RewardWatch()
-    while len(judged) < len(prompts):
-        for worker in rollout.ready():
-            while to_sample and rollout.load(worker) < in_flight:
-                index = to_sample.pop()
-                seeded = replace(params, seed=seed_of(runtime.seed, "evaluate", prompts[index].id))
-                rollout.call(worker, "generate", prompts[index], seeded, tag=index)
-        for worker in free_workers(reward) if to_score else ():
-            if to_score:
-                index = to_score.popleft()
-                reward.call(worker, "judge", groups[index], accuracy, tag=index)
-        for outcome in rollout.poll(0.05):
-            index = int(outcome.tag)  # type: ignore[call-overload]
-            if isinstance(outcome, Done):
-                groups[index] = outcome.result
-                to_score.append(index)
-            else:
-                to_sample.append(index)
-        for outcome in reward.poll(0):
-            index = int(outcome.tag)  # type: ignore[call-overload]
-            if isinstance(outcome, Done):
-                scores, votes = outcome.result
-                judged[index] = JudgedGroup(ScoredGroup(groups[index], scores), votes)
-                watch.arrived(judged[index].scored)
-                runtime.tracker.progress(len(judged), len(prompts), "prompts")
-            else:
-                to_score.append(index)
-        runtime.stop_if_asked()
-    return [judged[index] for index in range(len(prompts))]
 
 
 def summarise(label: str, judged: Sequence[JudgedGroup], config: EvaluateConfig) -> EvalResult:

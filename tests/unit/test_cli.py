@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from framework import about, cli
-from framework.commands.models import find_checkpoint
 from framework.config import group_options
 from framework.errors import RunFailed, UserError
+from framework.graph.found import find_checkpoint
 from framework.observe import tracking as tracking_module
 from framework.roles import cluster as cluster_module
 from tests.unit.bad_input import TOY, TOY_CONF
@@ -76,7 +76,7 @@ def test_run_then_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "report: " in first
     log = (tmp_path / "runs" / "toy" / "run.log").read_text()
     assert log.count("train: started") == 1
-    assert find_checkpoint(tmp_path / "runs" / "toy").name == "checkpoint"
+    assert find_checkpoint(str(tmp_path / "runs" / "toy")).path.name == "checkpoint"
 
 
 def test_a_run_ends_with_its_evaluations_and_their_gain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

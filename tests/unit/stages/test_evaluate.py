@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +19,12 @@ from framework.models import public_layout
 from framework.observe.collect import read_evaluation
 from framework.rewards.base import RewardConfig
 from framework.rewards.format import Format
-from framework.roles.pool import Done
-from framework.stages import evaluate, workers
+from framework.stages import sampling
 from framework.stages.eval_numbers import JudgedGroup, majority_is_right, pass_at
 from framework.stages.evaluate import Evaluate, EvaluateConfig, EvaluateInputs, summarise
 from framework.types import Prompt, Response, ResponseGroup, RewardScore, SamplingParams, ScoredGroup
 from tests.fake_clients import RecordingTracker
+from tests.fake_pools import FakePool
 
 
 def group(answers: list[str], right: str, task: str = "t", finish: str = "stop") -> JudgedGroup:
@@ -107,26 +105,6 @@ def test_the_vote_decides_by_value_not_by_text() -> None:
     assert majority_is_right(JudgedGroup(replace(judged.scored, scores=scores), (0, 0, 2, 2, 0)), "accuracy") is True
 
 
-class FakePool:
-    """One worker that answers each call at the next poll, by the function of its name."""
-
-    def __init__(self, **verbs: Callable[..., object]) -> None:
-        self.verbs, self.called = verbs, deque[tuple[str, tuple[object, ...], object]]()
-
-    def ready(self) -> list[int]:
-        return [0]
-
-    def load(self, worker: int) -> int:
-        return len(self.called)
-
-    def call(self, worker: int, verb: str, *arguments: object, tag: object) -> None:
-        self.called.append((verb, arguments, tag))
-
-    def poll(self, timeout_s: float) -> list[Done]:
-        called, self.called = self.called, deque()
-        return [Done(0, tag, self.verbs[verb](*arguments)) for verb, arguments, tag in called]
-
-
 def test_only_held_out_prompts_are_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompts that were trained on lie beside them: a gain measured on those would be no gain."""
     parts = {"train.jsonl": ("seen-0", "seen-1", "seen-2"), "heldout.jsonl": ("new-0", "new-1")}
@@ -142,10 +120,10 @@ def test_only_held_out_prompts_are_evaluated(tmp_path: Path, monkeypatch: pytest
         return group(["4"] * len(sampled.responses), "4").scored.scores, (0,) * len(sampled.responses)
 
     pools = SimpleNamespace(rollout=FakePool(generate=generate), reward=FakePool(judge=judge))
-    monkeypatch.setattr(workers, "sampling_pools", lambda *_: nullcontext(pools))
+    monkeypatch.setattr(sampling, "sampling_pools", lambda *_: nullcontext(pools))
     monkeypatch.setattr(public_layout, "without_stale_copies", lambda path, _: path)
-    monkeypatch.setattr(evaluate, "load_tokenizer", lambda _: None)
-    monkeypatch.setattr(evaluate, "tokenize_prompts", lambda _, prompts, *__: prompts)
+    monkeypatch.setattr(sampling, "load_tokenizer", lambda _: None)
+    monkeypatch.setattr(sampling, "tokenize_prompts", lambda _, prompts, *__: prompts)
     rewards = RewardConfig({"format": Format(), "accuracy": Format()})
     stage = Evaluate(EvaluateConfig(k=2, max_tokens=64), "base", VllmConfig(max_model_len=128), rewards)
     runtime = Runtime("eval", tmp_path, tmp_path, 0, ClusterConfig(), RecordingTracker(), lambda: False)
