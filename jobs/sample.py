@@ -44,7 +44,7 @@ class SampleConfig(SamplingConfig):
     out: Path | None = None  # a file of its own instead of standard output; a killed command then goes on
 
 
-def main(arguments: Sequence[str], config_dir: Path | None = None, out: TextIO = sys.stdout) -> None:
+def main(arguments: Sequence[str], config_dir: Path | None = None, out: TextIO | None = None) -> None:
     """Write a line for each response, and a summary to stderr.
 
     Raises UserError, before anything starts, for a wrong setting, a prompt that does not fit, a file that is there.
@@ -73,8 +73,9 @@ def main(arguments: Sequence[str], config_dir: Path | None = None, out: TextIO =
         for group in sampling.run(base.path, tokenized, runtime, kept):
             groups[group.scored.group.prompt.id] = group
             if command.out is None:
-                out.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows_of(group))
-                out.flush()
+                lines = out or sys.stdout
+                lines.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows_of(group))
+                lines.flush()
         ordered = [groups[prompt.id] for prompt in tokenized]
         if command.out is not None and kept is not None:
             write_rows(command.out, (row for group in ordered for row in rows_of(group)))

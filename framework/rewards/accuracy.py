@@ -14,6 +14,7 @@ from framework.bounds import bounded
 from framework.data.entries import decode_entry, encode_entry
 from framework.data.tasks import same_text
 from framework.errors import UserError, did_you_mean
+from framework.rewards import options
 from framework.rewards.answers import CLOSE, OPEN, check_place, extract_answer
 from framework.rewards.base import Reward
 from framework.rewards.maths.verdict import is_copy, math_answers_agree
@@ -21,6 +22,7 @@ from framework.types import Prompt, Response
 
 MATH_TASKS = ("math", "gsm8k", "aime", "minerva", "olympiad")
 _NUMBER = re.compile(r"[-+]?(?:0|[1-9]\d{0,30})(?:\.\d{1,30})?")  # 011 is no number: it may be a string of bits
+CHOICE = options.Options()
 Verifier = Callable[[str, dict[str, Any]], float]
 
 
@@ -30,8 +32,9 @@ class Accuracy(Reward):
     """1 if the response's answer is right, else 0 (R1: binary).
 
     A task named in `math_tasks` compares its answer to the prompt's reference as mathematics (see
-    `framework.rewards.maths`); an expression copied from the question is no answer. Any other task must be a
-    reasoning-gym data set, whose own verifier judges; only its full score counts as right.
+    `framework.rewards.maths`); an expression copied from the question is no answer. Task `options` is multiple choice
+    (`framework.rewards.options`). Any other task must be a reasoning-gym data set, whose own verifier judges; only its
+    full score counts as right.
 
     `answer_in` says where the answer stands: see `extract_answer`. With `last`, a finished response to a mathematical
     task that marks no answer is taken at its last number.
@@ -58,6 +61,8 @@ class Accuracy(Reward):
 
     def extracted(self, prompt: Prompt, response: Response) -> str | None:
         """Return the answer that the response gives, or None."""
+        if prompt.task == options.TASK:
+            return CHOICE.extracted(prompt, response)
         text = prompt.opened + response.text
         answer = extract_answer(text, self.answer_in)
         marked = answer is not None or OPEN in text or CLOSE in text or response.finish_reason != "stop"
@@ -78,12 +83,16 @@ class Accuracy(Reward):
 
     def is_right(self, prompt: Prompt, answer: str) -> bool:
         """Whether the task's verifier accepts `answer`; raises whatever it raises."""
+        if prompt.task == options.TASK:
+            return answer == options.reference_letter(prompt)
         if prompt.task not in self.math_tasks:
             return gym_score(prompt, answer) >= 1.0
         return math_answers_agree(prompt.answer, answer) and not is_copy(prompt.answer, answer, prompt.text)
 
     def check(self, prompt: Prompt) -> None:
         """Raise UserError unless the task has a verifier and the prompt's own reference answer scores 1."""
+        if prompt.task == options.TASK:
+            return CHOICE.check(prompt)
         if prompt.task not in self.math_tasks:
             from reasoning_gym.factory import DATASETS
 

@@ -38,7 +38,7 @@ class Sampled:
 
     def respond(self, prompt: Prompt, params: SamplingParams) -> ResponseGroup:
         self.asked.append((prompt, params))
-        if prompt.text == "What is 9 + 2?" and len(self.asked) < 10:
+        if prompt.text == "What is 9 + 2?" and len(self.asked) <= 10:
             raise KeyboardInterrupt
         return respond(prompt, params)
 
@@ -117,7 +117,7 @@ def test_a_file_is_written_whole_and_a_killed_command_goes_on(
     assert "top_p: got 0.5; " in capfd.readouterr().err.splitlines()[-1]
     assert main(command) == 0
     ids = [prompt.id for prompt, _ in sampled.asked]
-    assert len(ids) - before == 12 - (before - 1) + 1  # what was under way, and the one without a score
+    assert len(ids) - before == 5  # under way, sampled and not scored yet, not scored at all, and the last two
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["prompt"] for row in rows[::2]] == [f"What is {i} + 2?" for i in range(12)]
     assert not list(tmp_path.glob("found/*.part"))

@@ -8,6 +8,7 @@
     OpenRLHF     input or prompt (text or messages), label
     HumanEval    prompt, canonical_solution, test, entry_point
     own          prompt (or text), answer; optional id, task, system, rewards, token_ids, entry
+    GPQA, MMLU and others of multiple choice: see `framework.data.layouts.options`
 
 Columns that a layout does not use travel with the prompt (`Prompt.columns`), for rewards to read.
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 from framework.data.layouts.columns import Columns, Field, named, renamed, short, text_of
 from framework.data.layouts.messages import Message, read_messages
+from framework.data.layouts.options import options_row
 from framework.data.readers import Row
 from framework.data.rows import as_json, file_rows
 from framework.data.sources import Source, find_source
@@ -91,7 +93,8 @@ LAYOUTS = (
     Layout("prompt and answer", _TEXT, Field("answer", _ANSWER.columns[:-1])),
     Layout("MATH", Field("problem", ("question",)), Field("solution"), last_boxed),
 )
-OURS = ("text", "answer", "id", "task", "system", "rewards", "token_ids", "entry")
+CHOICE = Layout("multiple choice", Field("text"), Field("answer"))
+OURS = ("text", "answer", "id", "task", "system", "rewards", "token_ids", "entry", "options")
 
 
 def load_prompts(
@@ -116,7 +119,12 @@ def prompts_of(source: Source, columns: Columns) -> tuple[Prompt, ...]:
         before = len(prompts)
         for found in file_rows(file):
             row = renamed(found, columns, OURS, column_key)
-            layout = layout or recognise(row, column_key)
+            choice = options_row(row) if layout in (None, CHOICE) else None
+            if layout is CHOICE and choice is None:
+                allowed = "no options (or no question), which the rows before it have"
+                raise UserError(row.where, f"columns {named(row.fields)}", allowed)
+            layout = layout or (CHOICE if choice else recognise(row, column_key))
+            row = choice or row
             prompt = _prompt(row, layout, several)
             if prompt.id in first:
                 raise UserError(f"{row.where}: id", prompt.id, f"must be unique; first used at {first[prompt.id]}")

@@ -135,7 +135,7 @@ def test_ids_must_differ(tmp_path: Path, started: list[SamplingPools]) -> None:
 
 def test_a_file_of_other_settings_or_in_use_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "kept.jsonl"
-    with SampleFile(path, {"n": 4, "top_p": 1.0}), pytest.raises(UserError, match="in use; another process"):
+    with SampleFile(path, {"n": 4, "top_p": 1.0}), pytest.raises(UserError, match="another process samples into it"):
         SampleFile(path, {"n": 4, "top_p": 1.0})
     with pytest.raises(UserError, match=r"n: got 8; .*kept\.jsonl was begun with 4"):
         SampleFile(path, {"n": 8, "top_p": 1.0})
