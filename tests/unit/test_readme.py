@@ -1,7 +1,7 @@
 """Every command that README.md and `--help` show is given, in a folder with files and a run of its own.
 
 `run` and `submit` are given as `plan` of the same words: the runs themselves take minutes; tests/e2e, tests/contract,
-tests/ray make such. A benchmark is asked for `--help`; `chat`, `serve` and `check` stop where their engine would start.
+tests/ray make such. A benchmark is asked for `--help`; `sample`, `chat`, `serve` and `check` stop where their engine would start.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from pathlib import Path
 import pytest
 
 import jobs.check_sync
+import jobs.sample
 from framework import cli
 from framework.commands import COMMANDS
 from framework.engines import serving
 from framework.errors import did_you_mean
+from framework.stages import sampling
 from tests.contract.families import write_checkpoint
+from tests.fake_pools import fake_pools
 from tests.unit.bad_input import CHAT, prompt_line
 from tests.unit.observe.synthetic import write_run
 
@@ -32,7 +35,7 @@ FILLED = {
     "data.documents": "document*.txt", "model": "v3_tiny", "reward": "rule", "bench": "rollout",
     "score": "responses.jsonl", "report": "runs/r1_zero",
 }  # fmt: skip
-AS_THEY_ARE = ("plan", "keys", "score", "report", "completion", "chat", "serve", "check", "bench")
+AS_THEY_ARE = ("plan", "keys", "score", "report", "completion", "sample", "chat", "serve", "check", "bench")
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,8 @@ def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     monkeypatch.setattr(serving, "chat", lambda checkpoint: print(checkpoint))
     monkeypatch.setattr(serving, "serve", lambda checkpoint, host, port: print(checkpoint, host, port))
+    monkeypatch.setattr(jobs.sample, "ray_session", lambda cluster: nullcontext())
+    monkeypatch.setattr(sampling, "sampling_pools", lambda *_: nullcontext(fake_pools()))
     monkeypatch.setattr(jobs.check_sync, "ray_session", lambda cluster: nullcontext())
     monkeypatch.setattr(jobs.check_sync, "check_sync", lambda *arguments: [])
 
