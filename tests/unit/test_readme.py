@@ -1,7 +1,8 @@
 """Every command that README.md and `--help` show is given, in a folder with files and a run of its own.
 
 `run` and `submit` are given as `plan` of the same words: the runs themselves take minutes; tests/e2e, tests/contract,
-tests/ray make such. A benchmark is asked for `--help`; `sample`, `chat`, `serve` and `check` stop where their engine would start.
+tests/ray make such. A benchmark is asked for `--help`; `sample`, `chat`, `serve` and `check` stop where their
+engine would start.
 """
 
 from __future__ import annotations
