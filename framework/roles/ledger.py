@@ -48,16 +48,26 @@ class Ledger:
 
     `batch_size` P tickets make a batch. At most P * (k + 1) tickets beyond those that the published version was trained
     on are live at once, where k is `max_staleness`: a group is trained at most k versions after its sampling began.
-    `once`: the prompts are visited a single time, in the order given.
+    `once`: the prompts are visited a single time, in the order given. `late` prompts are visited beside the others from
+    ticket `late_from` on, where the epochs begin anew over all of them.
     """
 
     def __init__(
-        self, prompts: Sequence[Prompt], batch_size: int, max_staleness: int, seed: int, once: bool = False
+        self,
+        prompts: Sequence[Prompt],
+        batch_size: int,
+        max_staleness: int,
+        seed: int,
+        once: bool = False,
+        late: Sequence[Prompt] = (),
+        late_from: int = 0,
     ) -> None:
         if not prompts:
             raise UserError("prompts", 0, "at least one prompt is needed")
         self.prompts, self.batch_size, self.max_staleness, self.seed = prompts, batch_size, max_staleness, seed
         self.once = once
+        self._late_from = late_from if late else None
+        self._everything = (*prompts, *late) if late else prompts
         self.batches_trained = 0
         self.consumed: list[Consumed] = []
         self._next = 0  # first ticket that was never issued
@@ -75,11 +85,18 @@ class Ledger:
         """The prompt that a ticket stands for."""
         if self.once:
             return self.prompts[ticket]
-        epoch, place = divmod(ticket, len(self.prompts))
+        epoch, place, visited = self._visit(ticket)
         if epoch not in self._orders:
-            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.prompts))
+            order = np.random.default_rng((self.seed, epoch)).permutation(len(visited))
             self._orders = {epoch: order.tolist(), **{e: o for e, o in self._orders.items() if e == epoch - 1}}
-        return self.prompts[self._orders[epoch][place]]
+        return visited[self._orders[epoch][place]]
+
+    def _visit(self, ticket: int) -> tuple[int, int, Sequence[Prompt]]:
+        """The ticket's epoch, its place in that epoch's order, and the prompts that the epoch goes through."""
+        if self._late_from is None or ticket < self._late_from:
+            return (*divmod(ticket, len(self.prompts)), self.prompts)
+        epochs, place = divmod(ticket - self._late_from, len(self._everything))
+        return -(-self._late_from // len(self.prompts)) + epochs, place, self._everything
 
     def to_issue(self, version: int) -> int:
         """How many more tickets may be issued for the acknowledged policy `version`."""
@@ -209,7 +226,7 @@ class Ledger:
             raise DamagedState(str(file), found, f"must hold every ticket of {batches_trained} batches once")
 
     def _consume(self, ticket: int, outcome: Outcome) -> None:
-        epoch = ticket // len(self.prompts)
+        epoch, _, _ = self._visit(ticket)
         self.consumed.append(Consumed(ticket, epoch, self.prompt(ticket).id, self.batches_trained, outcome))
 
     def _advance(self) -> None:

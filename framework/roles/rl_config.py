@@ -26,6 +26,7 @@ class RlConfig:
     temperature: Annotated[float, Bound(above=0, most=2, note="logprobs are at temperature")] = 1.0
     top_p: Annotated[float, Bound(least=1, most=1, note="the learner's logprobs are of all tokens")] = 1.0
     max_tokens: PositiveInt | StepwiseValue = 32_768  # of a response; R1-Zero: 65,536 from step 8,200 on
+    late_steps: NonNegativeInt = 0  # last optimizer steps, in which the job's late prompts come beside the others
     checkpoint_every: PositiveInt = 10  # batches
     # optimizer steps between evaluations on held-out prompts, as stage.evaluate says, and after the last; 0: none
     evaluate_every: NonNegativeInt = 0
@@ -49,7 +50,10 @@ class RlConfig:
             allowed = f"must divide stage.grpo.steps={self.steps}: {', '.join(map(str, sorted(near)))}"
             raise UserError("stage.grpo.minibatches_per_rollout", self.minibatches_per_rollout, allowed)
         each = self.minibatches_per_rollout
-        for name in ("evaluate_every", "export_every"):
+        if self.late_steps > self.steps:
+            allowed = f"must be at most stage.grpo.steps={self.steps}: they are the last of them"
+            raise UserError("stage.grpo.late_steps", self.late_steps, allowed)
+        for name in ("evaluate_every", "export_every", "late_steps"):
             if (every := getattr(self, name)) % each:
                 below = every // each * each
                 nearest = ", ".join(str(n) for n in (below, below + each) if n)
@@ -71,6 +75,11 @@ class RlConfig:
             if value := getattr(self, name):
                 shown = str(value) if isinstance(value, Path) else value
                 raise UserError(f"stage.grpo.{name}", shown, f"must be left out with stage.grpo.{half}")
+
+    @property
+    def late_from(self) -> int:
+        """The first of the late prompts' tickets: where groups are replaced (DAPO) they come that much earlier."""
+        return (self.steps - self.late_steps) * self.prompts_per_step
 
     def evaluates_at(self, step: int) -> bool:
         """Whether the policy after `step` optimizer steps is evaluated."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 from framework.artifacts import Checkpoint, PromptSet, RolloutSet
 from framework.data.chat_template import TemplateConfig, tokenize_prompts
@@ -34,6 +34,7 @@ class GrpoInputs:
 
     base: Checkpoint
     prompts: PromptSet | None = None
+    late: PromptSet | None = None  # further prompts for the last `late_steps`
     rollouts: RolloutSet | None = None
 
 
@@ -48,8 +49,6 @@ class GrpoOutputs:
 class Grpo:
     """The stage."""
 
-    length: ClassVar[str] = "config.steps"  # more of them go on from the last checkpoint
-
     config: RlConfig
     algorithm: PolicyObjective
     rewards: RewardConfig
@@ -58,6 +57,11 @@ class Grpo:
     model: ModelConfig
     template: TemplateConfig = TemplateConfig()
     evaluate: EvaluateConfig | None = None  # how held-out prompts are asked every `config.evaluate_every` steps
+
+    @property
+    def length(self) -> str:
+        """More steps go on from the last checkpoint, unless late prompts come in the last ones."""
+        return "" if self.config.late_steps else "config.steps"
 
     def __post_init__(self) -> None:
         if self.config.evaluate_every and self.evaluate is None:
@@ -110,7 +114,8 @@ class Grpo:
             starting = recorded_roles(config, groups, learner, runtime)
         else:
             prompts, asked = self._prompts(inputs, tokenizer)
-            starting = live_roles(config, prompts, self.rollout, rewards, learner, runtime)
+            late = () if inputs.late is None else self._tokenized(inputs.late, tokenizer)
+            starting = live_roles(config, prompts, late, self.rollout, rewards, learner, runtime)
         saver, directory = None, runtime.artifact_dir("policy")
         if config.save_rollouts is not None:
             header = header_of(tokenizer, config.temperature, runtime.work_dir)
@@ -139,13 +144,16 @@ class Grpo:
     def _prompts(self, inputs: GrpoInputs, tokenizer: Any) -> tuple[tuple[Prompt, ...], HeldOut | None]:
         """The prompts to train on, and what is asked of the held-out ones; raises UserError if one does not fit."""
         assert inputs.prompts is not None  # the job's graph has one or the other
-        found, context = read_prompts(inputs.prompts.path / "train.jsonl"), self.rollout.max_model_len
-        self.rewards.at_limit(self.config.longest).check_prompts(found)
-        prompts = tokenize_prompts(tokenizer, found, context, self.config.longest, self.template)
+        prompts = self._tokenized(inputs.prompts, tokenizer)
         if self.evaluate is None or not self.config.evaluate_every:
             return prompts, None
         file = inputs.prompts.path / "heldout.jsonl"
-        return prompts, held_out(file, tokenizer, context, self.template, self.evaluate)
+        return prompts, held_out(file, tokenizer, self.rollout.max_model_len, self.template, self.evaluate)
+
+    def _tokenized(self, prompts: PromptSet, tokenizer: Any) -> tuple[Prompt, ...]:
+        found = read_prompts(prompts.path / "train.jsonl")
+        self.rewards.at_limit(self.config.longest).check_prompts(found)
+        return tokenize_prompts(tokenizer, found, self.rollout.max_model_len, self.config.longest, self.template)
 
     def estimate(self, cluster: ClusterConfig) -> StageEstimate:
         """Batch arithmetic, memory per GPU of learner and sampler, hours from the response tokens at the limit."""

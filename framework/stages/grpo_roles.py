@@ -62,13 +62,16 @@ def recorded_roles(
 def live_roles(
     config: RlConfig,
     prompts: tuple[Prompt, ...],
+    late: tuple[Prompt, ...],
     rollout: VllmConfig,
     rewards: RewardConfig,
     learner: LearnerConfig,
     runtime: Runtime,
 ) -> Iterator[Roles]:
-    """Samplers and rewards, and a learner unless they are only to sample."""
-    ledger = Ledger(prompts, config.prompts_per_batch, config.max_staleness, runtime.seed)
+    """Samplers and rewards, and a learner unless they are only to sample; `late` prompts come in the last steps."""
+    ledger = Ledger(
+        prompts, config.prompts_per_batch, config.max_staleness, runtime.seed, late=late, late_from=config.late_from
+    )
     with sampling_pools(runtime.cluster, rollout, rewards, learner.checkpoint, runtime.work_dir) as pools:
         group = FixedPolicy(learner.checkpoint) if config.sample_only else _learner_group(learner, runtime)
         rollouts = RayRollouts(pools.rollout, rollout.max_num_seqs // config.group_size + 1)

@@ -217,3 +217,40 @@ def test_asking_for_a_batch_costs_the_same_however_many_tickets_are_live() -> No
         return calls
 
     assert steps(2000) == steps(20)
+
+
+def late_ledger(count: int, more: int, late_from: int) -> Ledger:
+    late = [Prompt(f"late{i}", f"late text {i}", "task", "1") for i in range(more)]
+    return Ledger(prompts(count), 2, 1, seed=3, late=late, late_from=late_from)
+
+
+def test_late_prompts_come_beside_the_others_from_their_ticket_on() -> None:
+    ledger = late_ledger(4, 2, late_from=6)  # in the middle of the second epoch
+    visited = [ledger.prompt(ticket).id for ticket in range(6 + 12)]
+    assert sorted(visited[:4]) == [f"p{i}" for i in range(4)]
+    assert not any(name.startswith("late") for name in visited[:6])
+    everything = sorted([*(f"p{i}" for i in range(4)), "late0", "late1"])
+    assert sorted(visited[6:12]) == sorted(visited[12:]) == everything
+    assert visited[6:12] != visited[12:]
+    assert [ledger.prompt(ticket).id for ticket in range(18)] == visited
+    assert late_ledger(4, 2, late_from=0).prompt(0).id in everything
+
+
+@given(st.lists(st.integers(0, 999), max_size=300), st.integers(0, 9))
+def test_no_epoch_has_a_prompt_twice_with_late_ones_either(script: list[int], late_from: int) -> None:
+    ledger = late_ledger(3, 4, late_from)
+    drive(ledger, script)
+    visits = [(entry.epoch, entry.prompt_id) for entry in ledger.consumed]
+    assert len(visits) == len(set(visits))
+
+
+def test_a_ledger_with_late_prompts_goes_on_after_a_reload(tmp_path: Path) -> None:
+    ledger = late_ledger(3, 2, late_from=4)
+    drive(ledger, [0, 0, 1, 1, 3] * 4)
+    assert ledger.batches_trained >= 3
+    ledger.save(tmp_path / "ledger.jsonl")
+    again = late_ledger(3, 2, late_from=4)
+    again.load(tmp_path / "ledger.jsonl")
+    assert again.consumed == ledger.consumed
+    with pytest.raises(DamagedState):  # other prompts stand behind the tickets
+        late_ledger(3, 2, late_from=2).load(tmp_path / "ledger.jsonl")
