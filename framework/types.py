@@ -36,6 +36,7 @@ class Prompt:
     # What stands before the question (a system message, examples, earlier turns), and the question last; empty: `text`.
     messages: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
     columns: Mapping[str, Any] = field(default_factory=dict, hash=False)  # further columns of its row, for rewards
+    where: str = field(default="", compare=False)  # "file:line" that it was read from, for messages; not kept in files
     opened: str = ""  # what the end of `token_ids` says already on the model's behalf, e.g. "<think>\n"
 
 

@@ -63,7 +63,7 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
         _check(row, _PROMPT, _PROMPT_REQUIRED)
         for name in ("rewards", "token_ids", "messages"):
             fields[name] = tuple(fields.get(name, ()))
-        prompts.append(Prompt(**fields))
+        prompts.append(Prompt(**fields, where=row.where))
     return tuple(prompts)
 
 
@@ -76,7 +76,8 @@ def read_documents(path: Path) -> Iterator[Document]:
 
 def write_prompts(path: Path, prompts: Iterable[Prompt]) -> int:
     """Write one prompt a line, whole or not at all; returns how many."""
-    return write_rows(path, map(asdict, prompts))
+    rows = map(asdict, prompts)
+    return write_rows(path, ({key: value for key, value in row.items() if key != "where"} for row in rows))
 
 
 def write_documents(path: Path, documents: Iterable[Document]) -> int:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from framework.bounds import PositiveFloat, bounded
@@ -25,6 +25,7 @@ class TaskConfig:
 
     params: Mapping[str, Any] = field(default_factory=dict)
     weight: PositiveFloat = 1.0
+    rewards: tuple[str, ...] = ()  # the components that score its prompts; empty: all of the run
 
 
 def same_text(text: str) -> str:
@@ -72,7 +73,8 @@ def generate(task: str, config: TaskConfig, seed: int, size: int) -> Iterator[Pr
         for entry in dataset:
             example = None if entry["answer"] is not None else _example(task, entry)
             if example is None or dataset.score_answer(example, entry) >= 1:
-                yield _prompt(task, entry, entry["answer"] if example is None else example, config.params)
+                answer = entry["answer"] if example is None else example
+                yield replace(_prompt(task, entry, answer, config.params), rewards=config.rewards)
     except UserError:
         raise
     except Exception as error:  # whatever a data set raises for parameters that its own checks let pass

@@ -14,7 +14,7 @@ from framework.bounds import FiniteFloat, NonNegativeInt, Probability, Seconds, 
 from framework.data.tasks import same_text
 from framework.errors import UserError, did_you_mean
 from framework.rewards.blame import place_of_error
-from framework.types import Prompt, Response, RewardScore
+from framework.types import Prompt, Response, ResponseGroup, RewardScore
 
 MAX_EXTRACTED_CHARS = 10_000
 MAX_ERROR_CHARS = 500  # an exception may quote a whole response
@@ -48,6 +48,10 @@ class Reward:
     def extracted(self, prompt: Prompt, response: Response) -> str | None:
         """Return what this reward takes for the response's answer, to be shown to people; None if it looks for none."""
         return None
+
+    def for_group(self, group: ResponseGroup) -> Reward:
+        """Return the reward with what it needs to know of all responses of a group that it is about to score."""
+        return self
 
     def at_limit(self, response_limit: int) -> Reward:
         """Return the reward with what it leaves open set for longest responses of so many tokens."""
@@ -101,15 +105,19 @@ class RewardConfig:
             reward.check_limit(response_limit)
 
     def check_prompts(self, prompts: Iterable[Prompt]) -> None:
-        """Raise UserError for a prompt that asks for a reward that is not configured.
+        """Raise UserError, with file and line, for a prompt that asks for a reward that is not configured.
 
         Whether they can score its reference answer is asked in their own process: see `IsolatedScorer.check`.
         """
         for prompt in prompts:
-            for name in prompt.rewards:
-                if name not in self.components:
-                    allowed = f"{did_you_mean(name, self.components)}the run configures {', '.join(self.components)}"
-                    raise UserError(f"prompt {prompt.id}: rewards", name, allowed)
+            self.check_names(prompt.rewards, f"{prompt.where or f'prompt {prompt.id}'}: rewards")
+
+    def check_names(self, names: Iterable[str], where: str) -> None:
+        """Raise UserError, which begins with `where`, for the name of a component that is not configured."""
+        for name in names:
+            if name not in self.components:
+                allowed = f"{did_you_mean(name, self.components)}the run configures {', '.join(self.components)}"
+                raise UserError(where, name, allowed)
 
 
 def score_response(

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, NoReturn
 from framework.rewards.base import Reward, describe_error, score_response
 from framework.rewards.blame import place_of_error
 from framework.rewards.questions import Lines, check_lines, vote_lines
-from framework.types import Prompt, Response
+from framework.types import Prompt, Response, ResponseGroup
 
 HEADER_BYTES = 8  # big-endian length of the pickle that follows
 FORK, REAP = b"f", b"r"  # what the parent asks of the loader
@@ -86,7 +86,7 @@ def _work(components: Mapping[str, Reward], loader: int, requests_fd: int, resul
                 verb, *arguments = pickle.loads(request)
                 if verb == SCORE:
                     group, start, given = arguments
-                    _score_group(components, group.prompt, group.responses[start:], given, results)
+                    _score_group(components, group.prompt, group.responses, start, given, results)
                 else:
                     for line in QUESTIONS[verb](components, *arguments):
                         _write(results, line)
@@ -103,25 +103,34 @@ def _score_group(
     components: Mapping[str, Reward],
     prompt: Prompt,
     responses: tuple[Response, ...],
+    start: int,
     given: Mapping[str, float],
     results: int,
 ) -> None:
     def before(name: str) -> None:
         _write(results, {"running": name})
 
+    group = ResponseGroup(prompt, responses)  # all of it: where it is scored in parts, those before `start` count too
     broken = ""
+    chosen: dict[str, Reward] = {}
     for name in prompt.rewards or components:
-        if components[name].fails_as_wrong:
+        before(name)
+        try:
+            chosen[name] = components[name].for_group(group)
+        except Exception as error:
+            broken = broken or describe_error(f"reward {name}, looking at the group,", prompt, error)
+            continue
+        if chosen[name].fails_as_wrong:
             before(CHECK)
             try:
-                components[name].check(prompt)
+                chosen[name].check(prompt)
             except Exception as error:
                 broken = broken or describe_error(f"reward {name}, checking the reference answer,", prompt, error)
-    for place, response in enumerate(responses):
+    for place, response in enumerate(responses[start:]):
         if broken:
             _write(results, {"total": 0.0, "components": {}, "error": broken})
             continue
-        score = score_response(components, prompt, response, given if place == 0 else None, before)
+        score = score_response(chosen, prompt, response, given if place == 0 else None, before)
         message = {"total": score.total, "components": dict(score.components), "error": score.error}
         _write(results, message | {"extracted": score.extracted})
 

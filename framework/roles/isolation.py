@@ -29,7 +29,8 @@ class InProcessScorer:
 
     def score(self, group: ResponseGroup) -> tuple[RewardScore, ...]:
         """Return G scores; a reward that hangs or crashes takes the caller along."""
-        return tuple(score_response(self._components, group.prompt, response) for response in group.responses)
+        components = {name: reward.for_group(group) for name, reward in self._components.items()}
+        return tuple(score_response(components, group.prompt, response) for response in group.responses)
 
 
 class IsolatedScorer:

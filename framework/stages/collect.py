@@ -190,6 +190,9 @@ def check_given_prompts(
 
     What only the trained tokenizer can tell is for `Tokenize` to find.
     """
+    if data.train_prompts_file is None:
+        for task, generated in data.tasks.items():
+            rewards.check_names(generated.rewards, f"data.tasks.{task}.rewards")
     names = {"train": data.train_prompts_file, "heldout": data.heldout_prompts_file}
     for split, prompts in data.given_prompts().items():
         file = names[split]

@@ -180,6 +180,7 @@ def _prompt(row: Row, layout: Layout, several: bool) -> Prompt:
         task=text_of(given["task"], f"{row.where}: task") if "task" in given else _task(fields, layout),
         answer=layout.reference(answer[1], f"{row.where}: {answer[0]}"),
         messages=messages,
+        where=row.where,
         columns={
             str(key): as_json(value)
             for key, value in fields.items()
