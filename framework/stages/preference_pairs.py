@@ -1,0 +1,187 @@
+"""Preference pairs for the helpful reward model: a checkpoint's answers, compared by a judge.
+
+Source: DeepSeek-R1 (2501.12948v2) section B.3: V3 compares two answers four times in random order, the mean decides,
+and pairs with a clear margin are kept, of comparable length. The helpful model reads summaries alone, so they alone are
+judged. Without a judge model a rule judges (`data.judging`), which knows only requests made from templates.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from framework.artifacts import Checkpoint, PreferenceSet, PromptSet
+from framework.bounds import NonNegativeInt, PositiveInt, bounded
+from framework.data.chat_template import TemplateConfig
+from framework.data.judging import margin_by_rule, question_for, read_verdict
+from framework.data.pairs import Candidate, Pair, PairConfig, choose_pairs, first_is_shown_first
+from framework.data.readers import read_prompts, write_rows
+from framework.data.reasoning import split_reasoning
+from framework.data.selection import Drop
+from framework.engines.vllm_engine import VllmConfig
+from framework.errors import UserError
+from framework.graph.cluster import ClusterConfig
+from framework.graph.nodes import Runtime
+from framework.graph.plan import StageEstimate
+from framework.models.families.base import ModelConfig
+from framework.stages.read_samples import check_sampling, check_sampling_gpus, sampled_groups, sampling_estimate
+from framework.stages.sampled_chats import write_dropped
+from framework.stages.sampling import SamplingConfig
+from framework.types import Prompt, ResponseGroup
+
+
+@dataclass(frozen=True)
+@bounded
+class PairsConfig:
+    """How answers are sampled and judged, and which pairs stay."""
+
+    sampling: SamplingConfig = SamplingConfig(n=2, purpose="preferences")
+    judging: SamplingConfig = SamplingConfig(n=1, purpose="judge")
+    pairs: PairConfig = PairConfig()
+    most_prompts: NonNegativeInt = 0  # the first of the train prompts; 0: all
+    expected_prompts: PositiveInt = 66_000  # that the plan counts on where only the run knows how many there are
+    scored_by: str = "helpful"  # of the prompts those that this reward scores; "": all
+    # Compare every answer with the poor one that a template has too: a small model's own answers hardly differ.
+    with_poor: bool = False
+    engine: VllmConfig = VllmConfig()  # the sampler's
+
+    inherits: ClassVar[Mapping[str, str]] = {"engine": "engine.rollout"}
+
+    def __post_init__(self) -> None:
+        if self.sampling.n < 2 and not self.with_poor:
+            raise UserError("sampling.n", self.sampling.n, "must be at least 2: a pair is two answers to one prompt")
+        if self.judging.n != 1:
+            raise UserError("judging.n", self.judging.n, "must be 1: pairs.judgements says how often a judge is asked")
+
+    def check_place(self, model: ModelConfig, cluster: ClusterConfig) -> None:
+        """Raise UserError, with keys as they stand in this node, for what the model or the cluster can't do."""
+        check_sampling("sampling", self.sampling, self.engine)
+        check_sampling("judging", self.judging, self.engine)
+        check_sampling_gpus(self.engine, cluster)
+
+
+@dataclass(frozen=True)
+class PairsInputs:
+    """Whose answers are compared, to which prompts; and the model that judges, if there is one."""
+
+    checkpoint: Checkpoint
+    prompts: PromptSet
+    judge: Checkpoint | None = None
+
+
+@dataclass(frozen=True)
+class JudgedPairs:
+    """Pairs; dropped.jsonl beside them says which candidate went, and why."""
+
+    pairs: PreferenceSet
+
+
+@dataclass(frozen=True)
+class MakePairs:
+    """The stage."""
+
+    config: PairsConfig
+    model: ModelConfig | None = None  # sizes of what is sampled, for the plan
+    template: TemplateConfig = TemplateConfig()  # of both models' prompts; without a name their own
+
+    def run(self, inputs: PairsInputs, runtime: Runtime) -> JudgedPairs:
+        """Sample, pair, judge, choose; raises UserError if no pair is left."""
+        config = self.config
+        found = read_prompts(inputs.prompts.path / "train.jsonl")
+        asked = [p for p in found if not config.scored_by or config.scored_by in p.rewards][
+            : config.most_prompts or None
+        ]
+        if not asked:
+            allowed = f"{inputs.prompts.path} has no prompt that names this reward"
+            raise UserError(f"stage.{runtime.node}.scored_by", config.scored_by, allowed)
+        groups = self._sampled(config.sampling, inputs.checkpoint, asked, runtime)
+        candidates, dropped = list[tuple[Prompt, Candidate]](), list[Drop]()
+        for group in groups:
+            _pair(group, config.with_poor, candidates, dropped)
+        judged = self._judged(candidates, inputs.judge, runtime)
+        pairs, more = choose_pairs(judged, config.pairs)
+        return JudgedPairs(_write(runtime, pairs, [*dropped, *more]))
+
+    def _sampled(
+        self, config: SamplingConfig, checkpoint: Checkpoint, prompts: Sequence[Prompt], runtime: Runtime
+    ) -> list[ResponseGroup]:
+        return sampled_groups(config, self.config.engine, self.template, checkpoint, prompts, runtime)
+
+    def _judged(
+        self, candidates: Sequence[tuple[Prompt, Candidate]], judge: Checkpoint | None, runtime: Runtime
+    ) -> Iterator[Candidate]:
+        """Every candidate with its margins."""
+        times = self.config.pairs.judgements
+        if judge is None:
+            for prompt, candidate in candidates:
+                yield replace(candidate, margins=(margin_by_rule(prompt, candidate.first, candidate.second),) * times)
+            return
+        questions = [
+            question_for(prompt, f"{one.id}?{time}", one.first, one.second, _is_a(one, time, runtime))
+            for prompt, one in candidates
+            for time in range(times)
+        ]
+        asked = self._sampled(self.config.judging, judge, questions, runtime)
+        replies = {group.prompt.id: group.responses[0].text for group in asked}
+        for _, one in candidates:
+            verdicts = (read_verdict(replies[f"{one.id}?{time}"], _is_a(one, time, runtime)) for time in range(times))
+            yield replace(one, margins=tuple(verdicts))
+
+    def estimate(self, cluster: ClusterConfig) -> StageEstimate:
+        """What is sampled and judged of a prompt."""
+        config = self.config
+        prompts = config.most_prompts or config.expected_prompts
+        batch: dict[str, str | int | float] = {
+            "prompts": config.most_prompts or f"all, {prompts:,} expected",
+            "answers per prompt": config.sampling.n,
+            "judgements per pair": config.pairs.judgements,
+            "margin above": config.pairs.least_margin,
+        }
+        judged = config.sampling.n // 2 * config.pairs.judgements * config.judging.max_tokens
+        tokens = prompts * (config.sampling.n * config.sampling.max_tokens + judged)
+        return sampling_estimate(cluster, config.engine, batch, self.model, tokens)
+
+
+def _is_a(candidate: Candidate, time: int, runtime: Runtime) -> bool:
+    return first_is_shown_first(candidate.id, time, runtime.seed)
+
+
+def _pair(
+    group: ResponseGroup, with_poor: bool, candidates: list[tuple[Prompt, Candidate]], dropped: list[Drop]
+) -> None:
+    """Pair the first answer with the second, the third with the fourth; then, if asked, each with the poor one."""
+    prompt, said = group.prompt, list[tuple[str, str]]()
+    for place, response in enumerate(group.responses):
+        found = split_reasoning(prompt.opened + response.text)
+        if found is None or response.finish_reason != "stop":
+            dropped.append(Drop(f"{prompt.id}#{place}", "no_reasoning" if found is None else "unfinished"))
+        else:
+            said.append((str(place), found.summary))
+    pairs = list(zip(said[::2], said[1::2], strict=False))
+    if with_poor:
+        pairs += [(one, ("poor", str(prompt.columns["poor"]))) for one in said]
+    asked = prompt.messages or ({"role": "user", "content": prompt.text},)
+    for (first_name, first), (second_name, second) in pairs:
+        name = f"{prompt.id}#{first_name}-{second_name}"
+        candidates.append((prompt, Candidate(name, tuple(asked), first, second, ())))
+
+
+def _write(runtime: Runtime, pairs: Sequence[Pair], dropped: Sequence[Drop]) -> PreferenceSet:
+    counts = Counter(drop.reason for drop in dropped).most_common()
+    told = f"{len(pairs):,} pairs; dropped: {', '.join(f'{n:,} {reason}' for reason, n in counts) or 'none'}"
+    if not pairs:
+        allowed = "must keep a pair: sample more prompts, or ask for a smaller margin (pairs.least_margin)"
+        raise UserError(f"stage.{runtime.node}", told, allowed)
+    directory = runtime.artifact_dir("pairs")
+    write_rows(directory / "train.jsonl", map(_row, pairs))
+    write_dropped(directory, dropped)
+    runtime.tracker.progress(len(pairs), len(pairs), told)
+    return PreferenceSet(directory)
+
+
+def _row(pair: Pair) -> dict[str, Any]:
+    chosen, rejected = ({"role": "assistant", "content": text} for text in (pair.chosen, pair.rejected))
+    row = {"id": pair.id, "prompt": list(pair.messages), "chosen": chosen, "rejected": rejected}
+    return {**row, "margin": pair.margin}

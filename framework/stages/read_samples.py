@@ -1,0 +1,75 @@
+"""Responses that a stage reads itself instead of having them scored: answers to compare, and a judge's replies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from framework.artifacts import Checkpoint
+from framework.data.chat_template import TemplateConfig
+from framework.engines.vllm_engine import VllmConfig
+from framework.errors import UserError
+from framework.graph.cluster import ClusterConfig
+from framework.graph.nodes import Runtime
+from framework.graph.plan import RoleEstimate, StageEstimate
+from framework.models.families.base import ModelConfig
+from framework.rewards.unscored import unscored
+from framework.stages.sample_file import SampleFile
+from framework.stages.sampling import Sampling, SamplingConfig
+from framework.types import Prompt, ResponseGroup
+
+SAMPLING_ASSUMPTION = (
+    "sampling hours: 2 FLOPs per active parameter and token at GRPO's utilisation, every response at its limit; "
+    "how many prompts there will be is a guess (expected_prompts, most_prompts)"
+)
+
+
+def sampled_groups(
+    config: SamplingConfig,
+    engine: VllmConfig,
+    template: TemplateConfig,
+    checkpoint: Checkpoint,
+    prompts: Sequence[Prompt],
+    runtime: Runtime,
+) -> list[ResponseGroup]:
+    """Return a group for each prompt, in their order; those of a killed attempt are not sampled again."""
+    sampling = Sampling(config, engine, unscored(), template)
+    asked = [replace(prompt, rewards=()) for prompt in prompts]
+    with SampleFile(runtime.work_dir / f"{config.purpose}.jsonl") as kept:
+        groups = {
+            group.scored.group.prompt.id: group.scored.group
+            for group in sampling.run(checkpoint.path, asked, runtime, kept)
+        }
+    return [groups[prompt.id] for prompt in prompts]
+
+
+def check_sampling(name: str, config: SamplingConfig, engine: VllmConfig) -> None:
+    """Raise UserError, naming `name`, unless the longest response leaves room for its prompt."""
+    if config.max_tokens >= engine.max_model_len:
+        allowed = f"must leave room for the prompt in engine.rollout.max_model_len={engine.max_model_len}"
+        raise UserError(f"{name}.max_tokens", config.max_tokens, allowed)
+
+
+def check_sampling_gpus(engine: VllmConfig, cluster: ClusterConfig) -> None:
+    """Raise UserError if the samplers alone do not find their GPUs."""
+    needed = cluster.rollout_workers * engine.tensor_parallel_size
+    if cluster.gpus and needed > cluster.gpus:
+        asked = f"must hold {needed} for {cluster.rollout_workers} rollout workers"
+        raise UserError("cluster.num_nodes x cluster.gpus_per_node", cluster.gpus, asked)
+
+
+def sampling_estimate(
+    cluster: ClusterConfig,
+    engine: VllmConfig,
+    batch: dict[str, str | int | float],
+    model: ModelConfig | None,
+    tokens: float,
+) -> StageEstimate:
+    """The estimate of a stage that only samples: so many response tokens, counted at their limit, of a `model`."""
+    from framework.models.estimate import sampling_hours
+
+    gpus, hours = cluster.rollout_workers * engine.tensor_parallel_size if cluster.gpus else 0, 0.0
+    if model is not None:
+        hours = sampling_hours(model, tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus)
+    role = RoleEstimate("rollout", cluster.rollout_workers, gpus)
+    return StageEstimate(batch, (role,), hours, (SAMPLING_ASSUMPTION,) if hours else ())

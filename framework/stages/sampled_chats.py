@@ -1,0 +1,113 @@
+"""Conversations from a checkpoint's own responses: sampled, scored, chosen, and each that went written down.
+
+What the stages of cold start and rejection sampling share. Groups are kept in the stage's own directory as they finish,
+so a killed stage samples only what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from framework.artifacts import ChatSet, Checkpoint, PromptSet
+from framework.bounds import NonNegativeInt, PositiveInt, bounded
+from framework.data.chat_template import TemplateConfig
+from framework.data.chats import Chat
+from framework.data.readers import read_prompts, write_rows
+from framework.data.reasoning import Reasoned
+from framework.data.selection import Drop, Sample, Selection, SelectionConfig, select
+from framework.engines.vllm_engine import VllmConfig
+from framework.errors import UserError
+from framework.graph.cluster import ClusterConfig
+from framework.graph.nodes import Runtime
+from framework.graph.plan import StageEstimate
+from framework.models.families.base import ModelConfig
+from framework.rewards.base import RewardConfig
+from framework.roles.reward import check_scores
+from framework.stages.read_samples import check_sampling, check_sampling_gpus, sampling_estimate
+from framework.stages.sample_file import SampleFile
+from framework.stages.sampling import Sampling, SamplingConfig
+from framework.types import Prompt
+
+DROPPED = "dropped.jsonl"  # beside a set: {"id", "reason"} a line; the manifest counts them by reason
+
+
+@dataclass(frozen=True)
+@bounded
+class SampledConfig:
+    """Which prompts are sampled, how, by what they are scored, and which responses stay."""
+
+    sampling: SamplingConfig = SamplingConfig()
+    select: SelectionConfig = SelectionConfig()
+    most_prompts: NonNegativeInt = 0  # the first of the train prompts; 0: all
+    expected_prompts: PositiveInt = 88_000  # that the plan counts on where only the run knows how many there are
+    reward: RewardConfig = field(kw_only=True)  # what scores a response
+    engine: VllmConfig = VllmConfig()  # the sampler's
+
+    inherits: ClassVar[Mapping[str, str]] = {"reward": "reward", "engine": "engine.rollout"}
+
+    def __post_init__(self) -> None:
+        if not set(self.select.right_by) <= self.reward.components.keys():
+            allowed = f"must be of the stage's rewards: {', '.join(self.reward.components)}"
+            raise UserError("select.right_by", list(self.select.right_by), allowed)
+
+    def check_place(self, model: ModelConfig, cluster: ClusterConfig) -> None:
+        """Raise UserError, with keys as they stand in this node, for what the model or the cluster can't do."""
+        check_sampling("sampling", self.sampling, self.engine)
+        check_sampling_gpus(self.engine, cluster)
+
+    def prompts(self, found: PromptSet) -> tuple[Prompt, ...]:
+        """Return the train prompts to sample."""
+        return read_prompts(found.path / "train.jsonl")[: self.most_prompts or None]
+
+    def choose(
+        self, checkpoint: Checkpoint, prompts: Sequence[Prompt], template: TemplateConfig, runtime: Runtime, name: str
+    ) -> Selection:
+        """Sample every prompt and choose; raises RunFailed if too many responses cannot be scored.
+
+        `name` is the file in which the groups are kept.
+        """
+        sampling = Sampling(self.sampling, self.engine, self.reward, template)
+        with SampleFile(runtime.work_dir / f"{name}.jsonl") as kept:
+            groups = [group.scored for group in sampling.run(checkpoint.path, prompts, runtime, kept)]
+        check_scores(groups, self.reward.max_failed_share)
+        return select(groups, self.select)
+
+    def estimate(self, cluster: ClusterConfig, model: ModelConfig | None) -> StageEstimate:
+        """What `model` is to sample; how many prompts there are, only the run knows."""
+        prompts, sampling = self.most_prompts or self.expected_prompts, self.sampling
+        batch: dict[str, str | int | float] = {
+            "prompts": self.most_prompts or f"all, {prompts:,} expected",
+            "responses per prompt": sampling.n,
+            "tokens a response at most": sampling.max_tokens,
+        }
+        return sampling_estimate(cluster, self.engine, batch, model, prompts * sampling.n * sampling.max_tokens)
+
+
+def chat_of(sample: Sample, found: Reasoned) -> Chat:
+    """The question as it was asked, and the answer in R1's form; the id leads back to prompt and response."""
+    asked = sample.prompt.messages or ({"role": "user", "content": sample.prompt.text},)
+    return Chat(sample.id, (*asked, found.message()))
+
+
+def write_chat_set(runtime: Runtime, chats: Sequence[Chat], dropped: Iterable[Drop], told: str) -> ChatSet:
+    """Write the artifact `chats`: the conversations and what was dropped.
+
+    `told` says what became of the responses. Raises UserError if there are no conversations.
+    """
+    if not chats:
+        allowed = "must keep a response: sample more of them, or loosen what a response must be (select)"
+        raise UserError(f"stage.{runtime.node}", told, allowed)
+    directory = runtime.artifact_dir("chats")
+    write_rows(directory / "train.jsonl", map(asdict, chats))
+    write_dropped(directory, dropped)
+    runtime.tracker.progress(len(chats), len(chats), told)
+    return ChatSet(directory)
+
+
+def write_dropped(directory: Path, dropped: Iterable[Drop]) -> None:
+    """Write what was dropped and why."""
+    rows: Iterable[Mapping[str, Any]] = map(asdict, dropped)
+    write_rows(directory / DROPPED, rows)
