@@ -24,6 +24,7 @@ import torch.distributed as dist
 from framework.artifacts import Checkpoint
 from framework.engines import expert_parallel
 from framework.engines.deepspeed_engine import Snapshot, TrainingEngine
+from framework.engines.device import on_gpu
 from framework.engines.universal import Topology, load_universal, reshard, topology
 from framework.errors import DamagedState, UserError
 from framework.files import clear_way, quick_digests, shares, text_digest, write_atomically
@@ -252,7 +253,7 @@ def _mtp_copies(model: Any, index: int) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _random_states() -> dict[str, Any]:
     states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if on_gpu():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 
@@ -261,7 +262,7 @@ def _restore_random_states(states: Mapping[str, Any]) -> None:
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
+    if "cuda" in states and on_gpu():
         torch.cuda.set_rng_state(states["cuda"])
 
 

@@ -30,6 +30,7 @@ from framework.bounds import (
     divisors,
 )
 from framework.engines import cpu_matmul, expert_parallel, finite
+from framework.engines.device import DEVICE, on_gpu
 from framework.engines.lr_schedule import LrSchedule, StepwiseValue, value_at
 from framework.errors import NotFinite, UserError
 from framework.models.estimate import REDUCE_BUCKET
@@ -117,15 +118,14 @@ def init_process_group(timeout_s: float) -> None:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault(DEVICE, "cpu")
     import deepspeed
     from deepspeed import ops
 
     # Otherwise DeepSpeed compiles its shared-memory collectives at start-up: half a minute, and needs a compiler.
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
-        dist_backend="nccl" if torch.cuda.is_available() else "gloo",
+        dist_backend="nccl" if on_gpu() else "gloo",
         timeout=timedelta(seconds=timeout_s),
         auto_mpi_discovery=False,
         verbose=False,
@@ -150,7 +150,7 @@ class TrainingEngine:
         for module in modules:
             module.requires_grad_(self.mtp_depths > 0)
         switch_dropout_off(model)
-        if not torch.cuda.is_available():
+        if not on_gpu():
             use_fast_norms(model)
         spread = experts > 0 and expert_parallel.has_expert_parallelism(model.config)
         if config.ep_size > 1 and not spread:
@@ -326,17 +326,17 @@ def _initialize(model: nn.Module, config: DeepSpeedConfig, moe: bool) -> Any:
         parameter.data = parameter.data.to(getattr(torch, config.dtype))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    on_gpu = torch.cuda.is_available()
+    gpu = on_gpu()
     section: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # accumulation is done by hand
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.clip,
         "zero_optimization": {
             "stage": config.zero_stage,
-            "overlap_comm": on_gpu,
+            "overlap_comm": gpu,
             # A fresh contiguous buffer each step costs page faults on a CPU, but without one ZeRO-2 refuses experts,
             # and ZeRO-1 silently reduces expert-parallel gradients over the wrong group.
-            "contiguous_gradients": on_gpu or config.zero_stage > 1 or config.ep_size > 1,
+            "contiguous_gradients": gpu or config.zero_stage > 1 or config.ep_size > 1,
             # DeepSpeed allocates the whole bucket: its default of 5e8 elements is 2 GB of float32 for a tiny model too.
             "reduce_bucket_size": min(REDUCE_BUCKET, sum(math.prod(shape_of(p)) for p in model.parameters())),
             "stage3_param_persistence_threshold": 0,  # every parameter is a shard between two forwards
@@ -348,7 +348,7 @@ def _initialize(model: nn.Module, config: DeepSpeedConfig, moe: bool) -> Any:
         section["bf16"] = {"enabled": True, "check_grad_overflow": True}  # as float32 does without being asked
         section["data_types"] = {"grad_accum_dtype": "fp32"}
     if moe:
-        section["expert_parallel"] = expert_parallel.autoep_section(model.config, config.ep_size, on_gpu)
+        section["expert_parallel"] = expert_parallel.autoep_section(model.config, config.ep_size, gpu)
 
     def adamw(all_parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         parameters = list(all_parameters)

@@ -43,8 +43,10 @@ def serve(checkpoint: Path, host: str, port: int) -> None:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
     command += ["--tokenizer", str(servable_tokenizer(checkpoint)), "--served-model-name", checkpoint.resolve().name]
     command += ["--host", host, "--port", str(port)]
-    if not _has_gpu():
-        # As in vllm_engine: the CPU's rotary kernel is wrong for DeepSeek, plain attention takes any latent size.
+    from vllm.platforms import current_platform  # the build of vLLM that is installed decides, as in vllm_engine
+
+    if current_platform.is_cpu():
+        # The CPU's rotary kernel is wrong for DeepSeek, plain attention takes any latent size.
         os.environ["VLLM_MLA_DISABLE"] = "1"
         command += ["--enforce-eager", "--kv-cache-memory-bytes", str(2**30)]
         command += ["--compilation-config", '{"custom_ops": ["-rotary_embedding"]}']
@@ -93,9 +95,3 @@ def _context_length(checkpoint: Path) -> int:
     from transformers import AutoConfig
 
     return int(AutoConfig.from_pretrained(checkpoint).max_position_embeddings)
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

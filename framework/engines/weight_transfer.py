@@ -17,6 +17,7 @@ from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedE
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.models.deepseek_mtp import DeepSeekMTP
+from vllm.platforms import current_platform
 
 from framework.engines.weights import unflatten
 from framework.types import PublishedWeights
@@ -56,7 +57,7 @@ class PublishedWeightsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):  # t
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Load the shares; the base class does the same, but synchronizes a device that a CPU machine lacks."""
         self.receive_weights(self.parse_update_info(update_info))
-        if torch.accelerator.is_available():
+        if not current_platform.is_cpu():
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: UpdateInfo) -> None:

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from framework.engines.device import device_environment
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
 from framework.roles.ray_watch import RayWatch, end_process
@@ -206,14 +207,14 @@ def cpus_booked(cluster: ClusterConfig) -> int:
 
 def worker_environment(cpus: float, on_gpu: bool) -> dict[str, str]:
     """Thread counts and the allocator for an actor: without them every library takes all cores and they fight."""
+    told = {"TOKENIZERS_PARALLELISM": "false", **device_environment(on_gpu)}
     if on_gpu:
-        return {"TOKENIZERS_PARALLELISM": "false"}
+        return told
     return {
-        "TOKENIZERS_PARALLELISM": "false",
+        **told,
         "OMP_NUM_THREADS": str(max(1, int(cpus))),
         # Idle OpenMP threads must sleep, not spin: another role needs the core.
         "OMP_WAIT_POLICY": "PASSIVE",
-        "DS_ACCELERATOR": "cpu",
         **_allocator(),
     }
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from framework.engines.device import device_environment
 from framework.engines.vllm_engine import VllmConfig
 from framework.graph.cluster import ClusterConfig
 from framework.rewards.base import RewardConfig
@@ -39,7 +40,8 @@ def sampling_pools(
     rollout_class = ray.remote(RolloutWorker).options(
         num_cpus=cluster.rollout_cpus, num_gpus=gpus, max_restarts=-1, max_concurrency=1000, runtime_env=environment
     )
-    reward_class = ray.remote(RewardWorker).options(num_cpus=1, max_restarts=-1)
+    unseen = {"env_vars": device_environment(gpu=False)}  # a user's reward must not take a sampler's memory
+    reward_class = ray.remote(RewardWorker).options(num_cpus=1, max_restarts=-1, runtime_env=unseen)
     response_s = rewards.time_limit_s + rewards.startup_limit_s  # at worst each one kills its process
     pools = SamplingPools(
         WorkerPool(

@@ -35,9 +35,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def run_as_worker(threads: int) -> None:
-    """Start this process anew with a CPU worker's environment, unless it has it: parts are read at start-up only."""
-    wanted = worker_environment(threads, on_gpu=bool(_gpus()))
+def run_as_worker(threads: int, gpu: bool = False) -> None:
+    """Start this process anew with a worker's environment, unless it has it: parts are read at start-up only."""
+    wanted = worker_environment(threads, gpu)
     if any(os.environ.get(name) != value for name, value in wanted.items()):
         os.execve(sys.executable, sys.orig_argv, os.environ | wanted)
 

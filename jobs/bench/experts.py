@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from framework.engines.deepspeed_engine import DeepSpeedConfig, TrainingEngine
+from framework.engines.device import on_gpu
 from framework.engines.expert_parallel import moe_layers
 from framework.models.estimate import training_memory
 from framework.models.families.base import ModelConfig, RankLayout
@@ -92,7 +93,7 @@ def passes(layer: nn.Module, tokens: int, hidden: int) -> Callable[[], None]:
 def variants(shape: Shape, dtype: Any, tokens: int) -> Iterator[tuple[str, Callable[[], None]]]:
     """(implementation, its forward and backward); transformers' own, then AutoEP's."""
     spec = replace(shape.model(), dtype=dtype)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if on_gpu() else "cpu"
     copies = tokens * shape.top_k * 3 * shape.hidden * shape.width * 4
     for name in TRANSFORMERS[: 3 if copies <= COPIES else 2]:
         model: Any = build_model(spec, seed=0).to(device)
@@ -199,7 +200,7 @@ def whole_model(shape: Shape, layers: int, tokens: int, repeats: int) -> list[di
             "variant": f"whole model, {layers} layers, ZeRO-{stage}", "shape": shape.name, "tokens": ids_BT.numel(),
             "ms": median * 1e3, "tokens_per_s": ids_BT.numel() / median, "tflops": flops / 1e12,
         }  # fmt: skip
-        rows.append(row | ({"mfu": flops / 1e12 / H100_TFLOPS} if torch.cuda.is_available() else {}))
+        rows.append(row | ({"mfu": flops / 1e12 / H100_TFLOPS} if on_gpu() else {}))
         del engine, step
         free_memory()
     return rows
@@ -208,41 +209,43 @@ def whole_model(shape: Shape, layers: int, tokens: int, repeats: int) -> list[di
 def free_memory() -> None:
     """Give what nobody holds any more back to the GPU."""
     gc.collect()
-    if torch.cuda.is_available():
+    if on_gpu():
         torch.cuda.empty_cache()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; `framework bench experts`."""
     parser = argparse.ArgumentParser(prog="framework bench experts", description=__doc__)
-    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
-        "--shapes", nargs="+", choices=list(SHAPES), default=["30b_a3b"] if on_gpu else list(SHAPES)[:3]
+        "--shapes", nargs="+", choices=list(SHAPES), help="30b_a3b on a GPU, else all the others by default"
     )
-    parser.add_argument("--tokens", type=int, default=16384 if on_gpu else 2048, help="of one pass, each process")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16" if on_gpu else "float32")
+    parser.add_argument("--tokens", type=int, help="of one pass, each process; 16384 on a GPU, else 2048 by default")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="bfloat16 on a GPU, else float32 by default")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--layers", type=int, help="of the whole model; by default what a GPU holds, none without one")
     arguments = parser.parse_args(argv)
-    run_as_worker(arguments.threads)
+    gpu = arguments.device == "cuda"
+    run_as_worker(arguments.threads, gpu)
     torch.set_num_threads(arguments.threads)
+    tokens, dtype = arguments.tokens or (16384 if gpu else 2048), arguments.dtype or ("bfloat16" if gpu else "float32")
     rows, notes = [], dict[str, Any]()
-    for name in arguments.shapes:
-        shape, tokens = SHAPES[name], arguments.tokens
-        runs = dict(variants(shape, arguments.dtype, tokens))
+    for name in arguments.shapes or (["30b_a3b"] if gpu else list(SHAPES)[:3]):
+        shape = SHAPES[name]
+        runs = dict(variants(shape, dtype, tokens))
         found = {key: (tokens, values) for key, values in interleaved(runs, arguments.repeats).items()}
         fastest = min(found, key=lambda key: spread(found[key][1])["median"])
         notes[f"fastest in one process, {name}"] = fastest
-        if not on_gpu:
-            pair = two_processes(shape, arguments.dtype, tokens, arguments.repeats)
+        if not gpu:
+            pair = two_processes(shape, dtype, tokens, arguments.repeats)
             found |= {key: (2 * tokens, values) for key, values in pair.items()}
-        rows += [row(key, name, n, arguments.dtype, values) for key, (n, values) in found.items()]
+        rows += [row(key, name, n, dtype, values) for key, (n, values) in found.items()]
         del runs
         free_memory()
         layers = arguments.layers
         if layers is None:
-            layers = layers_that_fit(shape, tokens, torch.cuda.mem_get_info()[0]) if on_gpu else 0
+            layers = layers_that_fit(shape, tokens, torch.cuda.mem_get_info()[0]) if gpu else 0
         if layers:
             whole = whole_model(shape, layers, tokens, arguments.repeats)
             notes[f"whole model, {name}, ZeRO-1 / ZeRO-3"] = whole[0]["tokens_per_s"] / whole[1]["tokens_per_s"]

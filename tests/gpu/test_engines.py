@@ -8,12 +8,20 @@ import numpy as np
 import pytest
 import torch
 
+from framework.engines.device import device_environment
 from tests.learners import minibatch, samples, tiny_learner, tiny_model
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; see tests/gpu/README.md"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def told_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As actors of a cluster with GPUs are: what PyTorch sees decides nothing."""
+    for name, value in device_environment(gpu=True).items():
+        monkeypatch.setenv(name, value)
 
 
 def test_learner_logprobs_on_the_gpu_are_those_of_the_cpu() -> None:
