@@ -78,6 +78,7 @@ class RewardScore:
     components: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
     extracted: str | None = None  # the answer that a reward found in the response, if one looks for it
+    tokens: int = 0  # that other models read and wrote for it
 
 
 @dataclass(frozen=True)

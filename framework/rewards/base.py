@@ -64,6 +64,10 @@ class Reward:
         """Whether two extracted answers say the same, as a majority vote counts them; neither is known to be right."""
         return same_text(first) == same_text(second)
 
+    def spent(self) -> int:
+        """Return the tokens that other models used for this reward since this was asked last."""
+        return 0
+
     def prepare(self) -> None:
         """Do slow imports once, so that no sample's time limit pays for them.
 
@@ -143,9 +147,10 @@ def score_response(
                 answer = found[:MAX_EXTRACTED_CHARS]
             values[name] = _finite(components[name](prompt, response))
         except Exception as error:  # the verifier is anyone's code: a failed sample is counted, the run goes on
-            return RewardScore(0.0, values, describe_error(f"reward {name}", prompt, error), answer)
+            tokens = sum(components[name].spent() for name in prompt.rewards or components)
+            return RewardScore(0.0, values, describe_error(f"reward {name}", prompt, error), answer, tokens)
     total = sum(components[n].weight * value + components[n].offset for n, value in values.items())
-    return RewardScore(total, values, extracted=answer)
+    return RewardScore(total, values, extracted=answer, tokens=sum(components[name].spent() for name in values))
 
 
 def describe_error(what: str, prompt: Prompt, error: Exception) -> str:

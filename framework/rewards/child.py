@@ -132,7 +132,7 @@ def _score_group(
             continue
         score = score_response(chosen, prompt, response, given if place == 0 else None, before)
         message = {"total": score.total, "components": dict(score.components), "error": score.error}
-        _write(results, message | {"extracted": score.extracted})
+        _write(results, message | {"extracted": score.extracted, "tokens": score.tokens})
 
 
 def _read(pipe: BinaryIO | socket.SocketIO) -> bytes:

@@ -146,7 +146,8 @@ class RewardWorkerProcess:
             components = {str(name): float(value) for name, value in message["components"].items()}
             extracted = message.get("extracted")
             answer = None if extracted is None else str(extracted)
-            return RewardScore(float(message["total"]), components, str(message["error"]), answer)
+            tokens = int(message.get("tokens", 0))
+            return RewardScore(float(message["total"]), components, str(message["error"]), answer, tokens)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise EOFError from None
 

@@ -144,6 +144,8 @@ def batch_metrics(groups: Sequence[ScoredGroup], discarded: Sequence[ScoredGroup
         "staleness/max": float(staleness.max()),
         "groups/zero_std_share": no_signal / (len(groups) + len(discarded)),
     }
+    if tokens := sum(score.tokens for scored in (*groups, *discarded) for score in scored.scores):
+        metrics["reward/tokens"] = float(tokens)  # what judges read and wrote: the cost of this batch's rewards
     for name in sorted({name for score in valid for name in score.components}):
         metrics[f"reward/{name}"] = float(np.mean([s.components[name] for s in valid if name in s.components]))
     return metrics

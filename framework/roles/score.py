@@ -46,6 +46,7 @@ def describe(score: RewardScore) -> dict[str, Any]:
         "components": dict(score.components),
         "extracted": score.extracted,
         "error": score.error or None,
+        **({"tokens": score.tokens} if score.tokens else {}),
     }
 
 

@@ -1,0 +1,235 @@
+"""Generative judge: a chat model behind any OpenAI-compatible endpoint says how good a response is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from framework.bounds import Bound, NonNegativeInt, PositiveInt, Seconds, bounded
+from framework.data.judging import question_for, read_verdict
+from framework.errors import UserError
+from framework.rewards.base import Reward
+from framework.types import Prompt, Response
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
+
+MAX_REPLY = 1 << 22  # bytes of one HTTP reply
+_GRADE = re.compile(r"\[\[\s*(\d{1,2})\s*\]\]")
+_RIGHT = re.compile(r"\[\[\s*(correct|incorrect)\s*\]\]")
+_REFERENCE = """Below are a question, its reference answer and a student's answer. Does the student's final answer say \
+the same as the reference? How it was found, its wording and its length do not count. An answer that gives several \
+results, or none, is incorrect. Think briefly, then end with one verdict: [[correct]] or [[incorrect]].
+
+Question:
+{question}
+
+Reference answer:
+{reference}
+
+Student's answer:
+{answer}"""
+_POINTS = """Grade the answer below from 1 (useless or wrong) to 10 (could not be better): is it right, to the point, \
+complete, and in the request's language? Length does not count. Think briefly, then end with one grade in double \
+brackets, for example [[4]].
+
+Request:
+{question}
+{reference}
+Answer:
+{answer}"""
+
+
+class NoVerdict(RuntimeError):
+    """The judge did not say what it was asked, as often as it was asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+@bounded
+class Judge(Reward):
+    """What a chat model says of a response.
+
+    `reference`: 1 if the answer says the same as the prompt's reference, else 0 (R1v2 B.3.3, Listing 4: prompts that
+    no rule can judge). `points`: a grade of 1 to 10, as 0 to 1. `pairs`: the mean margin over the prompt's reference
+    answer in `asked` judgements, half of them with the response as A, in random order; -1 to 1 (R1v2 B.3: four calls,
+    their mean; the five grades are Arena-Hard's).
+
+    A verdict is read from a reply that says exactly one, behind its reasoning. Any other reply, a server's error and a
+    request past its deadline are tried again; when tries are used up the response has no score, and counts as failed
+    (`reward.max_failed_share`).
+    """
+
+    url: str  # of the endpoint, for example http://judge:8000/v1
+    model: str
+    mode: Literal["reference", "points", "pairs"] = "reference"
+    sees: Literal["summary", "all"] = "summary"  # what follows the reasoning, or the reasoning too
+    asked: PositiveInt = 4  # judgements of one pair
+    deadline_s: Seconds = 60.0  # of one request; reward.time_limit_s must be longer than all tries
+    retries: NonNegativeInt = 2
+    max_tokens: PositiveInt = 1024  # of a judge's reply
+    temperature: Annotated[float, Bound(least=0)] = 0.0
+    key: str = ""  # the environment variable that holds the endpoint's key; name it in reward.environment too
+
+    def __post_init__(self) -> None:
+        if not re.match(r"https?://\S+$", self.url):
+            raise UserError(
+                "url", self.url, "must be the address of an OpenAI-compatible endpoint: http://HOST:PORT/v1"
+            )
+
+    def __call__(self, prompt: Prompt, response: Response) -> float:
+        """Return the verdict as a number. Raises NoVerdict."""
+        answer = prompt.opened + response.text
+        if self.sees == "summary":
+            answer = answer.rpartition("</think>")[2] if "</think>" in answer or "<think>" not in answer else ""
+        if not answer.strip():
+            return -1.0 if self.mode == "pairs" else 0.0
+        return asyncio.run(self._verdict(prompt, answer.strip()))
+
+    def check(self, prompt: Prompt) -> None:
+        """Raise UserError for a prompt without the reference answer that the judge is to be given."""
+        if self.mode != "points" and not prompt.answer.strip():
+            raise UserError(f"prompt {prompt.id}: answer", prompt.answer, f"the judge needs one for mode {self.mode}")
+
+    def prepare(self) -> None:
+        """Ask the endpoint which models it has; raises UserError if it does not answer, or lacks the model."""
+        try:
+            names = asyncio.run(self._models())
+        except (OSError, TimeoutError, ValueError, KeyError, TypeError) as error:
+            said = str(error) or f"no answer within {self.deadline_s:g} s"
+            raise UserError("url", self.url, f"no judge answers there: {said}"[:300]) from None
+        if self.model not in names:
+            raise UserError("model", self.model, f"the endpoint has {', '.join(names[:9]) or 'none'}")
+
+    def spent(self) -> int:
+        """Return the tokens that judges used since this was asked last."""
+        tokens, _spent[:] = sum(_spent), []
+        return tokens
+
+    async def _verdict(self, prompt: Prompt, answer: str) -> float:
+        async with self._session() as session:
+            if self.mode == "pairs":
+                orders = _orders(f"{prompt.id} {answer}", self.asked)
+                asks = [self._ask(session, *self._pair(prompt, answer, first)) for first in orders]
+                return sum(await asyncio.gather(*asks)) / len(asks) / 2
+            reference = f"\nA good answer, for comparison:\n{prompt.answer}\n" if prompt.answer.strip() else ""
+            fields = {"question": prompt.text, "answer": answer}
+            if self.mode == "points":
+                return await self._ask(session, _POINTS.format(**fields, reference=reference), _read_points)
+            return await self._ask(session, _REFERENCE.format(**fields, reference=prompt.answer), _read_right)
+
+    def _pair(self, prompt: Prompt, answer: str, first_is_a: bool) -> tuple[str, Callable[[str], float | None]]:
+        asked = question_for(prompt, prompt.id, answer, prompt.answer, first_is_a)
+        return str(asked.messages[-1]["content"]), partial(read_verdict, first_is_a=first_is_a)
+
+    async def _ask(self, session: ClientSession, question: str, read: Callable[[str], float | None]) -> float:
+        """Ask until there is a verdict. Raises NoVerdict, at once for what asking again cannot mend."""
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": question}],
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+        }
+        why = ""
+        for attempt in range(self.retries + 1):
+            if attempt:
+                await asyncio.sleep(min(5.0, 0.1 * 2**attempt))
+            try:
+                text = _content(await _json(session, "POST", f"{self.url.rstrip('/')}/chat/completions", body))
+            except PermissionError as error:
+                raise NoVerdict(f"the judge at {self.url} refuses: {error}") from None
+            except TimeoutError:
+                why = f"no answer within {self.deadline_s:g} s"
+                continue
+            except (OSError, ValueError) as error:
+                why = str(error)
+                continue
+            if (verdict := read(text)) is not None:
+                return verdict
+            why = f"a reply without one verdict: {text[-100:]!r}"
+        raise NoVerdict(f"no verdict of the judge at {self.url} in {self.retries + 1} tries; last: {why}")
+
+    async def _models(self) -> list[str]:
+        async with self._session() as session:
+            found = await _json(session, "GET", f"{self.url.rstrip('/')}/models", None)
+        return [str(model["id"]) for model in found["data"]]
+
+    def _session(self) -> ClientSession:
+        from aiohttp import ClientSession, ClientTimeout
+
+        key = os.environ.get(self.key, "") if self.key else ""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return ClientSession(headers=headers, timeout=ClientTimeout(total=self.deadline_s))
+
+
+_spent: list[int] = []  # tokens of each reply since `spent` was asked last; a process scores one response at a time
+
+
+async def _json(session: ClientSession, method: str, url: str, body: dict[str, Any] | None) -> Any:
+    """Return what the endpoint says.
+
+    Raises PermissionError for an answer that stays the same however often one asks (4xx, but too many requests),
+    ValueError or OSError for one that may not, TimeoutError past the deadline.
+    """
+    from aiohttp import ClientError
+
+    try:
+        async with session.request(method, url, json=body) as reply:
+            text = b""
+            while block := await reply.content.read(1 << 16):
+                text += block
+                if len(text) > MAX_REPLY:
+                    raise ValueError(f"a reply of more than {MAX_REPLY} bytes")
+            if 400 <= reply.status < 500 and reply.status not in (408, 425, 429):
+                raise PermissionError(f"HTTP {reply.status}: {text[:200].decode(errors='replace')}")
+            if reply.status != 200:
+                raise ValueError(f"HTTP {reply.status}")
+    except ClientError as error:
+        raise OSError(f"{type(error).__name__}: {error}") from None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"no JSON: {text[:60].decode(errors='replace')!r}") from None
+
+
+def _content(reply: Any) -> str:
+    """The text of a chat completion; its tokens are counted. Raises ValueError for any other form, or one cut off."""
+    try:
+        usage = reply.get("usage") or {}
+        _spent.append(int(usage.get("total_tokens") or 0))
+        choice = reply["choices"][0]
+        content = choice["message"]["content"]
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        raise ValueError(f"no chat completion: {str(reply)[:60]!r}") from None
+    if choice.get("finish_reason") == "length":
+        raise ValueError("a reply that was cut off")
+    if not isinstance(content, str):
+        raise ValueError(f"no text: {content!r}"[:80])
+    return content
+
+
+def _orders(seed: str, asked: int) -> list[bool]:
+    """Whether the response is A, for each judgement: half of them, in an order that the texts alone decide."""
+    orders = [place % 2 == 0 for place in range(asked)]
+    rng = random.Random(seed)
+    if asked % 2 and rng.random() < 0.5:
+        orders = [not first for first in orders]
+    rng.shuffle(orders)
+    return orders
+
+
+def _read_points(reply: str) -> float | None:
+    found = set(_GRADE.findall(reply.rpartition("</think>")[2]))
+    grade = int(found.pop()) if len(found) == 1 else 0
+    return (grade - 1) / 9 if 1 <= grade <= 10 else None
+
+
+def _read_right(reply: str) -> float | None:
+    found = set(_RIGHT.findall(reply.rpartition("</think>")[2]))
+    return float(found == {"correct"}) if len(found) == 1 else None
