@@ -48,7 +48,7 @@ def judged(seed: int, labelled: bool = False) -> list[Judged]:
     """Prompts with 2 to 4 answers of uneven lengths, which begin alike."""
     rng, made = np.random.default_rng(seed), []
     for n in (2, 4, 2, 3, 2):
-        prompt = rng.integers(0, VOCAB, rng.integers(3, 12))
+        prompt = rng.integers(3, VOCAB, rng.integers(3, 12))  # no padding: it would not be scored
         rows = [
             np.concatenate([prompt, rng.integers(0, VOCAB, rng.integers(1, 25))]).astype(np.int32) for _ in range(n)
         ]
@@ -68,9 +68,7 @@ def plain(directory: Path, labelled: bool) -> list[tuple[float, float, float]]:
     """(loss, accuracy, gradient norm) by step of a plain loop over transformers' class, one answer at a time."""
     from transformers import AutoModelForSequenceClassification
 
-    model: Any = AutoModelForSequenceClassification.from_pretrained(
-        directory, num_labels=1, pad_token_id=None, dtype=torch.float32
-    )
+    model: Any = AutoModelForSequenceClassification.from_pretrained(directory, num_labels=1, dtype=torch.float32)
     model.score.weight.data.copy_(load_sharded(directory, DeepSpeedConfig(), SEED).score.weight.data)
     decayed, others = ([p for p in model.parameters() if (p.dim() > 1) == matrix] for matrix in (True, False))
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
