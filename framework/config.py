@@ -28,7 +28,7 @@ from framework.graph.nodes import Graph
 from framework.keys import SYNONYMS, Key, like, list_keys
 from framework.models.families.base import ModelConfig
 from framework.models.families.find import check_same, of_base
-from framework.models.hub import find_base
+from framework.models.find_base import find_base
 from framework.rewards.blame import place_of_error
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from framework.actors.ray_session import ray_session
 from framework.config import RunConfig, given_base
-from framework.roles.cluster import ray_session
-from framework.roles.sync_check import check_sync, describe, passes
 from framework.stages.fit import fit_learner, fit_sampler
+from framework.stages.sync_check import check_sync, describe, passes
 
 
 def main(config: RunConfig) -> bool:

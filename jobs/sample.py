@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from framework.actors.ray_session import ray_session
 from framework.bounds import NonNegativeInt, bounded
 from framework.config import RunConfig, compose, given_base
 from framework.convert import convert, to_plain
@@ -23,8 +24,7 @@ from framework.errors import UserError
 from framework.graph.nodes import Runtime
 from framework.graph.runner import NullTracker
 from framework.observe.progress import StageProgress, awaiting
-from framework.roles.cluster import ray_session
-from framework.roles.score import describe
+from framework.rewards.score_file import describe
 from framework.stages.eval_numbers import JudgedGroup
 from framework.stages.fit import fit_lengths, fit_sampler
 from framework.stages.prompts import PromptsConfig

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from framework.roles.pool import Done, Lost
+from framework.actors.pool import Done, Lost
 from framework.stages.workers import SamplingPools
 from framework.types import Prompt, Response, ResponseGroup, RewardScore, SamplingParams
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from framework.data.templates import R1_CHAT_TEMPLATE, R1_ZERO_CHAT_TEMPLATE, V3_CHAT_TEMPLATE
-from framework.data.tokenizer import TokenizerConfig, train_tokenizer
 from framework.data.tokenizer_files import load_tokenizer
+from framework.data.tokenizer_training import TokenizerConfig, train_tokenizer
 
 TEXTS = [
     "Hello  world\n\n  x = 12345 + 67; 中文 汉字、日本 don't <b>é🙂</b>\tf(x)\r\n",

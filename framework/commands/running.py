@@ -32,6 +32,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the graph in this process; finished stages are skipped."""
+    from framework.actors.ray_session import ray_session
     from framework.convert import to_plain
     from framework.graph.ownership import owned
     from framework.graph.plan import look_ahead
@@ -44,7 +45,6 @@ def run(arguments: argparse.Namespace) -> int:
     from framework.observe.report import write_report
     from framework.observe.tracking import RunTracking
     from framework.observe.wandb_sink import check_tracking
-    from framework.roles.cluster import ray_session
 
     config, graph = _load(arguments)
     if config.tracking is not None:

@@ -26,7 +26,7 @@ def score(arguments: argparse.Namespace) -> int:
     """Print what the rewards give to the responses in a file, a JSON line each."""
     from framework.config import compose
     from framework.rewards.base import RewardConfig
-    from framework.roles.score import score_file
+    from framework.rewards.score_file import score_file
 
     rewards = compose(arguments.overrides, arguments.config_dir).reward
     if not isinstance(rewards, RewardConfig):

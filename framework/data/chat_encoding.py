@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from framework.data.chat_shards import Chat, EncodedChat
 from framework.data.chat_template import ChatTemplate, Message
-from framework.data.chats import Chat, EncodedChat
 from framework.data.layouts.messages import REASONING
 from framework.errors import UserError
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from framework.data.tokenizer import FIM_BEGIN, FIM_END, FIM_HOLE
+from framework.data.tokenizer_training import FIM_BEGIN, FIM_END, FIM_HOLE
 from framework.errors import UserError
 
 _COMBINED = re.compile(r"( ?[^\w\s\ufffd]+)([\r\n]+)")  # \ufffd: a token that ends within a character

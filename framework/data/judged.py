@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from framework.data.chats import ChatRows, ChatShardsMeta, EncodedChat, write_chat_shards
+from framework.data.chat_shards import ChatRows, ChatShardsMeta, EncodedChat, write_chat_shards
 from framework.data.shuffle import shuffled
 from framework.errors import UserError
 from framework.types import Int32

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from framework.data.tokenizer import ASSISTANT, BOS, EOS, USER
+from framework.data.tokenizer_training import ASSISTANT, BOS, EOS, USER
 from framework.errors import UserError
 
 if TYPE_CHECKING:

@@ -29,12 +29,12 @@ from framework.bounds import (
     bounded,
     divisors,
 )
-from framework.engines import cpu_matmul, expert_parallel, finite
+from framework.engines import expert_parallel, finite
+from framework.engines.cpu.tuning import tune_training
 from framework.engines.device import DEVICE, on_gpu
 from framework.engines.lr_schedule import LrSchedule, StepwiseValue, value_at
 from framework.errors import NotFinite, UserError
 from framework.models.estimate import REDUCE_BUCKET
-from framework.models.rms_norm import use_fast_norms
 
 # Detached MTP modules train on so much of their loss, with as much of Adam's epsilon: the same updates, but gradients
 # that are nothing in the global norm, or the policy would be clipped by them. A power of 2 rounds nothing.
@@ -138,7 +138,6 @@ class TrainingEngine:
     def __init__(self, model: nn.Module, config: DeepSpeedConfig) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
-        cpu_matmul.use_fast_matmul()
         init_process_group(config.collective_timeout_s)
         self.config = config
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
@@ -150,8 +149,7 @@ class TrainingEngine:
         for module in modules:
             module.requires_grad_(self.mtp_depths > 0)
         switch_dropout_off(model)
-        if not on_gpu():
-            use_fast_norms(model)
+        tune_training(model)
         spread = experts > 0 and expert_parallel.has_expert_parallelism(model.config)
         if config.ep_size > 1 and not spread:
             allowed = f"must be 1: experts of {model.config.model_type} cannot be spread"  # type: ignore[union-attr]

@@ -15,7 +15,7 @@ import numpy as np
 from framework.artifacts import Checkpoint
 from framework.bounds import Bound, NonNegativeInt, PositiveFloat, PositiveInt, Seed, bounded
 from framework.data.tokenizer_files import load_tokenizer, servable_tokenizer
-from framework.engines.cpu_kernels import register_cpu_kernels
+from framework.engines.cpu.tuning import mend_drafts, sampler_arguments
 from framework.engines.engine_loop import EngineLoop
 from framework.engines.response_text import decode, hidden_token_ids
 from framework.engines.weights import TRANSPORT, check_safetensors, common_version, register_transport
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     import vllm
     from vllm import LLMEngine
     from vllm.outputs import CompletionOutput
-
-DECODE_SCHEDULER = "framework.engines.decode_scheduler.DecodeScheduler"  # by name: it imports vLLM
 
 
 @dataclass(frozen=True)
@@ -238,15 +236,9 @@ def _build_engine(config: VllmConfig, checkpoint: Path, version: int) -> LLMEngi
         os.sched_setaffinity(0, config.cores)  # of this thread, and of the OpenMP threads that it starts
         torch.set_num_threads(len(config.cores))
     from vllm import EngineArgs, LLMEngine
-    from vllm.config import CompilationConfig, WeightTransferConfig
+    from vllm.config import WeightTransferConfig
     from vllm.platforms import current_platform
 
-    # vLLM 0.32's rotary kernel for CPUs misplaces the heads of a [T, heads, dim] query, as DeepSeek's attention passes
-    # it: only PyTorch's version of it samples from the policy that the learner trains.
-    disabled_kernels = ["-rotary_embedding"] if current_platform.is_cpu() else []
-    # Only whole blocks of a prompt are cached: vLLM's 128 tokens for CPUs are more than a short prompt has, and each of
-    # its G responses would compute it again. The attention kernels take multiples of 32 (MLA's choose for themselves).
-    block_size = 32 if current_platform.is_cpu() and not config.mla else None
     drafts = {"method": "mtp", "num_speculative_tokens": config.speculative_tokens}
     register_transport()
     args = EngineArgs(
@@ -255,16 +247,11 @@ def _build_engine(config: VllmConfig, checkpoint: Path, version: int) -> LLMEngi
         dtype=cast(Any, config.dtype),
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
-        block_size=block_size,
         kv_cache_memory_bytes=None if config.kv_cache_gib is None else int(config.kv_cache_gib * 2**30),
         gpu_memory_utilization=config.gpu_memory_utilization,
         tensor_parallel_size=config.tensor_parallel_size,
         enforce_eager=config.enforce_eager,
-        compilation_config=CompilationConfig(custom_ops=disabled_kernels),
         seed=config.seed,
-        scheduler_cls=DECODE_SCHEDULER,
-        # a prompt scheduled in parts draws for each part and takes the draw back, which a CPU generator cannot
-        enable_chunked_prefill=False if current_platform.is_cpu() else None,
         async_scheduling=False,  # no step may be under way when weights change
         logprobs_mode="processed_logprobs",  # of the distribution sampled from, temperature applied
         generation_config="vllm",  # the checkpoint's own temperature and top-k must not leak into the sampling
@@ -272,10 +259,11 @@ def _build_engine(config: VllmConfig, checkpoint: Path, version: int) -> LLMEngi
         speculative_config=drafts if config.speculative_tokens else None,
         disable_log_stats=not config.speculative_tokens,  # drafts are counted there
         use_tqdm_on_load=False,
+        **sampler_arguments(current_platform.is_cpu(), config.mla),
     )
     engine = LLMEngine.from_engine_args(args)
-    if config.speculative_tokens and current_platform.is_cpu():
-        register_cpu_kernels()
+    if config.speculative_tokens:
+        mend_drafts(current_platform.is_cpu())
     engine.set_weight_version(str(version))
     return engine
 

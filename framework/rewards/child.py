@@ -1,4 +1,4 @@
-"""The reward process: runs anyone's reward code away from the run. Started by framework.roles.isolation.
+"""The reward process: runs anyone's reward code away from the run. Started by framework.rewards.isolation.
 
 Two processes: one loads the rewards and then only forks; its child, the worker, scores. A worker that hangs or dies is
 replaced by the next fork in milliseconds, where loading the rewards again would take seconds.

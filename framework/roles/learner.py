@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from framework.actors.pulse import beat
 from framework.algorithms.mismatch import Mismatch, check_mismatch, measure_mismatch, merge_mismatches
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.graph.store import disk_errors
 from framework.objectives.grpo import Grpo
 from framework.objectives.policy import PolicyObjective
-from framework.roles.pulse import beat
 from framework.roles.rl_batch import TrainBatch
 from framework.roles.rl_clients import TrainResult
 from framework.types import Float32, Minibatch, PublishedWeights, TrainSample

@@ -12,14 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from framework.actors.causes import cause, is_collective, is_death, port_taken
+from framework.actors.placing import Placing
+from framework.actors.pulse import pulse_of
+from framework.actors.waits import Overdue, Watch
 from framework.errors import FrameworkError, RunFailed, Stopped
 from framework.graph.deadlines import Deadlines
 from framework.graph.stop import never_stop
-from framework.roles.causes import cause, is_collective, is_death, port_taken
-from framework.roles.deadlines import Overdue, Watch
 from framework.roles.learner import LearnerConfig, LearnerWorker
-from framework.roles.placing import Placing
-from framework.roles.pulse import pulse_of
 from framework.roles.rl_batch import TrainBatch
 from framework.roles.rl_clients import LearnerLost, TrainResult
 from framework.types import Float32, TrainSample

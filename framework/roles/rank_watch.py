@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from framework.actors.pulse import pulse_of, whereabouts
+from framework.actors.waits import Pulse, Watch
 from framework.graph.deadlines import Deadlines
-from framework.roles.deadlines import Pulse, Watch
-from framework.roles.pulse import pulse_of, whereabouts
 
 VERB = "step"
 

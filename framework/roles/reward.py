@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+from framework.actors.pulse import beat
 from framework.errors import RunFailed
 from framework.rewards.base import RewardConfig
-from framework.roles.isolation import IsolatedScorer
-from framework.roles.pulse import beat
+from framework.rewards.isolation import IsolatedScorer
 from framework.types import ResponseGroup, RewardScore, ScoredGroup
 
 P = ParamSpec("P")

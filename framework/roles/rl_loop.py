@@ -30,10 +30,9 @@ from framework.errors import DamagedState, RunFailed, Stopped
 from framework.files import clear_way
 from framework.graph.exports import EXPORTS, export_name
 from framework.objectives.policy import PolicyObjective
+from framework.observe.phases import PhaseClock
 from framework.protocols import Tracker
-from framework.roles.checkpoints import Checkpoints
 from framework.roles.ledger import FinishedTicket, Ledger
-from framework.roles.phases import PhaseClock
 from framework.roles.recorded import RolloutSaver
 from framework.roles.reward import check_scores, failures
 from framework.roles.reward_watch import WATCHED_BATCHES, RewardWatch
@@ -48,6 +47,7 @@ from framework.roles.rl_batch import (
 from framework.roles.rl_clients import LearnerClient, LearnerLost, Rewards, Rollouts, TrainResult
 from framework.roles.rl_config import RlConfig
 from framework.roles.rl_evaluation import Evaluation, HeldOut
+from framework.rotation import Checkpoints
 from framework.types import ResponseGroup, ScoredGroup
 
 LEDGER = "ledger.jsonl"

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+from framework.actors.pulse import beat
 from framework.engines.vllm_engine import SamplerStats, VllmConfig, VllmSampler
-from framework.roles.pulse import beat
 from framework.types import Prompt, PublishedWeights, ResponseGroup, SamplingParams
 
 P = ParamSpec("P")

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from framework.data.chats import ChatRows
+from framework.data.chat_shards import ChatRows
 from framework.data.judged import Judged, JudgedRows
 from framework.data.shards import RowBatch, TokenRows
 from framework.engines.batch_schedule import BatchSchedule

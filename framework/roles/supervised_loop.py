@@ -19,6 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from framework.actors.causes import cause, is_collective, is_death
+from framework.actors.pulse import beat
+from framework.engines.cpu.environment import worker_environment
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.errors import DamagedState, NotFinite, RunFailed, Stopped, UserError
 from framework.files import remove_tree, write_atomically
@@ -26,9 +29,6 @@ from framework.graph.deadlines import Deadlines
 from framework.graph.store import as_disk_error
 from framework.models.families.base import ModelConfig
 from framework.protocols import Tracker
-from framework.roles.causes import cause, is_collective, is_death
-from framework.roles.cluster import worker_environment
-from framework.roles.pulse import beat
 from framework.roles.rank_watch import RankWatch, pulse_name
 from framework.roles.supervised_data import Data
 

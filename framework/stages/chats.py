@@ -11,8 +11,8 @@ from pathlib import Path
 from framework.artifacts import ChatSet, Checkpoint, TokenizerDir, TokenShards, read_json
 from framework.bounds import NonNegativeInt, bounded
 from framework.data.chat_encoding import encode_chat
+from framework.data.chat_shards import Chat, EncodedChat, read_chats, write_chat_shards
 from framework.data.chat_template import ChatTemplate, TemplateConfig
-from framework.data.chats import Chat, EncodedChat, read_chats, write_chat_shards
 from framework.data.layouts.chats import load_chats
 from framework.data.layouts.columns import Columns
 from framework.data.readers import write_rows

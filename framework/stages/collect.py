@@ -18,7 +18,7 @@ from framework.data.solutions import StyleConfig, check_solvable, document
 from framework.data.sources import find_source
 from framework.data.splits import check_disjoint
 from framework.data.tasks import TaskConfig, check_task, generate, split_of, unique_prompts
-from framework.data.tokenizer import TokenizerConfig, least_tokens
+from framework.data.tokenizer_training import TokenizerConfig, least_tokens
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
 from framework.rewards.base import RewardConfig

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from framework.actors.pool import wait_for_any
 from framework.artifacts import RolloutSet
 from framework.data.rollouts import SavedGroup, header_of, read_header, read_rollouts
 from framework.data.tokenizer_files import load_tokenizer
+from framework.engines.cpu.environment import worker_environment
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
 from framework.objectives.policy import PolicyObjective
 from framework.rewards.base import RewardConfig
-from framework.roles.clients import RayRewards, RayRollouts
-from framework.roles.cluster import worker_environment
 from framework.roles.learner import LearnerConfig
 from framework.roles.learner_group import LearnerGroup
 from framework.roles.ledger import Ledger
-from framework.roles.pool import wait_for_any
+from framework.roles.ray_clients import RayRewards, RayRollouts
 from framework.roles.recorded import FixedPolicy, RecordedRewards, RecordedRollouts
 from framework.roles.rl_clients import LearnerClient, Rewards, Rollouts
 from framework.roles.rl_config import RlConfig

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from framework.artifacts import ChatSet
 from framework.bounds import NonNegativeFloat, bounded
-from framework.data.chats import Chat, read_chats
+from framework.data.chat_shards import Chat, read_chats
 from framework.data.mixing import mix, mixed_sizes
 from framework.data.selection import Drop
 from framework.errors import UserError

@@ -14,8 +14,8 @@ import numpy as np
 from framework.artifacts import Checkpoint, PreferenceSet, TokenizerDir, TokenShards
 from framework.bounds import Probability, bounded
 from framework.data.chat_encoding import encode_chat
+from framework.data.chat_shards import Chat, Message
 from framework.data.chat_template import ChatTemplate, TemplateConfig
-from framework.data.chats import Chat, Message
 from framework.data.judged import Judged, write_judged
 from framework.data.layouts.columns import Columns
 from framework.data.layouts.preferences import Labelled, Preference, load_labelled, load_preferences

@@ -15,7 +15,7 @@ from framework.data.tasks import TaskConfig, generate
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
 from framework.rewards.base import RewardConfig
-from framework.roles.isolation import IsolatedScorer
+from framework.rewards.isolation import IsolatedScorer
 from framework.types import Prompt
 
 SAMPLE = 256  # prompts of a given set that a plan judges

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 from framework.artifacts import ChatSet, Checkpoint, PromptSet
 from framework.bounds import NonNegativeInt, PositiveInt, bounded
+from framework.data.chat_shards import Chat
 from framework.data.chat_template import TemplateConfig
-from framework.data.chats import Chat
 from framework.data.readers import read_prompts, write_rows
 from framework.data.reasoning import Reasoned
 from framework.data.selection import Drop, Sample, Selection, SelectionConfig, select

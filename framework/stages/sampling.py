@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from framework.actors.pool import Done
 from framework.bounds import Bound, PositiveInt, bounded
 from framework.data.chat_template import TemplateConfig, tokenize_prompts
 from framework.data.shuffle import seed_of
@@ -22,8 +23,7 @@ from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
 from framework.rewards.base import RewardConfig
-from framework.roles.clients import free_workers
-from framework.roles.pool import Done
+from framework.roles.ray_clients import free_workers
 from framework.roles.reward import failures
 from framework.roles.reward_watch import RewardWatch
 from framework.stages.eval_numbers import JudgedGroup

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from framework.artifacts import Checkpoint, TokenizerDir, TokenShards
 from framework.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, bounded
-from framework.data.chats import ChatRows
+from framework.data.chat_shards import ChatRows
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.errors import UserError

@@ -17,8 +17,8 @@ from framework.data.readers import read_documents, read_prompts, read_rows
 from framework.data.shards import write_shards
 from framework.data.shuffle import sampled
 from framework.data.templates import R1_ZERO_CHAT_TEMPLATE
-from framework.data.tokenizer import TokenizerConfig, train_tokenizer
 from framework.data.tokenizer_files import load_tokenizer, vocabulary_size
+from framework.data.tokenizer_training import TokenizerConfig, train_tokenizer
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
 

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from framework.actors.pool import WorkerPool
+from framework.engines.cpu.environment import worker_environment
 from framework.engines.device import device_environment
 from framework.engines.vllm_engine import VllmConfig
 from framework.graph.cluster import ClusterConfig
 from framework.rewards.base import RewardConfig
-from framework.roles.cluster import worker_environment
-from framework.roles.pool import WorkerPool
 from framework.roles.reward import RewardWorker
 from framework.roles.rollout import RolloutWorker
 

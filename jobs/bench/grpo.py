@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from framework.actors.ray_session import ray_session
 from framework.artifacts import Checkpoint, PromptSet
 from framework.data.readers import write_prompts
 from framework.engines.deepspeed_engine import DeepSpeedConfig
@@ -30,7 +31,6 @@ from framework.models.spec import parameter_counts
 from framework.objectives import grpo
 from framework.observe.curves import PHASES
 from framework.rewards.base import RewardConfig
-from framework.roles.cluster import ray_session
 from framework.roles.rl_config import RlConfig
 from framework.stages.grpo import Grpo, GrpoInputs
 from framework.types import Prompt

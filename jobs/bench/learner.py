@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from framework.data.packing import pack, pack_padded
-from framework.engines.cpu_matmul import stock_matmul
+from framework.engines.cpu.matmul import stock_matmul
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.engines.published_policy import PublishedPolicy

@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from framework.actors.ray_session import ray_session
 from framework.artifacts import TokenizerDir, TokenShards
 from framework.data.shards import TokenRows, write_shards
-from framework.engines.cpu_matmul import stock_matmul, use_fast_matmul
+from framework.engines.cpu.matmul import stock_matmul, use_fast_matmul
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
 from framework.models.families.base import ModelConfig
 from framework.models.spec import build_model, parameter_counts
-from framework.roles.cluster import ray_session
 from framework.stages.pretrain import Pretrain, PretrainConfig, PretrainInputs
 from jobs.bench._checkpoints import save_tokenizer
 from jobs.bench._common import report, run_as_worker, spread

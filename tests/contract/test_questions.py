@@ -11,7 +11,7 @@ import pytest
 from framework.errors import UserError
 from framework.rewards.accuracy import Accuracy
 from framework.rewards.base import RewardConfig
-from framework.roles.isolation import IsolatedScorer
+from framework.rewards.isolation import IsolatedScorer
 from framework.types import Prompt
 from tests.contract.sample_rewards import Verifier, Voter, group_of
 

@@ -272,7 +272,7 @@ async def test_streamed_text_is_that_of_the_response(vllm_sampler: VllmSampler) 
 
 @pytest.mark.slow
 async def test_the_short_way_of_the_scheduler_samples_what_vllms_own_does(vllm_sampler: VllmSampler) -> None:
-    from framework.engines.decode_scheduler import DecodeScheduler
+    from framework.engines.cpu.decode_scheduler import DecodeScheduler
 
     scheduler = await asyncio.wrap_future(vllm_sampler._running().call(lambda e: e.engine_core.engine_core.scheduler))
     assert isinstance(scheduler, DecodeScheduler)

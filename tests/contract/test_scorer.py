@@ -14,7 +14,7 @@ import pytest
 from framework.errors import FrameworkError, RunFailed, UserError
 from framework.protocols import Scorer
 from framework.rewards.format import Format
-from framework.roles.isolation import InProcessScorer, IsolatedScorer
+from framework.rewards.isolation import InProcessScorer, IsolatedScorer
 from framework.types import RewardScore
 from tests.contract import sample_rewards
 from tests.contract.sample_rewards import CONFIG, Obedient, Suicidal, Unpreparable, Verifier, group_of

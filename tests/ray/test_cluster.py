@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from framework.actors import ray_session as cluster_module
+from framework.actors.ray_session import TOKEN, check_room, cpus_booked, ray_session, start_ray
 from framework.cli import _explain
+from framework.engines.cpu.environment import worker_environment
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
-from framework.roles import cluster as cluster_module
-from framework.roles.cluster import TOKEN, check_room, cpus_booked, ray_session, start_ray, worker_environment
 
 
 @pytest.mark.slow
@@ -83,7 +84,7 @@ SESSION = """
 import os, signal, sys, time
 from framework.graph.cluster import ClusterConfig
 from framework.graph.deadlines import Deadlines
-from framework.roles.cluster import ray_session
+from framework.actors.ray_session import ray_session
 import ray
 from ray._private import worker
 with ray_session(ClusterConfig(cpus=1, object_store_gib=0.1, deadlines=Deadlines(ray=3))):
@@ -121,7 +122,7 @@ STOPPED = """
 import os, signal, time
 from framework.graph.cluster import ClusterConfig
 from framework.graph.stop import StopFlag
-from framework.roles.cluster import ray_session
+from framework.actors.ray_session import ray_session
 with StopFlag().on_signals() as stop, ray_session(ClusterConfig(cpus=1, object_store_gib=0.1)):
     os.kill(os.getpid(), signal.SIGTERM)
     for _ in range(25):

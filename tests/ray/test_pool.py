@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from framework.actors.pool import TRUSTED_AFTER, Done, Lost, WorkerPool
+from framework.actors.pulse import beat
 from framework.errors import RunFailed, UserError
 from framework.graph.deadlines import Deadlines
-from framework.roles.pool import TRUSTED_AFTER, Done, Lost, WorkerPool
-from framework.roles.pulse import beat
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from framework.actors.pool import WorkerPool
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
-from framework.roles.pool import WorkerPool
 from framework.roles.reward import RewardWorker
 from framework.stages.workers import sampling_pools
 from tests.contract.sample_rewards import CONFIG, Unpreparable, group_of

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from framework.artifacts import Checkpoint
+from framework.data.chat_shards import ChatRows
 from framework.data.chat_template import TemplateConfig
-from framework.data.chats import ChatRows
 from framework.data.templates import R1_ZERO_CHAT_TEMPLATE
-from framework.data.tokenizer import TokenizerConfig, train_tokenizer
+from framework.data.tokenizer_training import TokenizerConfig, train_tokenizer
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.sharded_load import load_sharded
 from framework.engines.trainer import Trainer

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from framework import about, cli
+from framework.actors import ray_session as cluster_module
 from framework.config import group_options
 from framework.errors import RunFailed, UserError
 from framework.graph.found import find_checkpoint
 from framework.observe import tracking as tracking_module
-from framework.roles import cluster as cluster_module
 from tests.unit.bad_input import TOY, TOY_CONF
 from tests.unit.observe.synthetic import evaluate
 
@@ -120,7 +120,7 @@ PROCESS = """
 import sys
 from contextlib import nullcontext
 from framework import about, cli
-from framework.roles import cluster
+from framework.actors import ray_session as cluster
 cluster.ray_session = lambda config: nullcontext()
 sys.exit(cli.main(sys.argv[1:]))
 """

@@ -11,17 +11,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FIRST = ("types", "artifacts", "protocols", "errors", "bounds", "convert", "keys", "files")
+FIRST = ("types", "artifacts", "protocols", "errors", "bounds", "convert", "keys", "files", "rotation")
 PURE = ("algorithms", "data", "rewards", "models")
-GRAPH = ("graph",)
+GRAPH = ("graph", "actors")  # actors: what stands between the driver and any of its Ray actors
 # A layer may import itself and what is listed. `graph` knows no stage; stages know its Runtime and ClusterConfig.
 ALLOWED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(FIRST, FIRST),
     **dict.fromkeys(PURE, (*FIRST, *PURE)),
     "graph": FIRST,
+    "actors": (*FIRST, "graph"),
     "objectives": (*FIRST, *PURE),
     "engines": (*FIRST, *PURE, "objectives"),
-    "roles": (*FIRST, *PURE, *GRAPH, "objectives", "engines"),
+    "roles": (*FIRST, *PURE, *GRAPH, "objectives", "engines", "observe"),
     "observe": (*FIRST, *PURE, *GRAPH),
     "stages": (*FIRST, *PURE, *GRAPH, "objectives", "engines", "roles", "observe"),
     "config": (*FIRST, *PURE, *GRAPH),

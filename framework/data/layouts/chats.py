@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from framework.data.chats import Chat
+from framework.data.chat_shards import Chat
 from framework.data.layouts.columns import Columns, Field, named, renamed, short, text_of
 from framework.data.layouts.messages import Message, read_messages
 from framework.data.readers import Row

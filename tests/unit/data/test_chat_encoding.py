@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from framework.data.chat_encoding import encode_chat
+from framework.data.chat_shards import Chat, EncodedChat
 from framework.data.chat_template import ChatTemplate, TemplateConfig
-from framework.data.chats import Chat, EncodedChat
 from framework.errors import UserError
 from tests.tokenizers import NAMES, build
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framework.data.fim import combined_tokens, cut_for_fim, fim_ids, fim_marks, split_combined
-from framework.data.tokenizer import FIM_BEGIN, FIM_END, FIM_HOLE, TokenizerConfig, train_tokenizer
+from framework.data.tokenizer_training import FIM_BEGIN, FIM_END, FIM_HOLE, TokenizerConfig, train_tokenizer
 from framework.errors import UserError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from framework.data.think_tags import TAGS, ThinkTags, prepare_think_tags
-from framework.data.tokenizer import TokenizerConfig, train_tokenizer
 from framework.data.tokenizer_files import load_tokenizer, vocabulary_size
+from framework.data.tokenizer_training import TokenizerConfig, train_tokenizer
 from framework.errors import UserError
 
 WHERE = "stage.distill_qwen.think_tags"

@@ -13,7 +13,7 @@ from framework.errors import UserError
 from framework.models.families.base import RankLayout
 from framework.models.families.find import check_same, known_families, of_base
 from framework.models.families.generic import Generic
-from framework.models.hub import find_base
+from framework.models.find_base import find_base
 from framework.models.spec import build_model
 from tests.contract.families import CHECKPOINTS, COMMON, CONTEXT, WINDOW
 

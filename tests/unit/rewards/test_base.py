@@ -10,7 +10,7 @@ from framework.config import compose
 from framework.data.layouts.prompts import load_prompts
 from framework.data.readers import read_prompts, write_prompts
 from framework.data.tasks import TaskConfig, generate
-from framework.data.tokenizer import TokenizerConfig
+from framework.data.tokenizer_training import TokenizerConfig
 from framework.errors import UserError
 from framework.rewards.base import Reward, RewardConfig, score_response
 from framework.rewards.format import Format

@@ -18,8 +18,8 @@ from framework.errors import UserError
 from framework.rewards.base import RewardConfig
 from framework.rewards.code import Code, assemble, extract_code, same_output
 from framework.rewards.code_tests import CodeTests, hidden_tests
+from framework.rewards.isolation import IsolatedScorer
 from framework.rewards.sandbox.client import LimitsConfig
-from framework.roles.isolation import IsolatedScorer
 from framework.types import Prompt, ResponseGroup
 from tests.contract.sample_rewards import response_of
 

@@ -6,8 +6,8 @@ import pytest
 
 from framework.errors import UserError
 from framework.rewards.base import RewardConfig
+from framework.rewards.isolation import InProcessScorer, IsolatedScorer
 from framework.rewards.length import Length
-from framework.roles.isolation import InProcessScorer, IsolatedScorer
 from framework.types import Prompt, ResponseGroup
 from tests.contract.sample_rewards import Obedient, response_of
 

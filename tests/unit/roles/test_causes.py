@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from framework.roles.causes import cause, is_collective, port_taken
+from framework.actors.causes import cause, is_collective, port_taken
 
 BY_RAY = """The actor died unexpectedly before finishing this task.
 	class_name: LearnerWorker

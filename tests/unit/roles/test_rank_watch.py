@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from framework.actors.waits import Pulse
 from framework.graph.deadlines import Deadlines
-from framework.roles.deadlines import Pulse
 from framework.roles.rank_watch import RankWatch
 
 TABLE = Deadlines(factor=2, first=50, silent=20, step=10)

@@ -13,8 +13,8 @@ from framework.errors import Stopped, UserError
 from framework.objectives.dapo import Dapo
 from framework.objectives.grpo import Grpo
 from framework.objectives.policy import PolicyObjective
-from framework.roles.clients import RayRollouts
 from framework.roles.ledger import Ledger
+from framework.roles.ray_clients import RayRollouts
 from framework.roles.recorded import FixedPolicy, RecordedRewards, RecordedRollouts, RolloutSaver
 from framework.roles.rl_batch import TrainBatch
 from framework.roles.rl_config import RlConfig

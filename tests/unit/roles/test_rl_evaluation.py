@@ -11,9 +11,9 @@ import pytest
 
 from framework.errors import RunFailed, Stopped, UserError
 from framework.graph.exports import exports_of, find_export
-from framework.roles.checkpoints import BEST, LATEST, Checkpoints
 from framework.roles.rl_config import RlConfig
 from framework.roles.rl_evaluation import HeldOut
+from framework.rotation import BEST, LATEST, Checkpoints
 from framework.types import Prompt, RewardScore, SamplingParams, ScoredGroup
 from tests.fake_clients import FakeLearnerClient, FakeRewards, FakeRollouts, RecordingTracker, make_loop, ones
 from tests.unit.roles.test_rl_loop import check_trained_once

@@ -15,7 +15,7 @@ from framework.config import compose
 from framework.data.cleaning import CleanConfig
 from framework.data.fim import cut_for_fim
 from framework.data.readers import Document, read_documents, write_documents, write_prompts
-from framework.data.tokenizer import FIM_BEGIN, FIM_END, FIM_HOLE, TokenizerConfig
+from framework.data.tokenizer_training import FIM_BEGIN, FIM_END, FIM_HOLE, TokenizerConfig
 from framework.errors import Stopped, UserError
 from framework.stages.clean import Clean, CleanInputs
 from framework.stages.collect import Collect, NoInputs

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from framework.artifacts import ChatSet, Checkpoint, PromptSet
-from framework.data.chats import Chat, read_chats
+from framework.data.chat_shards import Chat, read_chats
 from framework.data.general import KINDS
 from framework.data.readers import read_prompts, write_prompts, write_rows
 from framework.data.reasoning import split_reasoning

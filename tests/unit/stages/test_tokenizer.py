@@ -11,7 +11,7 @@ from framework.artifacts import PromptSet, TextSet
 from framework.data.chat_template import ChatTemplate
 from framework.data.readers import Document, write_documents, write_prompts
 from framework.data.shards import TokenRows
-from framework.data.tokenizer import EOS, FIM_HOLE, SPECIAL_TOKENS, TokenizerConfig, least_tokens, pre_tokens
+from framework.data.tokenizer_training import EOS, FIM_HOLE, SPECIAL_TOKENS, TokenizerConfig, least_tokens, pre_tokens
 from framework.errors import UserError
 from framework.stages.tokenizer import Tokenize, TokenizeInputs, TokenizerInputs, TrainTokenizer
 from framework.types import Prompt

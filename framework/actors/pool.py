@@ -9,12 +9,12 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from framework.actors.causes import cause, is_death
+from framework.actors.placing import Placing
+from framework.actors.pulse import pulse_of
+from framework.actors.waits import Watch
 from framework.errors import RunFailed, UserError
 from framework.graph.deadlines import Deadlines
-from framework.roles.causes import cause, is_death
-from framework.roles.deadlines import Watch
-from framework.roles.placing import Placing
-from framework.roles.pulse import pulse_of
 
 TRUSTED_AFTER = 100  # calls that a worker must return before its restarts are forgotten
 

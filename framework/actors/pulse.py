@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from framework.roles.deadlines import Pulse
+from framework.actors.waits import Pulse
 
 BEAT_EVERY_S = 1.0
 _NAMESPACE, _WHERE = b"framework-pulse", ":where"

@@ -12,7 +12,7 @@ from typing import Self
 from framework.errors import UserError
 from framework.rewards.base import RewardConfig, score_response
 from framework.rewards.child import CHECK
-from framework.roles.reward_process import RewardLoader, RewardWorkerProcess
+from framework.rewards.process import RewardLoader, RewardWorkerProcess
 from framework.types import Prompt, ResponseGroup, RewardScore
 
 FIRST_CHECK = 3  # times the time limit, for the first prompt of a check: it pays for a task's word lists

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from framework.algorithms.mismatch import MismatchConfig, measure_mismatch
-from framework.roles.sync_check import SyncCheck, _as_samples, describe, passes
+from framework.stages.sync_check import SyncCheck, _as_samples, describe, passes
 from framework.types import Prompt, Response, ResponseGroup
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from framework.data.chats import ChatRows, EncodedChat, write_chat_shards
+from framework.data.chat_shards import ChatRows, EncodedChat, write_chat_shards
 from framework.data.shards import TokenRows, write_shards
 from framework.errors import UserError
 

@@ -12,7 +12,7 @@ import numpy as np
 from framework.data.readers import Row, read_rows
 from framework.errors import UserError, did_you_mean
 from framework.rewards.base import RewardConfig
-from framework.roles.isolation import IsolatedScorer
+from framework.rewards.isolation import IsolatedScorer
 from framework.types import Prompt, Response, ResponseGroup, RewardScore
 
 REQUIRED = ("id", "task", "prompt", "answer", "response")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from framework.errors import DamagedState, UserError
-from framework.roles.checkpoints import BEST, LATEST, Checkpoints
+from framework.rotation import BEST, LATEST, Checkpoints
 
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 

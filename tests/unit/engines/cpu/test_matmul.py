@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd.profiler import profile
 
-from framework.engines import cpu_matmul
+from framework.engines.cpu import matmul as cpu_matmul
 from tests.distributed import run_ranks
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")

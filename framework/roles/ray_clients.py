@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from framework.roles.pool import Done, WorkerPool
+from framework.actors.pool import Done, WorkerPool
 from framework.types import Prompt, ResponseGroup, RewardScore, SamplingParams
 
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from framework.algorithms.mismatch import Mismatch, MismatchConfig, measure_mismatch
+from framework.engines.cpu.environment import worker_environment
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.engines.vllm_engine import VllmConfig
 from framework.graph.cluster import ClusterConfig
 from framework.objectives.grpo import Grpo
-from framework.roles.cluster import worker_environment
 from framework.roles.learner import LearnerConfig
 from framework.roles.learner_group import LearnerGroup
 from framework.roles.rl_batch import TrainBatch

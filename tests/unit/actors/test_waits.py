@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from framework.actors import placing
+from framework.actors.placing import Placing
+from framework.actors.waits import Overdue, Pulse, Watch
 from framework.errors import RunFailed, UserError
 from framework.graph.deadlines import Deadlines
-from framework.roles import placing
-from framework.roles.deadlines import Overdue, Pulse, Watch
-from framework.roles.placing import Placing
 
 TABLE = Deadlines(factor=10, first=100, silent=30, score=20, generate=40, place=50)
 

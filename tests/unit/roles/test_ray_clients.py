@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from framework.roles.clients import RayRewards, RayRollouts
-from framework.roles.pool import Done, Lost, WorkerPool
+from framework.actors.pool import Done, Lost, WorkerPool
+from framework.roles.ray_clients import RayRewards, RayRollouts
 from framework.types import Prompt, ResponseGroup, SamplingParams
 
 PARAMS = SamplingParams(1.0, 1.0, 8, 4)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from framework.models.rms_norm import FastRMSNorm, use_fast_norms
+from framework.engines.cpu.rms_norm import FastRMSNorm, use_fast_norms
 from framework.models.spec import build_model
 from tests.learners import TINY_V3
 

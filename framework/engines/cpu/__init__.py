@@ -1,0 +1,1 @@
+"""What is there for CPUs alone; `tuning` switches it."""
