@@ -15,8 +15,8 @@ import pytest
 
 from framework.errors import UserError
 from framework.rewards.base import RewardConfig
+from framework.rewards.isolation import IsolatedScorer
 from framework.rewards.judge import Judge, NoVerdict, _orders
-from framework.roles.isolation import IsolatedScorer
 from framework.types import Prompt, ResponseGroup
 from tests.contract.sample_rewards import response_of
 
