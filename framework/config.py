@@ -44,6 +44,14 @@ class JobConfig:
 
 
 @dataclass(frozen=True)
+class BenchmarkConfig:
+    """A public test set; its yaml also says how it is asked and sampled (`data`, `stage.evaluate`)."""
+
+    name: str = ""
+    file: str = ""  # what `data.heldout` is: a data set of the hub, or a file of it that you have
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """The engines' own Config dataclasses: `VllmConfig` and `DeepSpeedConfig`, or what a plug-in gives."""
 
@@ -61,6 +69,7 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     algorithm: Component = None
     data: Component = None
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     reward: Component = None
     engine: EngineConfig = field(default_factory=EngineConfig)
     tracking: Component = None

@@ -228,6 +228,9 @@ class EvalTask:
     failed_samples: int = 0  # responses that a verifier could not score: in no denominator
     n_judged: int = -1  # prompts with a verdict, which the shares of right ones are over; -1: not recorded
     pass_at: Mapping[str, float] = field(default_factory=dict)  # k' = 1, 4, 16, … up to k -> unbiased pass@k'
+    # 95% intervals, bootstrapped over prompts; None: fewer than two prompts
+    pass_at_1_interval: tuple[float, float] | None = None
+    cons_at_k_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -239,3 +242,4 @@ class EvalResult:
     tasks: tuple[EvalTask, ...]
     sampling: Mapping[str, float] = field(default_factory=dict)  # temperature, top_p, max_tokens, seed
     right_share: Mapping[str, float] = field(default_factory=dict)  # prompt id -> right of its judged responses
+    groups: tuple[EvalTask, ...] = ()  # by columns of the prompts, e.g. "level 5", "subject Algebra"

@@ -1,13 +1,16 @@
-"""Evaluation of your own model on held-out prompts."""
+"""Evaluation of your own model on held-out prompts, or on a public benchmark."""
 
 from __future__ import annotations
 
-from framework.config import RunConfig, given_base
+from dataclasses import replace
+
+from framework.config import BenchmarkConfig, RunConfig, given_base
 from framework.errors import UserError
 from framework.graph.nodes import Graph
 from framework.stages.evaluate import Evaluate
-from framework.stages.fit import fit_sampler
-from framework.stages.prompts import PreparePrompts, PromptsConfig, check_prompts
+from framework.stages.fit import fit_lengths, fit_sampler
+from framework.stages.prompts import PreparePrompts, PromptsConfig, check_prompts, longest_tokens
+from framework.types import Prompt
 
 
 def build(config: RunConfig) -> Graph:
@@ -16,12 +19,25 @@ def build(config: RunConfig) -> Graph:
         raise UserError("data", type(config.data).__name__, "must be prompts")
     base, model = given_base(config)
     engine, evaluating = fit_sampler(config.engine.rollout, model), config.stage["evaluate"]
-    for split in config.data.read():
-        config.reward.check_prompts(split)
-        check_prompts(base.path, split, config.template, engine.max_model_len, evaluating.max_tokens)
+    _, heldout = _read(config.data, config.benchmark)
+    config.reward.check_prompts(heldout)
+    longest = longest_tokens(base.path, heldout, config.template)
+    engine, max_tokens, note = fit_lengths(engine, model, longest, evaluating.max_tokens)
+    check_prompts(base.path, heldout, config.template, engine.max_model_len, max_tokens)
     graph = Graph()
     prepare = PreparePrompts(config.data, config.template, config.reward)
     prompts = graph.add("prompts", prepare, base=base).out("prompts")
-    evaluate = Evaluate(evaluating, "base", engine, config.reward)
+    label = config.benchmark.name or "base"
+    evaluate = Evaluate(replace(evaluating, max_tokens=max_tokens), label, engine, config.reward, note=note)
     graph.add("eval", evaluate, checkpoint=base, prompts=prompts)
     return graph
+
+
+def _read(data: PromptsConfig, benchmark: BenchmarkConfig) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """The prompts; a benchmark that cannot be fetched says what else is possible."""
+    try:
+        return data.read()
+    except UserError as error:
+        if error.where != "data.heldout" or data.heldout != benchmark.file:
+            raise
+        raise UserError("benchmark.file", benchmark.file, f"{error.allowed}; or give its file") from None

@@ -157,7 +157,7 @@ def _prompts(config: RunConfig, limit: int) -> tuple[Prompt, ...]:
     if data.train is None and data.heldout is None:
         raise UserError("data.train", None, "must name a file, glob, folder or hub data set of prompts")
     name, key, split = (data.train, "data.train", "train") if data.train else (data.heldout, "data.heldout", "test")
-    return load_prompts(str(name), data.columns, key, split)[: limit or None]
+    return tuple(map(data.worded, load_prompts(str(name), data.columns, key, split)[: limit or None]))
 
 
 def _begun(out: Path, settings: Mapping[str, Any]) -> SampleFile:

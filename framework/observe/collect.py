@@ -77,6 +77,7 @@ def read_evaluation(path: Path) -> EvalResult:
             tasks=tuple(EvalTask(**task) for task in raw["tasks"]),
             sampling=raw.get("sampling", {}),
             right_share=raw.get("right_share", {}),
+            groups=tuple(EvalTask(**task) for task in raw.get("groups", ())),
         )
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(str(path), f"{type(error).__name__}: {error}", "must be an evaluation's report.json") from None

@@ -9,6 +9,8 @@ from statistics import mean, stdev
 
 from framework.types import EvalResult
 
+MAX_PARTS = 12  # rows under each evaluation
+
 
 @dataclass(frozen=True)
 class Gain:
@@ -63,12 +65,31 @@ def outcome(results: Sequence[EvalResult]) -> str:
                 f"{found.failed_samples:,}",
             )
         )
+        rows += _parts(result)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for label, *cells in rows:
         right = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
         lines.append("  ".join([label.ljust(widths[0]), *right]))
     return "\n".join([*lines, *([_gain_line(results[0], results[-1])] if len(results) > 1 else [])])
+
+
+def _parts(result: EvalResult) -> list[tuple[str, str, str, str, str, str]]:
+    """Rows of an evaluation's tasks, if it has several, and of levels, subjects and the like; the report has all."""
+    parts = [*(result.tasks if len(result.tasks) > 1 else ()), *result.groups]
+    rows = [
+        (
+            f"  {part.task}",
+            f"{part.n_prompts:,}",
+            share(part.pass_at_1, part.pass_at_1_se),
+            share(part.cons_at_k),
+            share(part.format_rate),
+            f"{part.failed_samples:,}",
+        )
+        for part in parts[:MAX_PARTS]
+    ]
+    left = len(parts) - MAX_PARTS
+    return [*rows, (f"  and {left} more, in the report", "", "", "", "", "")] if left > 0 else rows
 
 
 def _gain_line(first: EvalResult, last: EvalResult) -> str:

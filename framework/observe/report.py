@@ -128,8 +128,8 @@ def _notes(notes: Sequence[str]) -> str:
 def _evaluation(results: Sequence[EvalResult]) -> str:
     if not results:
         return "<h2>Evaluation</h2><p>No evaluation has finished yet.</p>"
-    names = list(dict.fromkeys(task.task for result in results for task in result.tasks))
-    by_name = [{task.task: task for task in result.tasks} for result in results]
+    names = list(dict.fromkeys(task.task for result in results for task in (*result.tasks, *result.groups)))
+    by_name = [{task.task: task for task in (*result.tasks, *result.groups)} for result in results]
     rows: list[tuple[str, list[EvalTask | None]]] = [("all tasks", [result.overall for result in results])]
     rows += [(name, [tasks.get(name) for tasks in by_name]) for name in names]
     labels = [result.label for result in results]
@@ -151,7 +151,8 @@ def _evaluation(results: Sequence[EvalResult]) -> str:
         f'<h2>Evaluation</h2><div class="scroll"><table class="dense"><thead><tr><th rowspan="2">task</th>'
         f'<th rowspan="2">prompts</th>{heads}'
         f"{gain_head}</tr><tr>{subheads}</tr></thead><tbody>{body}</tbody></table></div>"
-        f'<p class="soft">Held-out prompts, {k} sampled responses to each. ± is one standard error over prompts. '
+        f'<p class="soft">Held-out prompts, {k} sampled responses to each. ± is one standard error over prompts, '
+        f"with a bootstrapped interval under the pointer. "
         f"cons@{k}: the majority answer is right; pass@n: at least one of n drawn from them is; "
         f"format: share of responses in the demanded format; tokens: mean response length. "
         f"{escape(sampling + failed)}</p>"
@@ -161,7 +162,7 @@ def _evaluation(results: Sequence[EvalResult]) -> str:
 
 def _evaluation_row(name: str, tasks: Sequence[EvalTask | None], sizes: Sequence[int], is_all: bool) -> str:
     cells = [
-        [_share(t.pass_at_1, t.pass_at_1_se) if t else "–" for t in tasks],
+        [_share(t.pass_at_1, t.pass_at_1_se, t.pass_at_1_interval) if t else "–" for t in tasks],
         [_share(t.cons_at_k, _vote_error(t)) if t else "–" for t in tasks],
         *([share(_pass_at(t, size)) if t else "–" for t in tasks] for size in sizes),
         [share(t.format_rate) if t else "–" for t in tasks],
@@ -181,8 +182,9 @@ def _gain_cell(tasks: Sequence[EvalTask | None]) -> str:
     return f'<td class="edge {"gain" if points > 0 else "loss"}">{points:+.1f}</td>'
 
 
-def _share(value: float | None, error: float | None) -> str:
-    shown = f' <span class="se">±{error * 100:.1f}</span>' if error is not None else ""
+def _share(value: float | None, error: float | None, interval: Sequence[float] | None = None) -> str:
+    tip = f' title="95% of bootstrapped means: {share(interval[0])} to {share(interval[1])}"' if interval else ""
+    shown = f' <span class="se"{tip}>±{error * 100:.1f}</span>' if error is not None else ""
     return share(value) + (shown if value is not None else "")
 
 

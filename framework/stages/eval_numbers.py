@@ -11,6 +11,10 @@ import numpy as np
 
 from framework.types import EvalTask, ScoredGroup
 
+RESAMPLES = 2000
+COLUMNS = ("level", "difficulty", "subject", "type", "category", "high-level domain", "subdomain")
+MOST_VALUES = 100
+
 
 @dataclass(frozen=True)
 class JudgedGroup:
@@ -59,6 +63,41 @@ def right_shares(groups: Sequence[JudgedGroup], accuracy: str) -> dict[str, floa
     return shares
 
 
+def bootstrap(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95% percentile interval of the mean over prompts, from RESAMPLES draws with replacement.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, section 13.3. None for fewer than two values.
+    """
+    if len(values) < 2:
+        return None
+    values_N, rng = np.asarray(values, float), np.random.default_rng(0)
+    means = [float(values_N[rng.integers(0, len(values_N), len(values_N))].mean()) for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def by_columns(groups: Sequence[JudgedGroup]) -> dict[str, list[JudgedGroup]]:
+    """Share prompts out by level, subject and the like: "level 5" -> its groups, in the order of their values.
+
+    A column counts where every prompt has it and it takes 2 to MOST_VALUES values.
+    """
+    found: dict[str, list[JudgedGroup]] = {}
+    rows = [{str(key).lower(): value for key, value in g.scored.group.prompt.columns.items()} for g in groups]
+    for column in COLUMNS:
+        values = [row.get(column) for row in rows]
+        if all(isinstance(value, str | int) for value in values) and 2 <= len(set(values)) <= MOST_VALUES:
+            for value in sorted(set(values), key=_natural):
+                word = "" if str(value).lower().startswith(column) else f"{column} "
+                found[f"{word}{value}"] = [g for g, own in zip(groups, values, strict=True) if own == value]
+    return found
+
+
+def _natural(value: object) -> tuple[int, float, str]:
+    """Numbers in their order, and before texts."""
+    number = isinstance(value, int) or (isinstance(value, str) and value.isdigit())
+    return (0, float(str(value)), "") if number else (1, 0.0, str(value))
+
+
 def task_numbers(name: str, groups: Sequence[JudgedGroup], accuracy: str, form: str) -> EvalTask:
     """Each number is over what it can be told of: responses that failed, or whose prompt asks for less, stay out."""
     k = max(len(group.votes) for group in groups)
@@ -88,6 +127,8 @@ def task_numbers(name: str, groups: Sequence[JudgedGroup], accuracy: str, form: 
         truncated_share=float(np.mean([response.finish_reason == "length" for response in responses])),
         failed_samples=sum(bool(score.error) for group in groups for score in group.scored.scores),
         n_judged=len(counts),
+        pass_at_1_interval=bootstrap(pass_N),
+        cons_at_k_interval=bootstrap([float(value) for value in majorities]),
         pass_at={str(size): value for size, value in passes.items()},
     )
 

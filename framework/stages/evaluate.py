@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated
@@ -18,10 +19,12 @@ from framework.graph.nodes import Runtime
 from framework.graph.plan import RoleEstimate, StageEstimate
 from framework.rewards.base import RewardConfig
 from framework.roles.reward import check_scores
-from framework.stages.eval_numbers import JudgedGroup, right_shares, task_numbers
+from framework.stages.eval_numbers import JudgedGroup, by_columns, right_shares, task_numbers
 from framework.stages.sample_file import SampleFile
 from framework.stages.sampling import Sampling, SamplingConfig
 from framework.types import EvalResult, ScoredGroup
+
+logger = logging.getLogger("framework")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Evaluate:
     engine: VllmConfig
     rewards: RewardConfig
     template: TemplateConfig = TemplateConfig()
+    note: str = ""  # what was made to fit, and why; said at plan and when it runs
 
     def __post_init__(self) -> None:
         if self.config.accuracy not in self.rewards.components:
@@ -94,6 +98,8 @@ class Evaluate:
         Prompts whose responses a killed run had scored are not sampled again.
         """
         config = self.config
+        if self.note:
+            logger.info("%s: %s", runtime.node, self.note)
         prompts = read_prompts(inputs.prompts.path / "heldout.jsonl")[: config.max_prompts or None]
         sampling = Sampling(config.sampling(), self.engine, self.rewards, self.template)
         with SampleFile(runtime.work_dir / "samples.jsonl") as kept:
@@ -115,7 +121,8 @@ class Evaluate:
         workers = cluster.rollout_workers
         gpus = workers * self.engine.tensor_parallel_size if cluster.gpus else 0
         batch = {"responses per prompt": self.config.k, "tokens a response at most": self.config.max_tokens}
-        return StageEstimate(batch=batch, roles=(RoleEstimate("rollout", workers, gpus),))
+        roles = (RoleEstimate("rollout", workers, gpus),)
+        return StageEstimate(batch=batch, roles=roles, assumptions=(self.note,) if self.note else ())
 
 
 def summarise(label: str, judged: Sequence[JudgedGroup], config: EvaluateConfig) -> EvalResult:
@@ -128,7 +135,10 @@ def summarise(label: str, judged: Sequence[JudgedGroup], config: EvaluateConfig)
         task_numbers(name, groups, config.accuracy, config.format) for name, groups in sorted(by_task.items())
     )
     overall = task_numbers("all", judged, config.accuracy, config.format)
-    return EvalResult(label, overall, tasks, sampling, right_shares(judged, config.accuracy))
+    groups = tuple(
+        task_numbers(name, found, config.accuracy, config.format) for name, found in by_columns(judged).items()
+    )
+    return EvalResult(label, overall, tasks, sampling, right_shares(judged, config.accuracy), groups)
 
 
 def _row(scored: ScoredGroup) -> dict[str, object]:

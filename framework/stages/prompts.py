@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from framework.artifacts import Checkpoint, PromptSet
@@ -14,12 +14,14 @@ from framework.data.readers import write_prompts
 from framework.data.sources import find_source
 from framework.data.splits import load_splits
 from framework.data.tokenizer_files import load_tokenizer, vocabulary_size
+from framework.errors import UserError
 from framework.graph.nodes import Runtime
 from framework.rewards.base import RewardConfig
 from framework.stages.references import judge_all, judge_given
 from framework.types import Prompt
 
-_CHECKED = 256  # prompts that a plan tokenizes
+_CHECKED = 256  # prompts that a plan tokenizes, the longest
+QUESTION = "{question}"
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,23 @@ class PromptsConfig:
     heldout_share: Probability = 0.1
     columns: Columns = field(default_factory=dict)  # our name -> the file's
     max_heldout: NonNegativeInt = 64  # of them evaluated, the first of the file; 0: all
+    wording: str = QUESTION  # what each question is put into, for instance behind how the answer is to be written
+
+    def __post_init__(self) -> None:
+        if QUESTION not in self.wording:
+            raise UserError("data.wording", self.wording, f"must hold {QUESTION}, where the question goes")
 
     def read(self) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
         """Return train and held-out prompts; raises UserError naming file and line of what is wrong."""
         train, heldout = load_splits(self.train, self.heldout, self.columns, self.heldout_share)
-        return train, heldout[: self.max_heldout or None]
+        return tuple(map(self.worded, train)), tuple(map(self.worded, heldout[: self.max_heldout or None]))
+
+    def worded(self, prompt: Prompt) -> Prompt:
+        """Return the prompt whose last message puts the question into the wording; tokens that it brings stay."""
+        if self.wording == QUESTION or prompt.token_ids:
+            return prompt
+        asked = {"role": "user", "content": self.wording.replace(QUESTION, prompt.text)}
+        return replace(prompt, messages=(*prompt.messages[:-1], asked))
 
     def named_files(self) -> tuple[Path, ...]:
         """The files that it reads: the stage runs again when one of them changes."""
@@ -100,4 +114,16 @@ def check_prompts(base: Path, prompts: Sequence[Prompt], template: TemplateConfi
     size = vocabulary_size(tokenizer)
     for prompt in prompts:
         check_token_ids(prompt, size)
-    tokenize_prompts(tokenizer, prompts[:_CHECKED], context, response, own_or_r1_zero(template, tokenizer))
+    tokenize_prompts(tokenizer, _longest(prompts), context, response, own_or_r1_zero(template, tokenizer))
+
+
+def longest_tokens(base: Path, prompts: Sequence[Prompt], template: TemplateConfig) -> int:
+    """Return the tokens of the longest prompt, as far as characters tell which those are; raises as `check_prompts`."""
+    tokenizer = load_tokenizer(base)
+    found = tokenize_prompts(tokenizer, _longest(prompts), config=own_or_r1_zero(template, tokenizer))
+    return max(len(prompt.token_ids) for prompt in found)
+
+
+def _longest(prompts: Sequence[Prompt]) -> list[Prompt]:
+    size = {p.id: len(p.text) + sum(len(str(m)) for m in p.messages) + 8 * len(p.token_ids) for p in prompts}
+    return sorted(prompts, key=lambda prompt: -size[prompt.id])[:_CHECKED]

@@ -67,7 +67,7 @@ def _gpqa(row: Row, question: str) -> tuple[set[str], dict[str, str], str]:
 def _listed(row: Row) -> tuple[set[str], dict[str, str], str] | None:
     fields = row.fields
     column = _CHOICES.find(fields)
-    if column is not None and isinstance(fields[column], list | Mapping):
+    if column is not None and isinstance(fields[column], list | Mapping) and fields[column]:
         used, options = {column}, _texts(fields[column], f"{row.where}: {column}")
     elif all(isinstance(fields.get(letter), str | int | float) for letter in "ABCD"):
         letters = [letter for letter in "ABCDEFGHIJ" if fields.get(letter) is not None]

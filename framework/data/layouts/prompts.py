@@ -36,7 +36,7 @@ MATH = "math"  # the task of a prompt whose row names none: compared as mathemat
 _GSM8K = re.compile(r"####\s*(.+?)\s*\Z", re.DOTALL)
 _NUMBER = re.compile(r"[-+]?[$€£]?\d{1,3}(,\d{3})+(\.\d+)?")
 _TEXT = Field("text", ("prompt", "question", "problem", "_text", "input", "instruction", "query"))
-_ID = Field("id", ("task_id", "unique_id", "problem_id", "identifier"))
+_ID = Field("id", ("task_id", "unique_id", "problem_id", "identifier", "record id"))
 
 
 @dataclass(frozen=True)

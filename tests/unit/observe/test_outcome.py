@@ -60,3 +60,12 @@ def test_nothing_measured_is_a_dash() -> None:
     table = outcome([unjudged, result("rl", [0.5])])
     assert table.splitlines()[1].split() == ["base", "1", "–", "–", "–", "0"]
     assert table.endswith("pass@1: –, one of them has no prompt with a verdict")
+
+
+def test_levels_and_subjects_stand_under_their_evaluation() -> None:
+    whole = result("math_500", [0.0, 1.0])
+    parts = tuple(replace(whole.overall, task=f"level {level}", n_prompts=level) for level in range(1, 15))
+    lines = outcome([replace(whole, groups=parts)]).splitlines()
+    assert [line.split()[:3] for line in lines[2:4]] == [["level", "1", "1"], ["level", "2", "2"]]
+    assert lines[-1].split()[:6] == ["and", "2", "more,", "in", "the", "report"]
+    assert len(lines) == 2 + 12 + 1

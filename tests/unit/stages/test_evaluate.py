@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +20,9 @@ from framework.observe.collect import read_evaluation
 from framework.rewards.base import RewardConfig
 from framework.rewards.format import Format
 from framework.stages import sampling
-from framework.stages.eval_numbers import JudgedGroup, majority_is_right, pass_at
+from framework.stages.eval_numbers import JudgedGroup, bootstrap, majority_is_right, pass_at
 from framework.stages.evaluate import Evaluate, EvaluateConfig, EvaluateInputs, summarise
-from framework.types import Prompt, Response, ResponseGroup, RewardScore, SamplingParams, ScoredGroup
+from framework.types import EvalTask, Prompt, Response, ResponseGroup, RewardScore, SamplingParams, ScoredGroup
 from tests.fake_clients import RecordingTracker
 from tests.fake_pools import FakePool
 
@@ -145,3 +145,36 @@ def test_nothing_judged_is_no_zero_and_each_prompt_keeps_its_share() -> None:
     assert (essay.task, measured, essay.pass_at) == ("essay", (None,) * 5, {})
     assert result.overall.pass_at_1 == 0.5
     assert result.right_share == {"4": 0.5}
+
+
+def test_levels_and_subjects_have_rows_of_their_own() -> None:
+    def at(level: object, answers: list[str]) -> JudgedGroup:
+        judged = group(answers, "4")
+        prompt = replace(judged.scored.group.prompt, id=f"{level} {answers}", columns={"Level": level, "url": "u"})
+        return JudgedGroup(replace(judged.scored, group=replace(judged.scored.group, prompt=prompt)), judged.votes)
+
+    judged = [at(10, ["4", "4"]), at(2, ["4", "5"]), at(2, ["5", "6"])]
+    result = summarise("base", judged, EvaluateConfig(k=2))
+    assert [(part.task, part.n_prompts, part.pass_at_1) for part in result.groups] == [
+        ("level 2", 2, 0.25),
+        ("level 10", 1, 1.0),
+    ]
+    named = [at("Level 1", ["4", "4"]), at("Level 2", ["4", "5"])]
+    assert [part.task for part in summarise("base", named, EvaluateConfig(k=2)).groups] == ["Level 1", "Level 2"]
+    partly = [*judged, group(["4", "4"], "4")]
+    assert summarise("base", partly, EvaluateConfig(k=2)).groups == ()
+    assert summarise("base", judged[1:], EvaluateConfig(k=2)).groups == ()  # of one level alone
+
+
+def test_bootstrapped_intervals() -> None:
+    """Of n prompts, half right, the mean's spread is sqrt(0.25 / n): 0.05 for a hundred, so 1.96 of it to each side."""
+    assert bootstrap([1.0]) is None
+    assert bootstrap([1.0] * 8) == (1.0, 1.0)
+    interval = bootstrap([0.0, 1.0] * 50)
+    assert interval == pytest.approx((0.402, 0.598), abs=0.015)
+    assert bootstrap([0.0, 1.0] * 50) == interval  # the same again
+    overall = summarise("b", [group(["4", "5"], "4"), group(["4", "4"], "4")], EvaluateConfig(k=2)).overall
+    assert overall.pass_at_1_interval == (0.5, 1.0)
+    assert overall.cons_at_k_interval == (1.0, 1.0)
+    file_form = json.loads(json.dumps(asdict(overall)))
+    assert EvalTask(**file_form).pass_at_1_interval == [0.5, 1.0]

@@ -1,0 +1,187 @@
+"""Public benchmarks from files in their public formats: what is asked, what is right, how it is sampled."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from framework import cli
+from framework.config import build_graph, compose, group_options
+from framework.stages.evaluate import Evaluate
+from framework.stages.prompts import PreparePrompts
+from framework.types import Prompt
+from tests.contract.families import write_checkpoint
+
+HUMANEVAL = {
+    "task_id": "HumanEval/0", "prompt": 'def add(a, b):\n    """The sum."""\n', "canonical_solution": "    return a + b\n",
+    "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n", "entry_point": "add",
+}  # fmt: skip
+GPQA = {
+    "Record ID": "rec1", "Question": "Which is a noble gas?", "Correct Answer": "Neon", "Incorrect Answer 1": "Iron",
+    "Incorrect Answer 2": "Gold", "Incorrect Answer 3": "Zinc", "High-level domain": "Chemistry", "Subdomain": "x",
+}  # fmt: skip
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def table(path: Path, rows: list[dict[str, Any]]) -> Path:
+    parquet.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def sheet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+# name -> ending, writer, row, reference answer, k
+PUBLIC: dict[str, tuple[str, Callable[[Path, list[dict[str, Any]]], Path], dict[str, Any], str, int]] = {
+    "aime_2024": ("parquet", table, {"id": 60, "problem": "Walk?", "solution": "s", "answer": "204"}, "204", 64),
+    "aime_2025": ("jsonl", jsonl, {"question": "Bases?", "answer": "70"}, "70", 64),
+    "math_500": ("jsonl", jsonl, {"problem": "Half?", "solution": r"\boxed{1}", "answer": "0.5", "subject": "Algebra",
+                                  "level": 2, "unique_id": "test/1.json"}, "0.5", 16),
+    "gsm8k": ("parquet", table, {"question": "2 + 2?", "answer": "so 4\n#### 4"}, "4", 4),
+    "gpqa_diamond": ("csv", sheet, GPQA, "", 64),
+    "mmlu": ("parquet", table, {"question": "2 + 2?", "subject": "x", "choices": list("1234"), "answer": 3}, "D", 1),
+    "humaneval": ("jsonl", jsonl, HUMANEVAL, "    return a + b\n", 16),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "base"
+    write_checkpoint("qwen3_tied", path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+    return path
+
+
+def planned(base: Path, name: str, file: Path, *overrides: str) -> tuple[tuple[Prompt, ...], Evaluate]:
+    words = ["job=eval", f"base={base}", f"benchmark={name}", f"benchmark.file={file}", *overrides]
+    nodes = build_graph(compose(words)).nodes
+    prompts, evaluate = nodes["prompts"].stage, nodes["eval"].stage
+    assert isinstance(prompts, PreparePrompts)
+    assert isinstance(evaluate, Evaluate)
+    return prompts.config.read()[1], evaluate
+
+
+def test_every_benchmark_is_tested() -> None:
+    assert group_options("benchmark") == sorted(PUBLIC)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_benchmark_is_read_as_it_is_published(name: str, base: Path, tmp_path: Path) -> None:
+    ending, write, row, answer, k = PUBLIC[name]
+    (prompt,), evaluate = planned(base, name, write(tmp_path / f"test.{ending}", [row]))
+    question = next(str(row[key]) for key in ("question", "problem", "Question", "prompt") if key in row)
+    assert prompt.text.startswith(question)
+    asked = prompt.messages[-1]["content"]
+    assert prompt.text in asked
+    assert prompt.text != asked  # it says how the answer is to be written
+    config = evaluate.config
+    assert (evaluate.label, config.k, config.temperature, config.top_p) == (name, k, 0.6, 0.95)
+    assert 3000 < config.max_tokens < 4096  # of 32,768: the model's context, less the prompt
+    cut = f"max_tokens cut from 32,768 to {config.max_tokens:,}: the model's context of 4,096"
+    assert evaluate.note.startswith(cut)
+    assert evaluate.engine.max_model_len == 4096
+    if name == "gpqa_diamond":
+        letter = prompt.answer
+        assert prompt.columns["options"][letter] == "Neon"
+        assert sorted(prompt.columns["options"].values()) == ["Gold", "Iron", "Neon", "Zinc"]
+        assert f"\n{letter}) Neon\n" in prompt.text + "\n"
+    else:
+        assert prompt.answer == answer
+    evaluate.rewards.components[config.accuracy].check(prompt)
+
+
+def test_what_is_given_on_the_command_line_counts(base: Path, tmp_path: Path) -> None:
+    rows = [{"question": f"{i} + 2?", "answer": f"#### {i + 2}"} for i in range(100)]
+    file = jsonl(tmp_path / "test.jsonl", rows)
+    words = ("stage.evaluate.k=2", "stage.evaluate.max_tokens=64", 'data.wording="Briefly: {question}"')
+    prompts, evaluate = planned(base, "gsm8k", file, *words)
+    assert len(prompts) == 100  # all, where a plain evaluation during training takes a part
+    assert prompts[3].messages == ({"role": "user", "content": "Briefly: 3 + 2?"},)
+    assert (evaluate.config.k, evaluate.config.max_tokens, evaluate.note) == (2, 64, "")
+    assert evaluate.engine.max_model_len < 200  # no more than is needed
+
+
+def test_a_cache_too_small_for_the_context_is_said(base: Path, tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "test.jsonl", [{"question": "2 + 2?", "answer": "#### 4"}])
+    _, evaluate = planned(base, "gsm8k", file, "engine.rollout.kv_cache_gib=0.001")
+    held = 2**30 // 1000 // (2 * 64 * 2 * 4) // 128 * 128  # keys and values of one head, two layers, float32
+    assert evaluate.engine.max_model_len == held
+    assert "engine.rollout.kv_cache_gib=0.001 holds" in evaluate.note
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "reason"),
+    [
+        ("gsm8k", ['{"question": "q", "answer": "#### 4"}', '{"question": "q2", '], "test.jsonl:2: "),
+        ("gsm8k", ['{"question": "q", "answer": "#### 4"}', '{"question": "q2"}'], "test.jsonl:2: "),
+        ("math_500", ['{"problem": "q", "answer": "4", "level": 1}', '{"problme": "q"}'], "test.jsonl:2: "),
+        ("mmlu", ['{"question": "q", "choices": ["a", "b"], "answer": 1}', '{"question": "q", "answer": 1}'],
+         "test.jsonl:2: got 'columns question, answer'; no options (or no question), which the rows before it have"),
+        ("mmlu", ['{"question": "q", "choices": ["a", "b"], "answer": 2}'],
+         "test.jsonl:1: answer: got 2; must be one of the options A, B"),
+        ("mmlu", ['{"question": "q", "choices": ["a"], "answer": 0}'], "test.jsonl:1: choices: got '1 options'"),
+        ("gpqa_diamond", [json.dumps({k: v for k, v in GPQA.items() if k != "Incorrect Answer 2"})],
+         "test.jsonl:1: got \"no column 'Incorrect Answer 2'\""),
+    ],
+)  # fmt: skip
+def test_a_broken_line_or_a_missing_column_is_named(
+    name: str, lines: list[str], reason: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "test.jsonl").write_text("\n".join(lines) + "\n")
+    file = f"benchmark.file={tmp_path / 'test.jsonl'}"
+    assert cli.main(["plan", "job=eval", f"base={base}", f"benchmark={name}", file]) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+
+
+def test_offline_and_unknown_names_are_one_line(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for name, reasons in (
+        ("gsm8k", ("benchmark.file: got 'openai/gsm8k/main/test*'; ", "not in its cache; or give its file")),
+        ("gsm9k", ("benchmark: got 'gsm9k'; did you mean 'gsm8k'?", "math_500")),
+    ):
+        assert cli.main(["plan", "job=eval", f"base={base}", f"benchmark={name}"]) == 2
+        error = capsys.readouterr().err
+        assert all(reason in error for reason in reasons), error
+        assert error.count("\n") == 1
+    assert cli.main(["plan", "job=eval", f"base={base}", "data.heldout=x.jsonl", "data.wording=no"]) == 2
+    assert "data.wording: got 'no'; must hold {question}" in capsys.readouterr().err
+
+
+def test_other_layouts_of_multiple_choice(base: Path, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"question": "q0", "options": ["x", "y", "z"], "answer": "B", "answer_index": 1, "category": "c"},  # MMLU-Pro
+        {"question": "q1", "options": {"A": "x", "B": "y"}, "answer": "y", "answer_idx": "B"},  # MedQA
+        {"question": "q2", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"},  # ARC
+        {"question": "q3", "A": "x", "B": "y", "C": "z", "D": "v", "answer": "B"},  # C-Eval
+        {"question": "q4", "options": ["A)21", "B)21.5", "C)22"], "correct": "B"},  # AQuA
+        {"question": "q5", "choices": ["x", "y"], "answer": "y"},
+    ]
+    for place, row in enumerate(rows):
+        (prompt,), _ = planned(base, "mmlu", jsonl(tmp_path / f"{place}.jsonl", [row]))
+        assert (prompt.task, prompt.answer) == ("options", "B"), row
+        assert prompt.columns["options"]["B"] in ("y", "21.5")
+        assert "\nB) " + prompt.columns["options"]["B"] in prompt.text
+        assert not {"answer", "choices", "answerKey", "answer_idx"} & set(prompt.columns)
