@@ -20,7 +20,8 @@ from framework.types import Prompt
 from tests.contract.families import write_checkpoint
 
 HUMANEVAL = {
-    "task_id": "HumanEval/0", "prompt": 'def add(a, b):\n    """The sum."""\n', "canonical_solution": "    return a + b\n",
+    "task_id": "HumanEval/0", "prompt": 'def add(a, b):\n    """The sum."""\n',
+    "canonical_solution": "    return a + b\n",
     "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n", "entry_point": "add",
 }  # fmt: skip
 GPQA = {

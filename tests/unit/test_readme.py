@@ -33,7 +33,8 @@ README = ROOT / "README.md"
 WORD = re.compile(r"[A-Z]{2,}")  # DIR, FILE, NAME: what a reader fills in
 FILLED = {
     "base": "base", "data.train": "prompts.jsonl", "data.heldout": "prompts.jsonl", "data.chats_file": "chats.jsonl",
-    "data.documents": "document*.txt", "benchmark.file": "prompts.jsonl", "model": "v3_tiny", "reward": "rule", "bench": "rollout",
+    "data.documents": "document*.txt", "benchmark.file": "prompts.jsonl",
+    "model": "v3_tiny", "reward": "rule", "bench": "rollout",
     "score": "responses.jsonl", "report": "runs/r1_zero",
 }  # fmt: skip
 AS_THEY_ARE = ("plan", "keys", "score", "report", "completion", "sample", "chat", "serve", "check", "bench")
