@@ -11,26 +11,31 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from framework.bounds import Probability, bounded
-from framework.data.entries import decode_entry
+from framework.data.bilingual import GENERAL, NAMES
+from framework.data.entries import decode_entry, encode_entry
+from framework.data.general import KINDS
 from framework.data.templates import render_r1_zero
 from framework.errors import UserError, did_you_mean
 from framework.types import Prompt
+
+_SENTENCE = re.compile(r"[^.。]+[.。]?")  # of the steps: none holds a number with a point
 
 
 @dataclass(frozen=True)
 @bounded
 class StyleConfig:
-    """Share of documents that carry R1-Zero's template, and the shares of the styles among those."""
+    """Share of documents that carry R1-Zero's template, and the shares of the styles among those (`mixed` apart)."""
 
     template_share: Probability = 0.2
     careful: Probability = 0.25
     careless: Probability = 0.20
     hasty: Probability = 0.35
     plain: Probability = 0.20
+    mixed: Probability = 0.3  # of the bilingual tasks' documents: their steps change the language
 
     def __post_init__(self) -> None:
         shares = (self.careful, self.careless, self.hasty, self.plain)
@@ -110,18 +115,48 @@ def _spell_backward(prompt: Prompt, slip: random.Random | None) -> Solution:
     return Solution(f"{' '.join(letters)} , {' '.join(backward)}", "".join(backward))
 
 
+def _told(prompt: Prompt, slip: random.Random | None) -> Solution:
+    """The steps that came with a bilingual task's question, in its language; a slip ends in a wrong answer."""
+    metadata = decode_entry(prompt.entry)["metadata"]
+    answer = slip.choice(metadata["wrong"]) if slip is not None and slip.random() < 0.7 else prompt.answer
+    return Solution(metadata["steps"][metadata["language"]], answer)
+
+
+def _general(prompt: Prompt, slip: random.Random | None) -> Solution:
+    """What a request that no rule judges is answered with, without reasoning."""
+    return Solution("", prompt.answer if slip is None else str(prompt.columns["poor"]))
+
+
+def _mix(prompt: Prompt) -> Prompt:
+    """A bilingual task whose steps begin in the other language and end in its own."""
+    entry = decode_entry(prompt.entry)
+    metadata = entry["metadata"]
+    own, other = (metadata["steps"][key] for key in sorted(metadata["steps"], key=lambda k: k != metadata["language"]))
+    ends = _SENTENCE.findall(own)
+    mixed = "".join([_SENTENCE.findall(other)[0], *(ends[1:] or ends)])
+    return replace(
+        prompt, entry=encode_entry({**entry, "metadata": {**metadata, "steps": {metadata["language"]: mixed}}})
+    )
+
+
 SOLVERS: Mapping[str, Callable[[Prompt, random.Random | None], Solution]] = MappingProxyType(
     {
         "basic_arithmetic": _sum,
         "chain_sum": _sum,
         "simple_equations": _simple_equations,
         "spell_backward": _spell_backward,
+        **dict.fromkeys(set(NAMES) - {GENERAL}, _told),
+        **dict.fromkeys((GENERAL, *(f"general_{kind}" for kind in KINDS)), _general),
     }
 )
 
 
 def guess(prompt: Prompt, rng: random.Random) -> str:
     """Return an answer of the right kind that is mostly wrong."""
+    if prompt.task.startswith(f"{GENERAL}_"):
+        return str(prompt.columns["poor"])
+    if prompt.task in NAMES:
+        return str(rng.choice(decode_entry(prompt.entry)["metadata"]["wrong"]))
     try:
         return str(int(prompt.answer) + rng.choice((-20, -11, -10, -9, -2, -1, 1, 2, 9, 10, 11, 20)))
     except ValueError:
@@ -139,6 +174,8 @@ def document(prompt: Prompt, styles: StyleConfig, rng: random.Random) -> str:
     """Write one document: question and solution in a style drawn from `styles`. Raises UserError without a solver."""
     check_solvable(prompt.task)
     solve = SOLVERS[prompt.task]
+    if solve is _told and rng.random() < styles.mixed:
+        prompt = _mix(prompt)
     if rng.random() >= styles.template_share:
         return f"User: {prompt.text} Assistant: {tagged(solve(prompt, None))}"
     head, draw = render_r1_zero(prompt.text), rng.random()

@@ -20,7 +20,8 @@ from framework.rewards.base import Reward
 from framework.rewards.maths.verdict import is_copy, math_answers_agree
 from framework.types import Prompt, Response
 
-MATH_TASKS = ("math", "gsm8k", "aime", "minerva", "olympiad")
+MATH_TASKS = ("math", "gsm8k", "aime", "minerva", "olympiad", "word_problems")
+TEXT_TASKS = ("logic",)  # of data.bilingual: one word is right
 _NUMBER = re.compile(r"[-+]?(?:0|[1-9]\d{0,30})(?:\.\d{1,30})?")  # 011 is no number: it may be a string of bits
 CHOICE = options.Options()
 Verifier = Callable[[str, dict[str, Any]], float]
@@ -37,7 +38,7 @@ class Accuracy(Reward):
     full score counts as right.
 
     `answer_in` says where the answer stands: see `extract_answer`. With `last`, a finished response to a mathematical
-    task that marks no answer is taken at its last number.
+    task that marks no answer is taken at its last number. Of the tasks in TEXT_TASKS the answer is a word.
     """
 
     math_tasks: tuple[str, ...] = MATH_TASKS
@@ -85,6 +86,8 @@ class Accuracy(Reward):
         """Whether the task's verifier accepts `answer`; raises whatever it raises."""
         if prompt.task == options.TASK:
             return answer == options.reference_letter(prompt)
+        if prompt.task in TEXT_TASKS:
+            return same_text(answer.strip(" .。")) == same_text(prompt.answer)
         if prompt.task not in self.math_tasks:
             return gym_score(prompt, answer) >= 1.0
         return math_answers_agree(prompt.answer, answer) and not is_copy(prompt.answer, answer, prompt.text)
@@ -93,7 +96,7 @@ class Accuracy(Reward):
         """Raise UserError unless the task has a verifier and the prompt's own reference answer scores 1."""
         if prompt.task == options.TASK:
             return CHOICE.check(prompt)
-        if prompt.task not in self.math_tasks:
+        if prompt.task not in (*self.math_tasks, *TEXT_TASKS):
             from reasoning_gym.factory import DATASETS
 
             if prompt.task not in DATASETS:
@@ -107,6 +110,8 @@ class Accuracy(Reward):
             raise UserError(f"prompt {prompt.id}: answer", prompt.answer, f"cannot be judged by {prompt.task}: {why}")
 
     def _reference_is_right(self, prompt: Prompt) -> bool:
+        if prompt.task in TEXT_TASKS:
+            return bool(prompt.answer.strip())
         if prompt.task in self.math_tasks:
             return math_answers_agree(prompt.answer, prompt.answer)
         return gym_score(prompt, prompt.answer) >= 1.0

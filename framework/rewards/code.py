@@ -189,14 +189,19 @@ def assemble(code: str, tests: CodeTests) -> str | None:
 
     None if it is no Python either way.
     """
+    for text in dict.fromkeys((code, code.lstrip(" \t"), textwrap.dedent(code))):  # as in `<answer> def f(x): …`
+        if not _compiles(text):
+            continue
+        if not tests.head:
+            return text
+        if tests.name in _top_names(text):
+            whole = f"{tests.head}\n\n{text}"  # the prompt's imports and helpers stay there
+            return whole if _compiles(whole) else text
     if not tests.head:
-        return code if _compiles(code) else None
-    if _compiles(code) and tests.name in _top_names(code):
-        whole = f"{tests.head}\n\n{code}"  # the prompt's imports and helpers stay there
-        return whole if _compiles(whole) else code
-    body = textwrap.indent(textwrap.dedent(code), "    ")
-    for text in (code, body):
-        whole = f"{tests.head.rstrip(' ')}{'' if tests.head.rstrip(' ').endswith(chr(10)) else chr(10)}{text}"
+        return None
+    head = tests.head.rstrip(" ")
+    for text in (code, textwrap.indent(textwrap.dedent(code), "    ")):
+        whole = head + ("" if head.endswith("\n") else "\n") + text
         if _compiles(whole):
             return whole
     return None

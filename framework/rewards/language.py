@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from framework.rewards.base import Reward
 from framework.types import Prompt, Response
 
 _LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]+(?:['’-][A-Za-z\u00c0-\u024f]+)*")
-_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
+_LONGEST_RUN = 2000  # characters
+# A letter by itself is a name (x, option B), but for "a" and "I" before a word.
+_LETTER = re.compile(
+    r"(?<![A-Za-z\u00c0-\u024f'’-])(?!(?:[aA]|I)['’\s]\s?[A-Za-z])[A-Za-z](?![A-Za-z\u00c0-\u024f'’-])"
+)
 _LETTERS = re.compile(r"[^\W\d_]+")
 _URL = re.compile(r"(?:https?://|www\.)[^\s\u3400-\u9fff]+|[\w.+-]{1,64}@[\w-]{1,64}\.[\w.-]{1,64}")
 _TAG = re.compile(r"</?[A-Za-z][\w-]{0,30}>")
@@ -33,18 +41,27 @@ class LanguageConsistency(Reward):
     """Words of the target language over all words of the reasoning (R1 eq. 7); not used for R1-Zero.
 
     The paper's word segmentation is not stated. Here a word's language is its script: a run of Latin letters is one
-    English word, a Han character one Chinese word, any other run of letters one foreign word. LaTeX, code, names of
-    code, tags and URLs are no words. Reasoning without a word scores 0, so that saying nothing does not pay.
+    English word, a run of Han characters is cut into Chinese words by jieba's dictionary, any other run of letters is
+    one foreign word. LaTeX, code, names of code, single letters (x, option B), tags and URLs are no words. Reasoning
+    without a word scores 0, so that saying nothing does not pay.
     """
 
     target: Literal["prompt", "en", "zh"] = "prompt"  # "prompt": the language of the question
 
     def __call__(self, prompt: Prompt, response: Response) -> float:
         """Return a share in [0, 1]."""
-        target = main_language(prompt.text) if self.target == "prompt" else self.target
+        told = prompt.columns.get("language")  # where the data says it
+        asked = str(told) if told in ("en", "zh") else main_language(prompt.text)
+        target = asked if self.target == "prompt" else self.target
         english, chinese, other = count_words(reasoning_of(response.text))
         words = english + chinese + other
         return (chinese if target == "zh" else english) / words if words else 0.0
+
+    def prepare(self) -> None:
+        """Load the dictionary."""
+        if not _segmenter():
+            print("language reward: without rjieba each Chinese character counts as a word", file=sys.stderr)
+        han_words("词")
 
 
 def reasoning_of(text: str) -> str:
@@ -54,11 +71,32 @@ def reasoning_of(text: str) -> str:
 
 def count_words(text: str) -> tuple[int, int, int]:
     """Return the number of English, Chinese and other words, told apart by script; see `prose_of` for what is none."""
-    text = prose_of(text)
-    chinese = len(_HAN.findall(text))
+    text = _LETTER.sub(" ", prose_of(text))
+    chinese = sum(len(han_words(run)) for run in _HAN.findall(text))
     text = _HAN.sub(" ", text)
     english = len(_LATIN.findall(text))
     return english, chinese, len(_LETTERS.findall(_LATIN.sub(" ", text)))
+
+
+def han_words(run: str) -> list[str]:
+    """Cut a run of Han characters into words, by jieba's dictionary and its model of unknown words."""
+    cut = _segmenter()
+    return [word for piece in _pieces(run) for word in (cut(piece) if cut else piece)]
+
+
+def _pieces(run: str) -> Iterator[str]:
+    """What is cut at a time: the segmenter's time may grow faster than a text that is one run."""
+    return (run[start : start + _LONGEST_RUN] for start in range(0, len(run), _LONGEST_RUN))
+
+
+@cache
+def _segmenter() -> Callable[[str], list[str]] | None:
+    try:
+        import rjieba
+    except ImportError:  # an environment that is older than the lock: `prepare` says so
+        return None
+    cut: Callable[[str], list[str]] = rjieba.cut
+    return cut
 
 
 def prose_of(text: str) -> str:

@@ -181,6 +181,14 @@ def test_an_answer_may_go_on_from_the_head(code: str) -> None:
     assert scope["square"](-3) == 9
 
 
+@pytest.mark.parametrize("code", [" def square(n):\n    return n * n", "\tsquare = lambda n: n * n", f"  {HEAD}{BODY}"])
+def test_blanks_between_a_tag_and_the_program_do_no_harm(code: str) -> None:
+    for tests in (CodeTests(), hidden_tests(FUNCTIONS[0])):
+        scope: dict[str, Any] = {}
+        exec(assemble(code, tests) or "", scope)
+        assert scope["square"](-3) == 9
+
+
 def test_what_is_no_python_is_not_run() -> None:
     assert assemble("int main() { return 0; }", CodeTests()) is None
     assert assemble("int main() { return 0; }", hidden_tests(FUNCTIONS[0])) is None

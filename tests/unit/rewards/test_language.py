@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -17,9 +18,11 @@ from tests.contract.sample_rewards import response_of
         ("1 + 2 = 3", (0, 0, 0)),
         ("so it's well-known", (3, 0, 0)),
         ("café", (1, 0, 0)),
-        ("所以 x 等于", (1, 4, 0)),
+        ("所以 x 等于", (0, 2, 0)),
+        ("我们先把三角形的面积加起来", (0, 8, 0)),  # 我们 先 把 三角形 的 面积 加 起来
+        ("option B, a dog, I go, plan A, f(x)", (6, 0, 0)),  # a letter alone is a name
         ("мы add два", (1, 0, 2)),
-        ("A中B", (2, 1, 0)),
+        ("A中B", (0, 1, 0)),
     ],
 )
 def test_words_are_told_apart_by_script(text: str, counts: tuple[int, int, int]) -> None:
@@ -32,7 +35,7 @@ def test_words_are_told_apart_by_script(text: str, counts: tuple[int, int, int])
         ("en", "", "<think>first add 加 two</think> <answer>中文</answer>", 0.75),  # the answer does not count
         ("zh", "", "<think>first add 加 two</think>", 0.25),
         ("prompt", "Add two and two.", "<think>add 加</think>", 0.5),
-        ("prompt", "二加二等于几?", "<think>二加二 is</think>", 0.75),
+        ("prompt", "二加二等于几?", "<think>我们计算 is</think>", 2 / 3),
         ("en", "", "<think>2 + 2 = 4</think>", 0.0),
         ("en", "", "", 0.0),
         ("en", "", "opened in the prompt</think> 中文", 1.0),
@@ -48,19 +51,19 @@ def test_share_of_the_target_language(target: str, question: str, text: str, rew
     ("text", "counts"),
     [
         ("so \\frac{1}{2} holds", (2, 0, 0)),
-        ("所以 \\frac{a}{b} 等于 $\\sqrt{x}$", (0, 4, 0)),
+        ("所以 \\frac{a}{b} 等于 $\\sqrt{x}$", (0, 2, 0)),
         ("thus $x = \\alpha \\cdot y$ holds", (2, 0, 0)),
         ("thus \\(x + abc\\) and \\[ \\int f(x) dx \\] hold", (3, 0, 0)),
         ("as \\begin{align} x &= ab \\end{align} shows", (2, 0, 0)),
         ("$x \\text{ is even}$", (2, 0, 0)),
-        ("因此 $x \\text{ 是偶数}$", (0, 5, 0)),
-        ("$因为$ so", (1, 2, 0)),  # no language hides in mathematics
+        ("因此 $x \\text{ 是偶数}$", (0, 3, 0)),
+        ("$因为$ so", (1, 1, 0)),  # no language hides in mathematics
         ("it costs $5 and then $6 more", (5, 0, 0)),  # dollars, no mathematics
         ("run ```python\nfor item in items:\n    print(item)\n``` now", (2, 0, 0)),
         ("run ```python\nfor item in items", (1, 0, 0)),
-        ("运行 `print(total)` 得到", (0, 4, 0)),
+        ("运行 `print(total)` 得到", (0, 2, 0)),
         ("see https://example.org/some/page?x=words for more", (3, 0, 0)),
-        ("参见 https://example.org/页 了", (0, 4, 0)),
+        ("参见 https://example.org/页 了", (0, 3, 0)),
         ("1,000 + 2.5e10 = 3x2 \\leq \\infty", (0, 0, 0)),
         ("\\boxed{5} done", (1, 0, 0)),
         ("x_1 and my_var and f2", (2, 0, 0)),
@@ -79,7 +82,23 @@ def test_latex_does_not_make_chinese_reasoning_english() -> None:
     assert LanguageConsistency(target="en")(prompt, response_of(text)) == 0.0
 
 
-PIECES = [*"$`a", "$$", "\\(", "\\[", "```", "\\begin{a}", "\\text{", "\\a{", "a_", "<a", "a@", "www.", "\\a[", "x."]
+PIECES = [
+    *"$`a我",
+    "a ",
+    "$$",
+    "\\(",
+    "\\[",
+    "```",
+    "\\begin{a}",
+    "\\text{",
+    "\\a{",
+    "a_",
+    "<a",
+    "a@",
+    "www.",
+    "\\a[",
+    "x.",
+]
 
 
 @pytest.mark.parametrize("piece", PIECES)
@@ -87,6 +106,29 @@ def test_counting_words_takes_linear_time(piece: str) -> None:
     began = time.process_time()
     count_words(piece * 20_000)  # a quadratic pattern takes minutes
     assert time.process_time() - began < 15
+
+
+def test_words_not_characters_are_counted() -> None:
+    """Four characters of Chinese beside two words of English are half of the reasoning, not two thirds."""
+    score = LanguageConsistency(target="zh")(
+        Prompt("p0", "", "t", "a"), response_of("<think>我们 计算 the sum</think>")
+    )
+    assert score == 0.5
+
+
+def test_the_data_may_say_the_language_of_its_question() -> None:
+    prompt = Prompt("p0", "2乘3等于几？ red blue green white black", "t", "a", columns={"language": "zh"})
+    assert LanguageConsistency()(prompt, response_of("<think>我们计算</think>")) == 1.0
+    assert LanguageConsistency()(replace(prompt, columns={}), response_of("<think>我们计算</think>")) == 0.0
+
+
+def test_an_environment_without_the_dictionary_counts_characters_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("framework.rewards.language._segmenter", lambda: None)
+    LanguageConsistency().prepare()
+    assert "without rjieba each Chinese character counts as a word" in capfd.readouterr().err
+    assert count_words("我们计算") == (0, 4, 0)
 
 
 def test_reasoning_and_main_language() -> None:
