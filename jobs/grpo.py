@@ -24,7 +24,7 @@ def build(config: RunConfig) -> Graph:
     graph = Graph()
     if stage["grpo"].rollouts_from is not None:  # no sampler starts, so nothing is evaluated either
         rollouts = find_rollouts(stage["grpo"].rollouts_from)
-        usable_rollouts(rollouts, base.path, stage["grpo"], config.algorithm, learner)
+        usable_rollouts(rollouts, base.path, stage["grpo"], config.algorithm, learner, model)
         graph.add("grpo", grpo, base=base, rollouts=rollouts)
         return graph
     prepare = _prepare(config, base, rollout.max_model_len)

@@ -301,7 +301,9 @@ class RlLoop:
         record = {"step": self._steps, **numbers}
         best = Checkpoints(self.directory).evaluate(self.ledger.batches_trained, score, record)
         told = ", the best so far" if best else ""
-        logger.info("step %d: %s %.3f on %d held-out prompts%s", self._steps, name, score, total, told)
+        logger.info(
+            "step %d: %s %.3f on %d held-out prompts%s", self._steps, name.rpartition("/")[2], score, total, told
+        )
         self._clock.finish_batch()  # this time is no batch's
 
     def _export_step(self) -> None:

@@ -110,7 +110,7 @@ class Grpo:
         learner = LearnerConfig(base, engine, objective, config.temperature, entropy=True)
         asked = None
         if inputs.rollouts is not None:
-            groups = usable_rollouts(inputs.rollouts, inputs.base.path, config, objective, self.learner)
+            groups = usable_rollouts(inputs.rollouts, inputs.base.path, config, objective, self.learner, self.model)
             starting = recorded_roles(config, groups, learner, runtime)
         else:
             prompts, asked = self._prompts(inputs, tokenizer)

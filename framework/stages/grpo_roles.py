@@ -17,6 +17,7 @@ from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
+from framework.models.families.base import ModelConfig
 from framework.objectives.policy import PolicyObjective
 from framework.rewards.base import RewardConfig
 from framework.roles.learner import LearnerConfig
@@ -112,7 +113,12 @@ def find_rollouts(directory: Path) -> RolloutSet:
 
 
 def usable_rollouts(
-    rollouts: RolloutSet, base: Path, config: RlConfig, algorithm: PolicyObjective, learner: DeepSpeedConfig
+    rollouts: RolloutSet,
+    base: Path,
+    config: RlConfig,
+    algorithm: PolicyObjective,
+    learner: DeepSpeedConfig,
+    model: ModelConfig,
 ) -> list[SavedGroup]:
     """Return the groups that a run trains on; raises UserError unless they are this tokenizer's, fit, and suffice."""
     header, groups = read_header(rollouts.path), read_rollouts(rollouts)
@@ -124,7 +130,7 @@ def usable_rollouts(
         allowed = f"{rollouts.path} was sampled at {header.temperature:g}: give that"
         raise UserError("stage.grpo.temperature", config.temperature, allowed)
     for group in groups:
-        _check_group(group, config, ours.vocabulary, learner.token_budget)
+        _check_group(group, config, model.vocab_size, learner.token_budget)
     wanted, needed = sum(algorithm.wants(group.scored) for group in groups), config.batches * config.prompts_per_batch
     if wanted < needed:
         most = wanted // config.prompts_per_batch * config.minibatches_per_rollout
@@ -148,4 +154,4 @@ def _check_group(group: SavedGroup, config: RlConfig, vocabulary: int, budget: i
     most = max(max(prompt.token_ids), *(int(response.token_ids.max()) for response in responses))
     least = min(min(prompt.token_ids), *(int(response.token_ids.min()) for response in responses))
     if most >= vocabulary or least < 0:
-        raise UserError(where, most if most >= vocabulary else least, f"tokens are 0 to {vocabulary - 1}")
+        raise UserError(where, most if most >= vocabulary else least, f"the model's tokens are 0 to {vocabulary - 1}")

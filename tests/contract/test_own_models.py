@@ -47,7 +47,7 @@ needs_the_engines = pytest.mark.skipif(not EVERY, reason="set FRAMEWORK_FAMILY_T
 LEARNING = [pytest.param(name, marks=() if name in USUAL else needs_the_engines) for name in CHECKPOINTS]
 PROMPT = tuple(range(5, 45))  # longer than the windows, and a block of vLLM's
 TOLERANCE = 2e-4  # nats, float32
-FAMILY_S = 120.0  # at most, with the engines' imports, on a busy machine
+START_S, FAMILY_S = 300.0, 120.0  # at most, on a busy machine: the engines' imports, and each family
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def asked(request: pytest.FixtureRequest) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def learned(directory: Path, asked: tuple[str, ...]) -> list[dict[str, Any]]:
-    ranks: list[dict[str, Any]] = run_ranks(learn, 2, directory, asked, timeout_s=FAMILY_S * len(asked))
+    ranks: list[dict[str, Any]] = run_ranks(learn, 2, directory, asked, timeout_s=START_S + FAMILY_S * len(asked))
     for name in _learnt(ranks):
         for when in ("tuned", "policy"):
             copy_tokenizer(directory / name / "base", directory / name / when)
@@ -173,7 +173,7 @@ def learned(directory: Path, asked: tuple[str, ...]) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def sampled(directory: Path, asked: tuple[str, ...], learned: list[dict[str, Any]]) -> dict[str, Any]:
     shares = {name: [rank[name].published for rank in learned] for name in _learnt(learned)}
-    found: dict[str, Any] = run_ranks(sample, 1, directory, shares, timeout_s=FAMILY_S * len(asked))[0]
+    found: dict[str, Any] = run_ranks(sample, 1, directory, shares, timeout_s=START_S + FAMILY_S * len(asked))[0]
     return dict.fromkeys(asked, "not learned") | found
 
 
@@ -182,6 +182,7 @@ def _learnt(ranks: list[dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(START_S + FAMILY_S * len(CHECKPOINTS) if EVERY else 300)
 @pytest.mark.parametrize("name", LEARNING)
 def test_transformers_reads_the_export_and_computes_the_same(
     name: str, directory: Path, learned: list[dict[str, Any]]
@@ -197,6 +198,7 @@ def test_transformers_reads_the_export_and_computes_the_same(
 
 @needs_the_engines
 @pytest.mark.slow
+@pytest.mark.timeout(2 * (START_S + FAMILY_S * len(CHECKPOINTS)))  # the first one learns and samples for all
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_vllm_samples_from_the_policy_after_the_update(name: str, directory: Path, sampled: dict[str, Any]) -> None:
     assert not isinstance(sampled[name], str), sampled[name]

@@ -119,8 +119,12 @@ class Budget:
     token_budget = 16
 
 
+class Sizes:
+    vocab_size = 50_000  # more than the tokenizer has, as in many models: those may be sampled too
+
+
 def usable(rollouts: RolloutSet, base: Path, algorithm: Any = Grpo(), **changes: Any) -> list[SavedGroup]:  # noqa: B008
-    return usable_rollouts(rollouts, base, replace(CONFIG, **changes), algorithm, Budget())  # type: ignore[arg-type]
+    return usable_rollouts(rollouts, base, replace(CONFIG, **changes), algorithm, Budget(), Sizes())  # type: ignore[arg-type]
 
 
 def test_a_run_takes_only_groups_that_are_its_tokenizers_and_enough(tmp_path: Path) -> None:
@@ -152,7 +156,7 @@ def test_a_run_takes_only_groups_that_are_its_tokenizers_and_enough(tmp_path: Pa
     response = replace(wild.scored.group.responses[0], token_ids=np.array([10**6] * 3, np.int32))
     responses = (response, wild.scored.group.responses[1])
     wild = replace(wild, scored=replace(wild.scored, group=replace(wild.scored.group, responses=responses)))
-    with pytest.raises(UserError, match=r"ticket 0, prompt p0: got 1000000; tokens are 0 to"):
+    with pytest.raises(UserError, match=r"ticket 0, prompt p0: got 1000000; the model's tokens are 0 to 49999"):
         usable(saved(tmp_path / "wild", [wild], header=header), base)
 
 
