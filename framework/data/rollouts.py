@@ -64,8 +64,8 @@ def header_of(tokenizer: Any, temperature: float, run: Path) -> RolloutHeader:
     return RolloutHeader(1 + max(token for _, token in table), digest, temperature, str(run))
 
 
-def begin_rollouts(directory: Path, header: RolloutHeader, batches: int) -> None:
-    """Make the directory, or go on in it after `batches`: later files are made anew.
+def begin_rollouts(directory: Path, header: RolloutHeader, batches: int | None = None) -> None:
+    """Make the directory, or go on in it; files of later batches than `batches`, if given, will be made anew.
 
     Raises UserError if it is another run's, or cannot be written.
     """
@@ -76,7 +76,7 @@ def begin_rollouts(directory: Path, header: RolloutHeader, batches: int) -> None
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for old in _files(directory):
-            if _number(old) >= batches:
+            if batches is not None and _number(old) >= batches:
                 old.unlink()
         write_atomically(file, json.dumps(asdict(header), indent=1))
     except OSError as error:

@@ -128,8 +128,8 @@ class RolloutSaver:
     directory: Path
     header: RolloutHeader
 
-    def begin(self, batches: int) -> None:
-        """Go on after `batches`; raises UserError if the directory is another run's, or cannot be written."""
+    def begin(self, batches: int | None = None) -> None:
+        """Go on after `batches`, once they are known; raises UserError if the directory is another run's, or unfit."""
         begin_rollouts(self.directory, self.header, batches)
 
     def write(self, batch: int, groups: Sequence[FinishedTicket]) -> None:

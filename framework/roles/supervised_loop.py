@@ -31,6 +31,7 @@ from framework.models.families.base import ModelConfig
 from framework.protocols import Tracker
 from framework.roles.rank_watch import RankWatch, pulse_name
 from framework.roles.supervised_data import Data
+from framework.roles.supervised_milestones import Milestones
 
 if TYPE_CHECKING:
     from framework.engines.trainer import Trainer
@@ -63,6 +64,7 @@ class LmRun:
     gpus_per_worker: float = 0.0
     max_failures: int = 5  # restarts in a row without a new checkpoint between them
     deadlines: Deadlines = Deadlines()
+    milestones: Milestones = Milestones()
 
 
 def train_lm(
@@ -319,7 +321,9 @@ def _worker(config: dict[str, Any]) -> None:
             found = trainer.evaluate(feed.held_out)
             if rank == 0:
                 _write(run, step, {f"validation/{name}": value for name, value in found.items()}, None)
+            run.milestones.evaluated(run.work_dir, trainer, step, found["loss"])
             started, tokens = time.monotonic(), 0.0
+        run.milestones.stepped(run.work_dir, trainer, step)
         turns += 1
         stopping = False
         if step >= look_at:
@@ -337,9 +341,10 @@ def _worker(config: dict[str, Any]) -> None:
         if stopping:
             return
     turns += 1
+    told = run.milestones.finish(run.work_dir, trainer)
     trainer.export(run.out)
     if rank == 0:
-        _write(run, step, {}, None, exported=True)
+        _write(run, step, {}, None, told, exported=True)
 
 
 def _restore(run: LmRun, trainer: Trainer[Any, Any], rank: int) -> None:

@@ -120,6 +120,7 @@ class Grpo:
         if config.save_rollouts is not None:
             header = header_of(tokenizer, config.temperature, runtime.work_dir)
             saver = RolloutSaver(config.save_rollouts.absolute(), header)
+            saver.begin()  # before engines start
         with starting as roles:
             RlLoop(
                 config=config,
@@ -167,6 +168,7 @@ class Grpo:
         tokens = sum_over(config.max_tokens, config.steps) * config.prompts_per_step * config.group_size
         cached = self.rollout.max_num_seqs * self.rollout.max_model_len
         sampler = sampler_memory(self.model, self.rollout.tensor_parallel_size, cached)
+        evaluations = sum(config.evaluates_at(step) for step in range(config.steps + 1))
         roles: tuple[RoleEstimate, ...] = (
             RoleEstimate("rollout", samplers, gpus, sampler),
             learner_role(self.model, self.learner, workers, cluster, segment, packed=True),
@@ -185,6 +187,7 @@ class Grpo:
                 "responses a step": config.prompts_per_step * config.group_size,
                 "responses a rollout batch": config.prompts_per_batch * config.group_size,
                 "staleness at most": config.max_staleness,
+                **({"evaluations on the way": evaluations} if evaluations else {}),
             },
             roles=roles,
             hours=rl_hours(self.model, tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus),

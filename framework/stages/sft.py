@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from framework.artifacts import Checkpoint, TokenizerDir, TokenShards
 from framework.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, bounded
@@ -35,6 +36,8 @@ class SftConfig:
     max_failures: NonNegativeInt = 5  # restarts in a row without a new checkpoint between them
     validate_every: PositiveInt = 100
     checkpoint_every: PositiveInt = 100
+    export_every: NonNegativeInt = 0  # steps between Hugging Face exports beside the checkpoints; 0: none
+    export: Literal["last", "best"] = "last"  # which model the stage gives on; best: of the lowest held-out loss
 
     def __post_init__(self) -> None:
         if self.final_lr > self.lr:
@@ -97,6 +100,7 @@ class Sft:
     def run(self, inputs: SftInputs, runtime: Runtime) -> Tuned:
         """Train to the end; resumes from the newest checkpoint in the stage's work directory."""
         from framework.roles.supervised_data import ChatData
+        from framework.roles.supervised_milestones import Milestones
 
         config = self.config
         steps = self._steps(ChatRows(inputs.shards.path / "train", seed=0).meta.chats)
@@ -109,6 +113,7 @@ class Sft:
             steps=steps,
             tokenizer=inputs.tokenizer,
             out=runtime.artifact_dir("tuned"),
+            milestones=Milestones(config.export_every, config.export),
         )
         return Tuned(tuned)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,6 +15,7 @@ from framework.models.families.base import ModelConfig
 
 if TYPE_CHECKING:
     from framework.roles.supervised_data import Data
+    from framework.roles.supervised_milestones import Milestones
 
 
 class TrainingConfig(Protocol):
@@ -43,12 +45,14 @@ def train(
     steps: int,
     tokenizer: TokenizerDir | Checkpoint,
     out: Path,
+    milestones: Milestones | None = None,
 ) -> Checkpoint:
     """Train to the end and export to `out`; resumes from the newest checkpoint in the stage's work directory.
 
     `model`: fresh weights of these sizes, or those of a Hugging Face checkpoint. Raises as `train_lm`.
     """
     from framework.roles.supervised_loop import LmRun, train_lm
+    from framework.roles.supervised_milestones import Milestones
 
     cluster = runtime.cluster
     run = LmRun(
@@ -67,6 +71,7 @@ def train(
         cpus_per_worker=cluster.learner_cpus,
         gpus_per_worker=1.0 if cluster.gpus else 0.0,
         deadlines=cluster.deadlines,
+        milestones=replace(milestones or Milestones(), tokenizer=tokenizer.path),
     )
     train_lm(run, runtime.tracker, runtime.should_stop, runtime.allow_s)
     copy_tokenizer(tokenizer.path, out)

@@ -35,7 +35,9 @@ from tests.ray.test_supervised_loop import weights
 pytestmark = pytest.mark.slow
 SPEC = replace(TINY_V3, vocab_size=320)
 ENGINE = DeepSpeedConfig(ep_size=2, token_budget=128, threads=1, bias_update_speed=1e-3)
-CONFIG = SftConfig(epochs=8, chats_per_step=3, lr=3e-3, final_lr=3e-4, checkpoint_every=1000)
+CONFIG = SftConfig(
+    epochs=8, chats_per_step=3, lr=3e-3, final_lr=3e-4, checkpoint_every=1000, export_every=11, export="best"
+)
 CHATS, APART, SEED = 9, 1, 3
 
 
@@ -95,7 +97,12 @@ def test_a_stop_in_mid_epoch_and_two_ranks_leave_no_trace(ray_node: None, tmp_pa
         assert np.linalg.norm(tensor - expected[name]) <= 1e-5 * np.linalg.norm(expected[name]), name
     assert "｜Assistant｜" in (tuned.path / "chat_template.jinja").read_text()
 
+    best = json.loads((tmp_path / "work" / "best" / "BEST").read_text())
     series = read_history(tmp_path / "metrics").stages["sft"].series
+    assert (best["step"], best["loss"]) == (22, series["validation/loss"][22])
+    halfway = Checkpoint(tmp_path / "work" / "exports" / "step_000011").check().path
+    assert weights(halfway).keys() == found.keys()
+    assert any(np.abs(weights(halfway)[name] - found[name]).max() > 1e-4 for name in found)
     assert list(series["train/loss"]) == [10, 20, 22]
     for step, size in ((20, 3), (22, 1)):  # the last step takes the one conversation that is left
         ids, marks = ChatRows(encoded.shards.path / "train", SEED).batch((step - 1) * 3, size)
