@@ -16,7 +16,7 @@ from framework.data.tokenizer_files import copy_tokenizer
 from framework.errors import DamagedState
 from framework.files import clear_way, remove_tree, write_atomically
 from framework.graph.exports import EXPORTS, export_name
-from framework.roles.checkpoints import BEST
+from framework.rotation import BEST
 
 if TYPE_CHECKING:
     from framework.engines.trainer import Trainer
