@@ -77,7 +77,11 @@ def _dispatch(argv: list[str]) -> int:
 
     if argv[:1] == ["bench"] and argv[1:] and not argv[1].startswith("-"):
         return telling.bench(argv[1], argv[2:])  # whose options, --help too, are its own
+    further: list[str] = []
+    if argv[:1] == ["serve"] and "--" in argv:  # what stands behind it is for vLLM
+        argv, further = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
     arguments, rest = _parser().parse_known_args(argv)
+    arguments.further = further
     overrides = getattr(arguments, "overrides", None)
     if overrides is None and rest:
         raise UserError("argument", rest[0], f"see framework {arguments.command} --help")
@@ -130,6 +134,14 @@ class _Parser(argparse.ArgumentParser):
         raise UserError("command line", " ".join(sys.argv[1:]), f"{message}; see framework --help")
 
 
+def _add_talk_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("checkpoint", help="its directory, or a run's name or directory")
+    command.add_argument("--step", type=int, help="of a run: the policy after so many optimizer steps (export_every)")
+    command.add_argument("--dtype", help="bfloat16, float16 or float32; by default as trained")
+    command.add_argument("--tensor-parallel", type=int, help="GPUs that the model is spread over")
+    command.add_argument("--max-model-len", type=int, help="tokens of question and answer together")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="framework", description="Train reasoning models by DeepSeek's published recipe.")
     parser.add_argument("--version", action=_Version, nargs=0, help="versions of this code and its engines")
@@ -160,9 +172,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--config-dir", type=Path, help="a directory with further yaml files in conf/'s groups")
     command = commands.add_parser("report", help="write a run's HTML report, or compare runs")
     command.add_argument("runs", nargs="+", metavar="run", help="its directory or name")
-    commands.add_parser("chat", help="talk to a checkpoint").add_argument("checkpoint", help="or a run's directory")
-    command = commands.add_parser("serve", help="serve a checkpoint")
-    command.add_argument("checkpoint", help="or a run's directory")
+    command = commands.add_parser("chat", help="talk to a checkpoint")
+    _add_talk_options(command)
+    for name, kind, text in (
+        ("--temperature", float, "0: greedy; by default the model's own generation config"),
+        ("--top-p", float, "by default the model's own generation config"),
+        ("--max-tokens", int, "of an answer"),
+        ("--seed", int, "of the sampling"),
+        ("--system", str, "a system message"),
+    ):
+        command.add_argument(name, type=kind, help=text)
+    command = commands.add_parser("serve", help="serve a checkpoint; options behind -- are vLLM's own")
+    _add_talk_options(command)
     command.add_argument("--host", default="127.0.0.1")
     command.add_argument("--port", type=int, default=8000)
     commands.add_parser("bench", help="list the benchmarks; bench NAME runs one, bench NAME --help says how")

@@ -49,6 +49,7 @@ class SamplingParams:
     max_tokens: int = 64
     n: int = 8  # G
     seed: int | None = None
+    top_k: int = 0  # 0: all tokens; of a model's own generation config, for chats
 
 
 @dataclass(frozen=True)

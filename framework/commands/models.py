@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
+from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from framework.errors import EXIT_DONE, EXIT_FAILED, UserError
+
+if TYPE_CHECKING:
+    from framework.engines.serving import TalkOptions
 
 
 def sample(arguments: argparse.Namespace) -> int:
@@ -18,8 +24,11 @@ def chat(arguments: argparse.Namespace) -> int:
     """Talk to a checkpoint on this terminal."""
     from framework.engines import serving
     from framework.graph.found import find_checkpoint
+    from framework.observe.progress import awaiting
 
-    serving.chat(find_checkpoint(arguments.checkpoint).path)
+    found, options = find_checkpoint(arguments.checkpoint, arguments.step), _talk_options(arguments)
+    print(f"{found.name} ({found.what}): {found.path}", file=sys.stderr)
+    serving.chat(found.path, options, found.name, lambda: awaiting("vLLM to start"))
     return EXIT_DONE
 
 
@@ -28,8 +37,23 @@ def serve(arguments: argparse.Namespace) -> int:
     from framework.engines import serving
     from framework.graph.found import find_checkpoint
 
-    serving.serve(find_checkpoint(arguments.checkpoint).path, arguments.host, arguments.port)
+    found, options = find_checkpoint(arguments.checkpoint, arguments.step), _talk_options(arguments)
+    print(f"{found.name} ({found.what}): {found.path}", file=sys.stderr)
+    serving.serve(found.path, arguments.host, arguments.port, options, found.name, arguments.further)
     return EXIT_DONE
+
+
+def _talk_options(arguments: argparse.Namespace) -> TalkOptions:
+    """The options that were given; raises UserError that names the one that is wrong."""
+    from framework.engines.serving import TalkOptions
+
+    names = {item.name for item in fields(TalkOptions)}
+    given = {key: value for key, value in vars(arguments).items() if key in names and value is not None}
+    try:
+        return TalkOptions(**given)
+    except UserError as error:
+        name = error.where.rpartition(".")[2].replace("_", "-")
+        raise UserError(f"--{name}", error.value, error.allowed) from None
 
 
 def check(arguments: argparse.Namespace) -> int:

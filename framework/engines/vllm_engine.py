@@ -299,6 +299,7 @@ def _vllm_params(params: SamplingParams) -> vllm.SamplingParams:
         n=params.n,
         temperature=params.temperature,
         top_p=params.top_p,
+        top_k=params.top_k,
         max_tokens=params.max_tokens,
         seed=params.seed,
         logprobs=0,  # the sampled token's alone

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from framework.artifacts import MANIFEST, Artifact, Checkpoint, Manifest
 from framework.errors import UserError, did_you_mean
+from framework.graph.exports import find_export
 
 RUNS = Path("runs")  # where a run is looked for by its name
 
@@ -29,12 +30,18 @@ def find_run(name: str, runs_dir: Path = RUNS) -> Path | None:
     return None
 
 
-def find_checkpoint(name: str, runs_dir: Path = RUNS) -> FoundCheckpoint:
-    """Return a checkpoint directory: `name` itself, or the newest one of the run that it names.
+def find_checkpoint(name: str, step: int | None = None, runs_dir: Path = RUNS) -> FoundCheckpoint:
+    """Return a checkpoint directory: `name` itself, or of the run that it names the last, or the export after `step`.
 
     Raises UserError if there is none, or a file of it is missing or damaged.
     """
     path, run_dir = Path(name).expanduser(), find_run(name, runs_dir)
+    if run_dir is not None and step is not None:
+        export = find_export(run_dir, step)
+        what = f"stage {export.node} after {step} steps"
+        return FoundCheckpoint(Checkpoint(export.path).check().path, f"{run_dir.resolve().name}-{step}", what)
+    if step is not None:
+        raise UserError("--step", step, f"goes with a run: {name} is none")
     if run_dir is not None:
         found = newest_of(run_dir)
         stage = found.parent.name.rpartition("-")[0]

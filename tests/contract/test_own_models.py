@@ -24,7 +24,7 @@ from framework.data.tokenizer_files import load_tokenizer
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.engines.published_policy import PublishedPolicy
-from framework.engines.serving import _encode
+from framework.engines.serving import Conversation
 from framework.engines.sharded_load import load_sharded
 from framework.engines.trainer import Trainer
 from framework.engines.vllm_engine import VllmConfig, VllmSampler
@@ -146,7 +146,7 @@ async def _responses(checkpoint: Path, published: list[PublishedWeights]) -> tup
         groups = [await sampler.generate(Prompt("p", "", "", "", token_ids=PROMPT), params)]
         await sampler.update_weights(published)
         groups.append(await sampler.generate(Prompt("p", "", "", "", token_ids=PROMPT), params))
-        asked = _encode(load_tokenizer(checkpoint), "What is 1 + 2?")
+        asked = Conversation(load_tokenizer(checkpoint), "", CONTEXT).ask("What is 1 + 2?")
         chat = "".join([piece async for piece in sampler.stream(asked, SamplingParams(max_tokens=8))])
     finally:
         await sampler.stop()

@@ -56,9 +56,10 @@ def _ask(address: str, path: str, body: dict[str, Any]) -> Any:
         return json.load(reply)
 
 
-def test_a_run_is_served_behind_openais_protocol(server: str) -> None:
+def test_a_run_is_served_behind_openais_protocol(server: str, whole_run: Run) -> None:
     with urllib.request.urlopen(f"{server}/v1/models", timeout=30) as reply:
         model = json.load(reply)["data"][0]["id"]
+    assert model == whole_run.name
     answer = _ask(server, "/v1/completions", {"model": model, "prompt": "3 + 4 =", "max_tokens": 4, "ignore_eos": True})
     assert answer["usage"]["completion_tokens"] == 4
     messages = [{"role": "user", "content": "Calculate 3 + 4."}]

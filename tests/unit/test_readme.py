@@ -60,8 +60,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    monkeypatch.setattr(serving, "chat", lambda checkpoint: print(checkpoint))
-    monkeypatch.setattr(serving, "serve", lambda checkpoint, host, port: print(checkpoint, host, port))
+    monkeypatch.setattr(serving, "chat", lambda checkpoint, *_: print(checkpoint))
+    monkeypatch.setattr(serving, "serve", lambda checkpoint, host, port, *_: print(checkpoint, host, port))
     monkeypatch.setattr(jobs.sample, "ray_session", lambda cluster: nullcontext())
     monkeypatch.setattr(sampling, "sampling_pools", lambda *_: nullcontext(fake_pools()))
     monkeypatch.setattr(jobs.check_sync, "ray_session", lambda cluster: nullcontext())
