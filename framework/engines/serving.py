@@ -195,7 +195,7 @@ async def _chat(
     talk = Conversation(load_tokenizer(checkpoint), options.system, config.max_model_len - params.max_tokens)
     if interactive:
         how = (
-            f"temperature {params.temperature:g}, top-p {params.top_p:g}, answers of {params.max_tokens} tokens at most"
+            f"temperature {params.temperature:g}, top-p {params.top_p:g}, at most {params.max_tokens} tokens an answer"
         )
         print(f"{name or checkpoint}: {config.dtype}, {how}; {FORGET} forgets what was said, Ctrl-D ends")
     try:

@@ -65,7 +65,7 @@ def outcome(results: Sequence[EvalResult]) -> str:
                 f"{found.failed_samples:,}",
             )
         )
-        rows += _parts(result)
+        rows += _parts(result) if len(results) == 1 else []
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for label, *cells in rows:
@@ -75,7 +75,7 @@ def outcome(results: Sequence[EvalResult]) -> str:
 
 
 def _parts(result: EvalResult) -> list[tuple[str, str, str, str, str, str]]:
-    """Rows of an evaluation's tasks, if it has several, and of levels, subjects and the like; the report has all."""
+    """Rows of a lone evaluation's tasks, if it has several, and of levels, subjects and the like."""
     parts = [*(result.tasks if len(result.tasks) > 1 else ()), *result.groups]
     rows = [
         (
