@@ -105,7 +105,8 @@ def read_rows(path: Path) -> Iterator[Row]:
 def parse_json(content: bytes, where: str, first: bool) -> Any:
     """Return what `content` holds; a byte order mark may come `first` in a file. Raises UserError for what is wrong."""
     try:
-        found = json.loads(content.decode("utf-8-sig" if first else "utf-8"))
+        text = content.decode("utf-8-sig" if first else "utf-8")
+        found = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise UserError(where, _excerpt(content), f"is not UTF-8 (byte {error.start + 1} of it)") from None
     except json.JSONDecodeError as error:
@@ -113,6 +114,8 @@ def parse_json(content: bytes, where: str, first: bool) -> Any:
         raise UserError(where, _excerpt(content), f"is not JSON: {error.msg} at {place}") from None
     except RecursionError:
         raise UserError(where, _excerpt(content), "is nested too deeply") from None
+    except _NoJson as error:
+        raise UserError(where, _excerpt(content), str(error)) from None
     except ValueError:  # Python reads no integer of more than 4,300 digits
         raise UserError(
             where, _excerpt(content), "holds a number of thousands of digits: write it as a string"
@@ -120,6 +123,23 @@ def parse_json(content: bytes, where: str, first: bool) -> Any:
     if b"\\ud" in content or b"\\uD" in content:  # the only way in which JSON can hold half of a pair
         check_unicode(found, where)
     return found
+
+
+class _NoJson(ValueError):
+    """What Python's reader takes, though it is no JSON, or says two things at once."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise _NoJson(f"has the field {twice!r} twice: which of them counts?")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise _NoJson(f"holds {name}, which is no number: leave the field out, or write null")
 
 
 def check_unicode(value: Any, where: str) -> None:

@@ -153,8 +153,12 @@ def _plain(file: Path, batch: Any, before: int) -> list[Mapping[str, Any]]:
 
 
 def as_json(value: Any) -> Any:
-    """Return a value of a table as JSON can hold it: times and decimals as text, bytes by their length."""
-    return json.loads(json.dumps(value, default=_as_text))
+    """Return a value of a table as JSON can hold it: times and decimals as text, bytes by their length, NaN as null."""
+    return json.loads(json.dumps(value, default=_as_text), parse_constant=_missing)
+
+
+def _missing(name: str) -> None:
+    """NaN is how tables write that a number is not there; infinities have no place in JSON either."""
 
 
 def _as_text(value: object) -> str:

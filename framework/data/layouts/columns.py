@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,8 @@ def text_of(value: Any, where: str) -> str:
 
     A whole float loses its ".0": tables hold integers with gaps as floats.
     """
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    good = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    if isinstance(value, bool) or not good:
         raise UserError(where, short(value), "must be a text or a number")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
