@@ -15,6 +15,11 @@ from framework.errors import UserError
 from framework.files import shares
 
 MANIFEST = "manifest.json"
+INDEX = "model.safetensors.index.json"
+JSON_FILES = (
+    *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", INDEX),
+)
 Digests = MutableMapping[str, tuple[int, int, int, str]]  # absolute path -> bytes, mtime in ns, inode, SHA-256
 
 
@@ -191,8 +196,31 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def check_json_files(directory: Path) -> None:
+    """Raise UserError for a file beside a checkpoint's weights that is there, but no JSON object."""
+    for name in JSON_FILES:
+        if os.path.lexists(directory / name):
+            read_json(directory / name)
+
+
+def shards(directory: Path) -> list[str]:
+    """Return the weights' files that a checkpoint's index names, if it has one; UserError for an index that is none."""
+    file = directory / INDEX
+    if not file.is_file():
+        return []
+    weight_map = read_json(file).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) else {None}
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            allowed = "weight_map must say for each tensor which file beside it holds it"
+            raise UserError(str(file), weight_map if name is None else name, allowed)
+    return sorted(names)
+
+
 def check_safetensors_file(file: Path) -> None:
     """Raise UserError unless a safetensors file is as long as its own header says."""
+    if not file.is_file():
+        raise UserError(str(file), "no file", "must be a whole safetensors file")
     size = file.stat().st_size
     with file.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
@@ -211,6 +239,8 @@ def read_json(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_text())
     except FileNotFoundError:
         raise UserError(str(file), "no such file", "a checkpoint directory has one") from None
+    except OSError as error:
+        raise UserError(str(file), error.strerror, "must be a file that can be read") from None
     except ValueError as error:
         raise UserError(str(file), " ".join(str(error).split()), "must be JSON: damaged") from None
     if not isinstance(found, dict):
@@ -220,15 +250,15 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def _check_model(directory: Path) -> None:
     """Raise UserError for cut-off or missing weights, or a tokenizer larger than the model."""
+    check_json_files(directory)
     config = read_json(directory / "config.json")
     tokens, vocabulary = _tokenizer_size(directory / "tokenizer.json"), config.get("vocab_size")
     if vocabulary is not None and tokens > vocabulary:
         allowed = f"does not match the model, whose vocab_size is {vocabulary} in {directory / 'config.json'}"
         raise UserError(str(directory / "tokenizer.json"), f"{tokens} tokens", allowed)
-    index = directory / "model.safetensors.index.json"
-    for name in sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else ():
+    for name in shards(directory):
         if not (directory / name).is_file():
-            raise UserError(str(directory / name), "no such file", f"{index.name} names it")
+            raise UserError(str(directory / name), "no such file", f"{INDEX} names it")
     for file in sorted(directory.glob("*.safetensors")):
         check_safetensors_file(file)
 

@@ -33,6 +33,7 @@ from framework.rewards.blame import place_of_error
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 OWN_MODULES = ("framework", "jobs")
+_KEY = re.compile(r"[^\s\0./=@]+([./@][^\s\0./=@]+)*")  # of an override
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ class EngineConfig:
 
     rollout: Component = None
     learner: Component = None
+
+
+class Stages(dict[str, Any]):
+    """Settings of a job's stages by name; one that is not there is the user's to give."""
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(f"stage.{name}", None, f"must be given: the job has such a stage (given: {', '.join(self)})")
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,7 @@ class RunConfig:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{,99}", self.run):
             allowed = "must be a directory name of at most 100 letters, digits, '.', '_' and '-'"
             raise UserError("run", self.run, allowed)
+        object.__setattr__(self, "stage", Stages(self.stage))
 
     @property
     def run_dir(self) -> Path:
@@ -189,13 +198,31 @@ def given_base(config: RunConfig) -> tuple[Checkpoint, ModelConfig]:
 
 def build_graph(config: RunConfig) -> Graph:
     """Call the job's `build(config)`; raises UserError if an edge of its graph does not fit."""
-    graph = TargetResolver(config.plugins)(config.job.target, f"job.{TARGET}")(config)
+    build = TargetResolver(config.plugins)(config.job.target, f"job.{TARGET}")
+    if not callable(build):
+        raise UserError(f"job.{TARGET}", config.job.target, "must be a function that builds a graph")
+    with blaming_plugins(config.plugins), _naming_what_is_absent(config):
+        graph = build(config)
     if not isinstance(graph, Graph):
         raise UserError(f"job.{TARGET}", config.job.target, "must return a framework.graph.nodes.Graph")
     given = {edge.path for node in graph.nodes.values() for edge in node.edges.values() if isinstance(edge, Artifact)}
     if config.base is not None and config.base.absolute() not in given:
         raise UserError("base", str(config.base), f"must be left out: job {config.job.name} makes its own base model")
     return graph
+
+
+@contextmanager
+def _naming_what_is_absent(config: RunConfig) -> Iterator[None]:
+    """Say which group a job lacks that was left out or set to null, where its `build` would meet None."""
+    try:
+        yield
+    except (AttributeError, TypeError) as error:
+        groups = {name: getattr(config, name) for name in ("algorithm", "data", "reward")}
+        groups |= {f"engine.{name}": getattr(config.engine, name) for name in ("rollout", "learner")}
+        absent = [name for name, value in groups.items() if value is None]
+        if "NoneType" not in str(error) or not absent:
+            raise
+        raise UserError(", ".join(absent), None, f"must be given: job {config.job.name} needs it") from error
 
 
 @dataclass(frozen=True)
@@ -300,12 +327,21 @@ def _as_hydra_takes_it(override: str, folders: Sequence[Path]) -> str:
         parsed = OverridesParser.create().parse_override(override)
     except (HydraException, ValueError):  # ValueError: an integer of more digits than Python reads
         key, equals, value = override.partition("=")
-        if value.lstrip("-").isdigit():
+        if len(value) > 1000 and value.lstrip("-").isdigit():
             raise UserError(key, f"an integer of {len(value)} digits", "must be of 64 bits") from None
-        raise UserError("override", override[:200], _how_to_quote(override) if equals else allowed) from None
+        good_key = equals and _KEY.fullmatch(key.lstrip("+~"))
+        raise UserError("override", override[:200], _how_to_quote(override) if good_key else allowed) from None
+    key = parsed.key_or_group
+    if not _KEY.fullmatch(key):
+        raise UserError("override", override[:200], allowed)
+    if re.split(r"[./]", key)[0] == "hydra":
+        raise UserError("override", override[:200], "Hydra's own settings have no effect here: leave it out")
     if parsed.is_sweep_override():
         raise UserError("override", override, "takes one value; a list is written key=[a,b]")
     is_group = parsed.package is not None or any((folder / parsed.key_or_group).is_dir() for folder in folders)
+    if is_group and isinstance(parsed.value(), str) and ".." in parsed.value().split("/"):
+        options = group_options(key, folders)
+        raise UserError(key, parsed.value(), f"takes the name of one of its yaml files: {', '.join(options)}")
     plain_set = not (parsed.is_add() or parsed.is_force_add() or parsed.is_delete())
     if is_group and not parsed.is_delete() and not isinstance(parsed.value(), str | list):
         options = ", ".join(group_options(parsed.key_or_group, folders))

@@ -17,7 +17,7 @@ from typing import Any
 
 from framework.actors.ray_watch import RayWatch, end_process
 from framework.errors import UserError
-from framework.graph.cluster import ClusterConfig
+from framework.graph.cluster import PROCESSES_A_CORE, ClusterConfig
 
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 5.0, 10.0
 TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -49,6 +49,10 @@ def start_ray(cluster: ClusterConfig) -> None:
         except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise _refused(where, address, error) from error
     else:
+        cores = len(os.sched_getaffinity(0))
+        if cluster.cpus > PROCESSES_A_CORE * cores:
+            allowed = f"must be at most {PROCESSES_A_CORE * cores}: this machine has {cores} cores"
+            raise UserError("cluster.cpus", cluster.cpus, f"{allowed}; or join a cluster: cluster.ray_address")
         with _undisturbed(), _own_token():
             ray.init(
                 address="local",

@@ -96,11 +96,14 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
     from framework.convert import to_plain
     from framework.graph.plan import check_complete
     from framework.graph.store import Store
+    from framework.models.hub import check_weights
 
     conf = found_conf(arguments.config_dir)
     config = compose(arguments.overrides, conf, weights=arguments.command != "plan")
     graph = build_graph(config)
     graph.check()
+    if config.base is not None:
+        check_weights(config.base)
     Store(config.run_dir).check_place()
     if arguments.command != "plan":
         check_complete(graph)

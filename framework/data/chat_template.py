@@ -17,6 +17,7 @@ from framework.types import Prompt
 
 NAMED = {"r1_zero": R1_ZERO_CHAT_TEMPLATE, "r1": R1_CHAT_TEMPLATE, "v3": V3_CHAT_TEMPLATE}
 _OPENED = re.compile(r"<(think|thinking|thought|reasoning|answer)>.*", re.DOTALL)
+_MARKS = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 Message = Mapping[str, Any]
 
 
@@ -31,8 +32,8 @@ class TemplateConfig:
     prefix: str = ""  # put behind the generation prompt: every answer begins with it
 
     def __post_init__(self) -> None:
-        if self.name and self.name not in NAMED:
-            self._file()
+        if self.name:
+            self.source(None)  # what a tokenizer's own template reads is not known yet
 
     def named_files(self) -> tuple[Path, ...]:
         """The .jinja file, if it is one: what is made with it is made again when it changes."""
@@ -73,9 +74,24 @@ class TemplateConfig:
             allowed = f"{did_you_mean(self.name, NAMED)}must be {', '.join(NAMED)}, a .jinja file, or left out"
             raise UserError("template.name", self.name, allowed)
         try:
-            return path.read_text(encoding="utf-8-sig")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError("template.name", self.name, f"cannot be read: {error}") from None
+        check_source(text, "template.name", self.name)
+        return text
+
+
+def check_source(text: str, where: str, name: str) -> None:
+    """Raise UserError for a text that is no jinja, or a template that would put nothing of a conversation into it."""
+    from jinja2 import Environment, TemplateSyntaxError
+
+    try:
+        # Transformers' own tag, which marks what the assistant says, is no part of jinja.
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_MARKS.sub("", text))
+    except TemplateSyntaxError as error:
+        raise UserError(where, name, f"is not jinja: line {error.lineno}: {error.message}") from None
+    if not re.search(r"\bmessages\b", text):
+        raise UserError(where, name, "must be a chat template: it never reads `messages`")
 
 
 @dataclass(frozen=True)
@@ -126,8 +142,6 @@ class ChatTemplate:
         **variables: Any,
     ) -> str:
         """Return the masked text; raises UserError if the template refuses a message or drops its content."""
-        from jinja2 import TemplateError
-
         self._check_known(messages, tools, where)
         masked = [self.given(message) for message in messages]
         try:
@@ -139,7 +153,7 @@ class ChatTemplate:
                 tokenize=False,
                 **{**self._told, **variables},
             )
-        except (TemplateError, UserError, TypeError, ValueError, KeyError) as error:
+        except Exception as error:  # whatever a template runs into
             reason = " ".join(str(error).split())[:160]
             raise UserError(where, [m["role"] for m in messages], f"the chat template says: {reason}") from None
         if check:

@@ -42,11 +42,15 @@ def find_source(name: str | Path, key: str, split: str = "train") -> Source:
     Raises UserError, in `key`'s name, if there are none, or none of a kind that is read.
     """
     text = str(name)
+    if not text.strip() or "\0" in text:
+        raise UserError(key, text, f"must name {ALLOWED}")
     path = Path(text).expanduser()
     if path.is_file():
         return Source(key, text, (_known(path, key),))
     if path.is_dir():
         return Source(key, text, _folder(path, key))
+    if os.path.lexists(path):
+        raise UserError(text, _what_it_is(path), f"{key} must be {ALLOWED}")
     if any(character in text for character in "*?["):
         found = tuple(Path(match) for match in sorted(glob.glob(str(path), recursive=True)) if Path(match).is_file())
         if found:
@@ -56,6 +60,15 @@ def find_source(name: str | Path, key: str, split: str = "train") -> Source:
 
         return Source(key, text, tuple(_known(file, key) for file in hub_files(text, key, split)))
     raise UserError(text, "no such file", f"{_near(path)}{key} must be {ALLOWED}")
+
+
+def _what_it_is(path: Path) -> str:
+    """Say what lies there that is neither a file nor a folder."""
+    try:
+        path.stat()
+    except OSError as error:
+        return "a link that leads nowhere or in a circle" if path.is_symlink() else str(error.strerror)
+    return "a device, a pipe or a socket"
 
 
 def _is_plainly_a_file(text: str) -> bool:

@@ -44,6 +44,11 @@ def load_tokenizer(directory: Path) -> Any:
         loaded = PreTrainedTokenizerFast.from_pretrained(directory)
     except Exception as error:  # the library's own: a plain Exception for a damaged file
         raise UserError(str(file), " ".join(str(error).split())[:200], "must be a tokenizer of `tokenizers`") from None
+    known = reference.get_vocab_size()
+    for name in ("bos_token", "eos_token"):
+        if (token := getattr(loaded, f"{name}_id")) is not None and reference.id_to_token(token) is None:
+            allowed = f"must be one of the {known} tokens of {file}: a new one was never trained"
+            raise UserError(f"{directory / 'tokenizer_config.json'}: {name}", getattr(loaded, name), allowed)
     reference.no_truncation()
     expected = reference.encode(PROBE, add_special_tokens=False).ids
     if (found := _encode(loaded, PROBE)) != expected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from framework.bounds import Bound, NonNegativeFloat, NonNegativeInt, PositiveFl
 from framework.errors import UserError
 from framework.graph.deadlines import Deadlines
 
+_ADDRESS = re.compile(r"(ray://)?(\[[^\]\s]+\]|[^:/\s]+):\d{1,5}|auto|local")
 PROCESSES_A_CORE = 4  # more than that wait for one another longer than any time limit allows
 
 
@@ -30,12 +32,15 @@ class ClusterConfig:
     gpu_hour_usd: NonNegativeFloat = 2.0
     gpu_tflops: PositiveFloat = 989.0  # dense bf16 peak of one GPU (H100, H800)
     ray_address: str = ""  # empty: RAY_ADDRESS if it is set, else a local instance
-    object_store_gib: Annotated[float, Bound(least=0.1, note="as Ray asks")] = 1.0
+    object_store_gib: Annotated[float, Bound(least=0.1, most=65_536, note="as Ray asks")] = 1.0
     deadlines: Deadlines = field(default_factory=Deadlines)  # how long the run waits for whom
 
     def __post_init__(self) -> None:
         roles = ("rollout", "learner", "reward")
-        booked = {role: getattr(self, f"{role}_workers") * getattr(self, f"{role}_cpus", 1) for role in roles}
+        # A worker that books less than a core is a process all the same.
+        booked = {role: getattr(self, f"{role}_workers") * max(getattr(self, f"{role}_cpus", 1), 1) for role in roles}
+        if self.ray_address and not _ADDRESS.fullmatch(self.ray_address):
+            raise UserError("cluster.ray_address", self.ray_address, "must be host:port, ray://host:port or auto")
         most = PROCESSES_A_CORE * self.cpus
         if sum(booked.values()) > most:
             largest = max(roles, key=lambda role: booked[role])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from framework.artifacts import check_json_files
 from framework.errors import UserError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 WITHOUT_WEIGHTS = ("*.json", "tokenizer*", "*.jinja", "merges.txt", "*.model", "LICENSE*", "README*")
 WEIGHTS = ("*.safetensors",)
+OTHER_WEIGHTS = ("*.bin", "*.gguf", "*.pt", "*.pth", "adapter_*")
 
 
 def find_base(name: str, weights: bool = True) -> Path:
@@ -19,6 +21,7 @@ def find_base(name: str, weights: bool = True) -> Path:
     """
     path = Path(name).expanduser()
     if path.is_dir():
+        check_json_files(path)
         return path.absolute()
     if not HUB_ID.fullmatch(name) or path.parent.is_dir():
         raise UserError("base", name, "no such directory: must be a checkpoint directory or a hub id (owner/name)")
@@ -31,3 +34,20 @@ def find_base(name: str, weights: bool = True) -> Path:
     except Exception as error:  # its own, requests' and the file system's
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError("base", name, f"no such directory, and the hub could not give it ({reason})") from error
+
+
+def check_weights(directory: Path) -> None:
+    """Raise UserError for weights that are not there, cut off, or not those of the model in config.json.
+
+    Only headers are read. Of a hub's model that was fetched without weights nothing is asked.
+    """
+    from framework.models import public_layout
+
+    if not any(directory.glob("*.safetensors")):
+        if "snapshots" in directory.parts:
+            return
+        others = sorted(file.name for kind in OTHER_WEIGHTS for file in directory.glob(kind))
+        found = f"no *.safetensors file, but {others[0]}" if others else "no *.safetensors file"
+        allowed = "must hold its weights as safetensors: load the model with transformers and save_pretrained it"
+        raise UserError(f"base: {directory}", found, allowed)
+    public_layout.model_tensors(directory, public_layout.read_config(directory))

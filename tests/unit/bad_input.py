@@ -10,12 +10,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from framework.cli import main
+from framework.config import RunConfig, compose
 from framework.convert import to_plain
 from framework.graph.store import Store
 
@@ -186,11 +188,14 @@ def check_case(case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     assert snapshot(tmp_path) == before
 
 
+@cache
+def _toy() -> RunConfig:
+    return compose(TOY[:-1], TOY_CONF)
+
+
 def finished_run(tmp: Path) -> None:
     """Put the toy job's run directory there, as a run of the unchanged configuration leaves it."""
-    from framework.config import compose
-
-    config = compose([item.replace("{tmp}", str(tmp)) for item in TOY], TOY_CONF)
+    config = replace(_toy(), runs_dir=tmp / "runs")
     Store(config.run_dir).open_run(to_plain(config))
     (config.run_dir / "artifacts").mkdir()
 

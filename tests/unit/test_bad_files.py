@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,24 @@ from tests.unit.bad_input import (
     sft_files,
     write,
 )
+
+LINE = b'{"prompt": "What is 1 + 2?", "answer": "3"}\n'
+
+
+def placed(place: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Return a `prepare` for GRPO on a user's model, which places something more."""
+
+    def prepare(tmp: Path) -> None:
+        grpo_files()(tmp)
+        place(tmp)
+
+    return prepare
+
+
+def raw(name: str, content: bytes = LINE) -> Callable[[Path], None]:
+    """Return such a `prepare` that writes these bytes."""
+    return placed(lambda tmp: (tmp / name).write_bytes(content))
+
 
 CASES = (
     Case("report of no run", ("report", "{tmp}/nope"), ("nope",)),
@@ -191,6 +212,56 @@ CASES = (
         ("stage.sft.warmup_steps", "the 1 steps"),
         sft_files(CHAT),
     ),
+    *(
+        Case(f"prompts: {name}", grpo(), (f"{{tmp}}/train.jsonl{at}: got", *says), raw("train.jsonl", content))
+        for name, content, at, *says in (
+            ("UTF-16", LINE.decode().encode("utf-16"), ":1", "is not UTF-8"),
+            ("Latin-1", LINE + '{"prompt": "é?", "answer": "1"}'.encode("latin-1"), ":2", "is not UTF-8"),
+            ("nothing but blanks", b"\n  \n", "", "an empty file"),
+            ("a number of 5,000 digits", LINE + b'{"prompt": "x?", "answer": ' + b"9" * 5000 + b"}", ":2", "thousands"),
+            ("NaN", LINE + b'{"prompt": "x?", "answer": NaN}', ":2", "holds NaN, which is no number"),
+            ("an infinity", LINE + b'{"prompt": "x?", "answer": "1", "level": -Infinity}', ":2", "holds -Infinity"),
+            ("a number beyond all", LINE + b'{"prompt": "x?", "answer": 1e400}', ":2: answer", "a text or a number"),
+            ("a field twice", LINE + b'{"prompt": "x?", "answer": "1", "answer": "2"}', ":2", "field 'answer' twice"),
+            ("a scalar", LINE + b"5", ":2", "must be a JSON object"),
+            ("a list for an answer", LINE + b'{"prompt": "x?", "answer": [1]}', ":2: answer", "a text or a number"),
+            ("truth for an answer", LINE + b'{"prompt": "x?", "answer": true}', ":2: answer", "a text or a number"),
+            ("an empty question", LINE + b'{"prompt": " ", "answer": "1"}', ":2: prompt", "must not be empty"),
+            ("half a surrogate pair", LINE + b'{"prompt": "\\ud800", "answer": "1"}', ":2: prompt", "no text"),
+            ("too deep", b"[" * 100_000, ":1", "nested too deeply"),
+            ("an id that is a list", LINE + b'{"id": [1], "prompt": "x?", "answer": "1"}', ":2: id", "a text or a num"),
+            (
+                "no such role",
+                LINE + b'{"prompt": [{"role": "x", "content": "y"}], "answer": "1"}',
+                ":2: prompt[0]: role",
+            ),
+            ("tokens below 0", LINE + b'{"prompt": "x?", "answer": "1", "token_ids": [-1]}', ":2: token_ids", "ids"),
+            ("old Mac's line ends", LINE.rstrip() + b"\r" + LINE, ":1", "is not JSON: Extra data"),
+        )
+    ),
+    *(
+        Case(f"prompts: {name}", grpo(f"data.train={{tmp}}/{file}"), (f"{{tmp}}/{file}: got", says), prepare)
+        for name, file, says, prepare in (
+            ("gz that is none", "t.jsonl.gz", "is a damaged gzip file", raw("t.jsonl.gz", LINE)),
+            ("gz cut off", "t.jsonl.gz", "ended before", raw("t.jsonl.gz", gzip.compress(LINE)[:-9])),
+            ("zst that is none", "t.jsonl.zst", "is a damaged zst file", raw("t.jsonl.zst", LINE)),
+            ("parquet that is none", "t.parquet", "must be a readable parquet file", raw("t.parquet", LINE)),
+            ("a table without rows", "t.csv", "an empty file", raw("t.csv", b"question,answer\n")),
+            ("a pipe", "p.jsonl", "a device, a pipe or a socket", placed(lambda tmp: os.mkfifo(tmp / "p.jsonl"))),
+            ("a circle", "l.jsonl", "in a circle", placed(lambda tmp: (tmp / "l.jsonl").symlink_to("l.jsonl"))),
+            ("an endless file", "z.jsonl", "a device", placed(lambda tmp: (tmp / "z.jsonl").symlink_to("/dev/zero"))),
+        )
+    ),
+    Case(
+        "prompts: a folder without any",
+        grpo("data.train={tmp}/d"),
+        ("{tmp}/d", "a folder without"),
+        placed(lambda tmp: (tmp / "d").mkdir()),
+    ),
+    Case("prompts: a file of an unknown kind", grpo("data.train={tmp}/t.exe"), ("t.exe", "must end in"), raw("t.exe")),
+    Case("prompts: a name of nothing", grpo('data.train=""'), ("data.train: got ''; must name a file",), grpo_files()),
+    Case("documents: a name of nothing", r1_zero('data.documents_files=[""]'), ("data.documents_files: got ''",)),
+    Case("conversations: NaN", sft(), ("{tmp}/chats.jsonl:1", "holds NaN"), sft_files('{"messages": NaN}')),
     Case("full disk", run(), ("{tmp}/runs/toy", "the disk is full"), full_disk("runs/toy/config.json.tmp")),
     Case("report on a full disk", ("report", "{tmp}/runs/toy"), ("No space left",), full_disk("runs/toy/report.tmp")),
     Case("unwritable output folder", run("runs_dir=/sys/runs"), ("/sys/runs", "that can be made and written")),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.bad_input import TOY, Case, check_case, r1_zero, run, write
+from tests.unit.bad_input import GOOD, TOY, Case, check_case, own_prompts, prompt_files, r1_zero, run, write
 
 CASES = (
     Case("unknown key", run("stage.train.lrr=1"), ("stage.train.lrr", "did you mean 'lr'?")),
@@ -27,6 +27,86 @@ CASES = (
     Case("override without a value", run("seed"), ("override: got 'seed'", "key=value")),
     Case("override that does not parse", run("seed={"), ("override: got 'seed={'", "in quotes, twice: 'seed=\"{\"'")),
     Case("sweep", run("seed=1,2"), ("seed=1,2", "one value")),
+    Case("a bracket that is not quoted", run("run=(a"), ("override: got 'run=(a'", "in quotes, twice: 'run=\"(a\"'")),
+    Case("an equals sign that is not quoted", run("run=a=b"), ("'run=a=b'", "in quotes, twice: 'run=\"a=b\"'")),
+    Case("a tilde that is not quoted", run("run=~x"), ("'run=~x'", "in quotes, twice: 'run=\"~x\"'")),
+    Case("a home that no shell fills in", r1_zero("base=~/model"), ("write base=$HOME/model",)),
+    Case("a key with a hole in it", run("stage..lr=1"), ("override: got 'stage..lr=1'", "reads key=value")),
+    Case("a key that ends in a dot", run("stage.train.=1"), ("got 'stage.train.=1'", "reads key=value")),
+    Case("no key", run("=5"), ("override: got '=5'", "reads key=value")),
+    Case("an integer of 5,000 digits", run(f"seed={'9' * 5000}"), ("seed: got 'an integer of 5000 digits'", "64 bits")),
+    Case("digits of another script", run("seed=１"), ("override: got 'seed=１'", "in quotes")),
+    Case("Hydra's own settings", run("hydra.run.dir=x"), ("override: got 'hydra.run.dir=x'", "no effect here")),
+    Case("an option outside its group", run("model=../model/v3_tiny"), ("model: got '../model/v3_tiny'", "v3_tiny,")),
+    Case("an interpolation of itself", run("seed=${seed}"), ("seed: got None", "Recursive")),
+    Case("truth for a count", r1_zero("stage.grpo.steps=true"), ("stage.grpo.steps: got True; must be an integer",)),
+    Case("a list for a count", r1_zero("stage.grpo.steps=[1,2]"), ("stage.grpo.steps: got [1, 2]; must be an int",)),
+    Case("a mapping for a count", r1_zero("stage.grpo.steps={a:1}"), ("stage.grpo.steps: got {'a': 1}",)),
+    Case("nothing for a count", r1_zero("stage.grpo.steps=null"), ("stage.grpo.steps: got None; must be an int",)),
+    Case("an infinite count", r1_zero("stage.grpo.steps=1e400"), ("stage.grpo.steps: got inf; must be an integer",)),
+    Case("more than 64 bits", r1_zero("stage.grpo.steps=99999999999999999999"), ("'an integer of 67 bits'",)),
+    Case("nan for a rate", r1_zero("algorithm.kl_coef=nan"), ("algorithm.kl_coef: got nan; must be a finite number",)),
+    Case("nan for a time", r1_zero("reward.time_limit_s=nan"), ("reward.time_limit_s: got nan", "finite")),
+    Case(
+        "an endless time", r1_zero("reward.time_limit_s=1e30"), ("reward.time_limit_s: got 1e+30", "at most 31536000")
+    ),
+    Case("a seed below 0", run("seed=-1"), ("seed: got -1; must be 0 to 4294967295",)),
+    Case("no group of stages", r1_zero("stage=[]"), ("stage.grpo: got None", "must be given")),
+    Case("a stage taken away", r1_zero("~stage.grpo"), ("stage.grpo: got None", "must be given")),
+    Case("all stages taken away", r1_zero("~stage"), ("stage.grpo: got None", "must be given")),
+    Case("no learner", r1_zero("engine.learner=null"), ("engine.learner: got None; must be given: job r1_zero",)),
+    Case("no sampler", r1_zero("engine.rollout=null"), ("engine.rollout: got None; must be given: job r1_zero",)),
+    Case("no rewards", own_prompts("~reward"), ("reward: got None; must be given: job r1_zero",), prompt_files(GOOD)),
+    Case("a module for a job", run("job._target_=jobs.r1_zero"), ("job._target_: got 'jobs.r1_zero'", "a function")),
+    Case("a misspelt plug-in", run("plugins=[tests.unit,tsts]"), ("plugins: got 'tsts'", "must be a module in")),
+    Case("a number for a plug-in", run("plugins=[1]"), ("plugins: got '1'", "must be a module in")),
+    Case("no list of plug-ins", run("plugins=tests"), ("plugins: got 'tests'; must be a list",)),
+    Case(
+        "64 workers on two cores",
+        r1_zero("cluster.rollout_workers=64"),
+        ("cluster.rollout_workers: got 64", "cluster.cpus=2 can carry 8 at most"),
+    ),
+    Case(
+        "64 workers that book nothing",
+        r1_zero("cluster.rollout_workers=64", "cluster.rollout_cpus=0"),
+        ("cluster.rollout_workers: got 64", "cluster.cpus=2 can carry 8 at most"),
+    ),
+    Case("64 ranks of pretraining", r1_zero("stage.pretrain.workers=64"), ("stage.pretrain.workers: got 64", "most 8")),
+    Case(
+        "a machine that says it has 4,000 cores",
+        run("run=other", "cluster.cpus=4000", "cluster.rollout_workers=64"),
+        ("cluster.cpus: got 4000", "this machine has"),
+    ),
+    Case("no address", run("cluster.ray_address=head"), ("cluster.ray_address: got 'head'; must be host:port",)),
+    Case(
+        "more memory than there is",
+        run("cluster.object_store_gib=1e12"),
+        ("cluster.object_store_gib: got 1000000000000",),
+    ),
+    Case(
+        "a template that is no chat template",
+        r1_zero("template.name={tmp}/a.jinja"),
+        ("template.name: got '{tmp}/a.jinja'", "it never reads `messages`"),
+        write("a.jinja", "hello {{ bos_token }}"),
+    ),
+    Case(
+        "a template that is no jinja",
+        r1_zero("template.name={tmp}/a.jinja"),
+        ("template.name: got '{tmp}/a.jinja'", "is not jinja: line 2"),
+        write("a.jinja", "{{ messages }}\n{% for %}"),
+    ),
+    Case(
+        "a variable that the template does not read",
+        r1_zero("template.name=r1", "template.variables={colour: red}"),
+        ("template.variables.colour: got 'red'", "reads no such name"),
+    ),
+    Case("the kernel's files", run("runs_dir=/proc/self"), ('/proc/self/toy: got "the kernel\'s own files"',)),
+    Case(
+        "a link in a circle",
+        run("runs_dir={tmp}/round"),
+        ("{tmp}/round: got 'a link that leads nowhere or in a circle'",),
+        lambda tmp: (tmp / "round").symlink_to(tmp / "round"),
+    ),
     Case("interpolation of nothing", run("seed=${sed}"), ("seed", "'sed' not found")),
     Case("mandatory value", run("model.vocab_size=???"), ("model.vocab_size", "must be given")),
     Case("run name with a slash", run("run=../x"), ("run: got '../x'", "must be a directory name")),
