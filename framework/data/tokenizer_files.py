@@ -46,7 +46,7 @@ def load_tokenizer(directory: Path) -> Any:
         raise UserError(str(file), " ".join(str(error).split())[:200], "must be a tokenizer of `tokenizers`") from None
     known = reference.get_vocab_size()
     for name in ("bos_token", "eos_token"):
-        if (token := getattr(loaded, f"{name}_id")) is not None and reference.id_to_token(token) is None:
+        if (token := getattr(loaded, f"{name}_id", None)) is not None and reference.id_to_token(token) is None:
             allowed = f"must be one of the {known} tokens of {file}: a new one was never trained"
             raise UserError(f"{directory / 'tokenizer_config.json'}: {name}", getattr(loaded, name), allowed)
     reference.no_truncation()

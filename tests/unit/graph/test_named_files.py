@@ -52,7 +52,7 @@ def test_a_stage_has_another_key_once_a_file_that_it_names_has_other_content(set
 
     def write(name: str, question: str) -> None:
         (tmp_path / f"{name}.jsonl").write_text(prompt_line(name, question))
-        (tmp_path / f"{name}.jinja").write_text(question)
+        (tmp_path / f"{name}.jinja").write_text(f"{{{{ messages }}}} {question}")
 
     write("other", "What is 3 + 9?")
     write("named", "What is 1 + 2?")
