@@ -168,7 +168,7 @@ CASES = (
     Case(
         "prompt that asks for a reward that the run lacks",
         own_prompts(),
-        ("prompt one: rewards: got 'acuracy'", "did you mean 'accuracy'?"),
+        ("{tmp}/train.jsonl:1: rewards: got 'acuracy'", "did you mean 'accuracy'?"),
         prompt_files(prompt_line("one", "What is 1 + 2?", rewards=["acuracy"])),
     ),
     Case("no conversations", ("run", "job=sft", "base={tmp}/base"), ("data.chats_file: got None",), sft_files()),
