@@ -209,12 +209,12 @@ def shards(directory: Path) -> list[str]:
     if not file.is_file():
         return []
     weight_map = read_json(file).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) else {None}
+    names: list[Any] = list(weight_map.values()) if isinstance(weight_map, dict) else [weight_map]
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             allowed = "weight_map must say for each tensor which file beside it holds it"
-            raise UserError(str(file), weight_map if name is None else name, allowed)
-    return sorted(names)
+            raise UserError(str(file), name, allowed)
+    return sorted(set(names))
 
 
 def check_safetensors_file(file: Path) -> None:

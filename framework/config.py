@@ -339,13 +339,12 @@ def _as_hydra_takes_it(override: str, folders: Sequence[Path]) -> str:
     if parsed.is_sweep_override():
         raise UserError("override", override, "takes one value; a list is written key=[a,b]")
     is_group = parsed.package is not None or any((folder / parsed.key_or_group).is_dir() for folder in folders)
-    if is_group and isinstance(parsed.value(), str) and ".." in parsed.value().split("/"):
-        options = group_options(key, folders)
-        raise UserError(key, parsed.value(), f"takes the name of one of its yaml files: {', '.join(options)}")
     plain_set = not (parsed.is_add() or parsed.is_force_add() or parsed.is_delete())
-    if is_group and not parsed.is_delete() and not isinstance(parsed.value(), str | list):
-        options = ", ".join(group_options(parsed.key_or_group, folders))
-        raise UserError(parsed.key_or_group, parsed.value(), f"takes the name of one of its yaml files: {options}")
+    value = parsed.value()
+    an_option = isinstance(value, str | list) and not (isinstance(value, str) and ".." in value.split("/"))
+    if is_group and not parsed.is_delete() and not an_option:
+        options = ", ".join(group_options(key, folders))
+        raise UserError(key, value, f"takes the name of one of its yaml files: {options}")
     return override if is_group or not plain_set else f"++{override}"
 
 

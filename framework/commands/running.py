@@ -96,7 +96,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
     from framework.convert import to_plain
     from framework.graph.plan import check_complete
     from framework.graph.store import Store
-    from framework.models.hub import check_weights
+    from framework.models.find_base import check_weights
 
     conf = found_conf(arguments.config_dir)
     config = compose(arguments.overrides, conf, weights=arguments.command != "plan")
