@@ -340,11 +340,11 @@ def _as_hydra_takes_it(override: str, folders: Sequence[Path]) -> str:
         raise UserError("override", override, "takes one value; a list is written key=[a,b]")
     is_group = parsed.package is not None or any((folder / parsed.key_or_group).is_dir() for folder in folders)
     plain_set = not (parsed.is_add() or parsed.is_force_add() or parsed.is_delete())
-    value = parsed.value()
-    an_option = isinstance(value, str | list) and not (isinstance(value, str) and ".." in value.split("/"))
+    option = parsed.value()
+    an_option = isinstance(option, str | list) and not (isinstance(option, str) and ".." in option.split("/"))
     if is_group and not parsed.is_delete() and not an_option:
         options = ", ".join(group_options(key, folders))
-        raise UserError(key, value, f"takes the name of one of its yaml files: {options}")
+        raise UserError(key, option, f"takes the name of one of its yaml files: {options}")
     return override if is_group or not plain_set else f"++{override}"
 
 
