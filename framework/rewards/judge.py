@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientSession
 
 MAX_REPLY = 1 << 22  # bytes of one HTTP reply
+PAUSE_S = 0.1  # half of the wait before a second try; each further one waits twice as long
 _GRADE = re.compile(r"\[\[\s*(\d{1,2})\s*\]\]")
 _RIGHT = re.compile(r"\[\[\s*(correct|incorrect)\s*\]\]")
 _REFERENCE = """Below are a question, its reference answer and a student's answer. Does the student's final answer say \
@@ -139,7 +140,7 @@ class Judge(Reward):
         why = ""
         for attempt in range(self.retries + 1):
             if attempt:
-                await asyncio.sleep(min(5.0, 0.1 * 2**attempt))
+                await asyncio.sleep(min(5.0, PAUSE_S * 2**attempt))
             try:
                 text = _content(await _json(session, "POST", f"{self.url.rstrip('/')}/chat/completions", body))
             except PermissionError as error:

@@ -159,7 +159,7 @@ class Filters:
         masked = {os.path.basename(path) for path in library.masked}
         standard = [entry.path for entry in os.scandir(library.stdlib) if entry.name not in masked]
         readable = [*library.readable, *standard, *library.packages, *filter(os.path.exists, _DEVICES)]
-        self._inside = kernel.Landlock(readable, listable, [self._folder])
+        self._inside = kernel.Landlock(readable, listable, [self._folder, os.devnull])
         if reason := kernel.works(lambda: kernel.filter_calls(processes=False, signals=False)):
             raise OSError(reason)
 

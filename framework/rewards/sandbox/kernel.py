@@ -60,27 +60,44 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "fcntl": (72, 25),
     "fork": (57, None),
     "ioctl": (16, 29),
+    "ioprio_set": (251, 30),
     "kcmp": (312, 272),
     "keyctl": (250, 219),
     "kill": (62, 129),
     "memfd_create": (319, 279),
+    "migrate_pages": (256, 238),
     "mount": (165, 40),
+    "move_pages": (279, 239),
     "mq_open": (240, 180),
+    "msgctl": (71, 187),
     "msgget": (68, 186),
+    "msgrcv": (70, 188),
+    "msgsnd": (69, 189),
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
     "perf_event_open": (298, 241),
     "personality": (135, 92),
     "pivot_root": (155, 41),
     "prctl": (157, 167),
+    "prlimit64": (302, 261),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
     "ptrace": (101, 117),
     "request_key": (249, 218),
     "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "semctl": (66, 191),
     "semget": (64, 190),
+    "semop": (65, 193),
+    "semtimedop": (220, 192),
     "setns": (308, 268),
+    "setpriority": (141, 140),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
     "shmget": (29, 194),
     "socket": (41, 198),
     "syslog": (103, 116),
@@ -167,15 +184,17 @@ def no_new_rights() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
-# Of what needs no other right, these reach other processes, the kernel's insides, or memory that no limit counts.
+# Of what needs no other right, these reach other processes of the same user (their memory, priority, shared memory,
+# queues), the kernel's insides, or memory that no limit counts.
 _DENIED = (
     *("add_key", "bpf", "chroot", "fanotify_init", "fsconfig", "fsmount", "fsopen", "fspick", "io_uring_enter"),
-    *("io_uring_register", "io_uring_setup", "kcmp", "keyctl", "memfd_create", "memfd_secret", "mount"),
-    *("mount_setattr", "move_mount", "mq_open", "msgget", "name_to_handle_at", "open_by_handle_at", "open_tree"),
-    *("perf_event_open", "personality", "pidfd_getfd", "pidfd_open", "pidfd_send_signal", "pivot_root"),
-    *("process_madvise", "process_vm_readv", "process_vm_writev", "ptrace", "request_key", "rt_sigqueueinfo"),
-    *("rt_tgsigqueueinfo", "semget", "setns", "shmget", "socket", "syslog", "tkill", "umount2", "unshare"),
-    "userfaultfd",
+    *("io_uring_register", "io_uring_setup", "ioprio_set", "kcmp", "keyctl", "memfd_create", "memfd_secret"),
+    *("migrate_pages", "mount", "mount_setattr", "move_mount", "move_pages", "mq_open", "msgctl", "msgget", "msgrcv"),
+    *("msgsnd", "name_to_handle_at", "open_by_handle_at", "open_tree", "perf_event_open", "personality"),
+    *("pidfd_getfd", "pidfd_open", "pidfd_send_signal", "pivot_root", "process_madvise", "process_vm_readv"),
+    *("process_vm_writev", "ptrace", "request_key", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "sched_setaffinity"),
+    *("sched_setattr", "sched_setparam", "sched_setscheduler", "semctl", "semget", "semop", "semtimedop", "setns"),
+    *("setpriority", "shmat", "shmctl", "shmget", "socket", "syslog", "tkill", "umount2", "unshare", "userfaultfd"),
 )
 _STARTS = ("fork", "vfork", "execve", "execveat")
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -215,6 +234,7 @@ def _filter(processes: bool, signals: bool) -> list[tuple[int, int, int, int]]:
         *(("fcntl", 1, _EQUAL, command, False) for command in (8, 10, 15)),  # F_SETOWN, F_SETSIG, F_SETOWN_EX
         *(("ioctl", 1, _EQUAL, request, False) for request in (0x8901, 0x8902, 0x5412)),  # FIOSETOWN … TIOCSTI
     ]
+    tests.append(("prlimit64", 0, _EQUAL, 0, True))  # its own limits alone
     if not processes:
         tests.append(("clone", 0, _ANY_BIT, CLONE_THREAD, True))
     if not signals:

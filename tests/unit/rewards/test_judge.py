@@ -74,6 +74,11 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("framework.rewards.judge.PAUSE_S", 0.0)
+
+
 def says(text: object, reason: str = "stop") -> Answer:
     choice = {"message": {"content": text}, "finish_reason": reason}
     return lambda handler, _: handler.say(200, {"choices": [choice], "usage": {"total_tokens": 7}})

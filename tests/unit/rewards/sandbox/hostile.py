@@ -67,6 +67,12 @@ SCRIPTS = {
     "a signal to its group": "import os, signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nos.killpg(0, signal.SIGTERM)\nos.kill(0, 9)\nprint(41)",
     "signals by the back door": "import fcntl, os, signal\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, {pid})\n"
     "fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC)\nos.write(w, b'x')\nprint(42)",
+    "limits of its parent": "import os, resource\nfor pid in (os.getppid() or {pid}, {pid}):\n"
+    "    resource.prlimit(pid, resource.RLIMIT_CPU, (0, 0))\nprint(42)",
+    "the priority of its user": "import os\nos.setpriority(os.PRIO_USER, 0, 19)\nprint(42)",
+    "the cores of its parent": "import os\nos.sched_setaffinity({pid}, {{0}})\nprint(42)",
+    "shared memory of others": "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.shmat.restype = ctypes.c_long\n"
+    "assert any(libc.shmat(n, 0, 0) != -1 for n in range(100))\nprint(42)",
     "a thread that survives": "import threading, time\nthreading.Thread(target=time.sleep, args=(3600,), daemon=False).start()\nprint(42)",
     "a child that survives": "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(3600)\nprint(42)",
     "a child that survives, by spawn": "import subprocess\nsubprocess.Popen(['sleep', '3600'], start_new_session=True)\nprint(42)",

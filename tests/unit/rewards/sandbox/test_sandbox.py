@@ -45,6 +45,8 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
         ("open('note.txt', 'w').write('here')\nprint(open('note.txt').read())", "", "here\n"),
         ("import os\nprint(os.listdir('.'))", "", "[]\n"),  # what the program before wrote is gone
         ("import sys\nprint('on the way')\nsys.exit()", "", "on the way\n"),
+        ("import os, sys\nprint('lost', file=open(os.devnull, 'w'))\nprint('kept')", "", "kept\n"),
+        ("import resource\nprint(resource.getrlimit(resource.RLIMIT_CORE))", "", "(0, 0)\n"),
         ("import atexit\natexit.register(print, 'last')", "", "last\n"),
         ("print(hash('a') == hash('a'), len({1, 2}))", "", "True 2\n"),
     ],
@@ -59,6 +61,8 @@ def test_threads_and_the_rest_of_the_library(sandbox: Sandbox) -> None:
         pytest.skip("limits alone allow no threads, and may not read the library")
     source = "import threading, sqlite3, csv\nthread = threading.Thread(target=lambda: print('in it'))\nthread.start()"
     assert sandbox.run(source, b"", LIMITS).output == b"in it\n"
+    source = "import asyncio\nasync def f(): print(await asyncio.sleep(0, 'slept'))\nasyncio.run(f())"
+    assert sandbox.run(source, b"", LIMITS).output == b"slept\n"
 
 
 @pytest.mark.parametrize(
