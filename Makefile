@@ -13,7 +13,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-dep
 .PHONY: help test r1-zero own lint mutants .venv
 OWN := runs/models
 OWN_RUN := data.train=$(OWN)/arithmetic_train.jsonl data.heldout=$(OWN)/arithmetic_heldout.jsonl
-OWN_RUN += stage.grpo.max_tokens=64 stage.evaluate.max_tokens=64
+OWN_RUN += stage.grpo.max_tokens=32 stage.evaluate.max_tokens=32 stage.grpo.steps=30
+# The base solves one in fifteen: groups of eight have a right answer two times in five, and the others cost no training.
+OWN_RUN += stage.grpo.prompts_per_step=8 stage.grpo.group_size=8 algorithm.kl_coef=0 algorithm.skip_idle=true
+OWN_RUN += stage.grpo.max_staleness=1 stage.grpo.probe_responses=4 engine.learner.schedule.lr=1e-5
 .DEFAULT_GOAL := help
 
 help: ## show the targets
