@@ -27,6 +27,7 @@ class ClusterConfig:
     learner_workers: PositiveInt = 1
     learner_cpus: NonNegativeFloat = 1.0
     reward_workers: PositiveInt = 1
+    reward_gpus: NonNegativeFloat = 0.0  # of each worker, for rewards that are models; shares of a GPU too
     colocate: bool = False  # rollout workers and learners take turns on the same GPUs
     gpu_memory_gib: PositiveFloat = 80.0
     gpu_hour_usd: NonNegativeFloat = 2.0
@@ -41,6 +42,9 @@ class ClusterConfig:
         booked = {role: getattr(self, f"{role}_workers") * max(getattr(self, f"{role}_cpus", 1), 1) for role in roles}
         if self.ray_address and not _ADDRESS.fullmatch(self.ray_address):
             raise UserError("cluster.ray_address", self.ray_address, "must be host:port, ray://host:port or auto")
+        if self.reward_workers * self.reward_gpus > self.gpus:
+            allowed = f"{self.reward_workers} reward workers, and the cluster has {self.gpus} GPUs"
+            raise UserError("cluster.reward_gpus", self.reward_gpus, allowed)
         most = PROCESSES_A_CORE * self.cpus
         if sum(booked.values()) > most:
             largest = max(roles, key=lambda role: booked[role])
@@ -49,10 +53,13 @@ class ClusterConfig:
             raise UserError(f"cluster.{largest}_workers", getattr(self, f"{largest}_workers"), allowed)
 
     def check_gpus(self, tensor_parallel_size: int) -> None:
-        """Raise UserError if rollout workers of so many GPUs each, and the learners, do not find them."""
+        """Raise UserError if rollout workers of so many GPUs each, learners and reward workers do not find them."""
         rollout, share = self.rollout_workers * tensor_parallel_size, self.gpu_share
-        if self.gpus and max(rollout, self.learner_workers, share * (rollout + self.learner_workers)) > self.gpus:
+        rewards = self.reward_workers * self.reward_gpus
+        both = max(rollout, self.learner_workers, share * (rollout + self.learner_workers))
+        if self.gpus and both + rewards > self.gpus:
             asked = f"{rollout} for {self.rollout_workers} rollout workers, {self.learner_workers} for learners"
+            asked += f", {rewards:g} for rewards" if rewards else ""
             sharing = "shared" if self.colocate else "not shared: cluster.colocate=false"
             raise UserError("cluster.num_nodes x cluster.gpus_per_node", self.gpus, f"must hold {asked}, {sharing}")
 

@@ -24,6 +24,7 @@ from framework.types import ResponseGroup, RewardScore
 
 # What any program needs. Keys and tokens of the run stay out of reach of reward code.
 ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+DEVICES = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR")  # which cards its worker was given; without them it would see all
 REPLY_LIMIT_S = 10.0  # of the loader, which only forks and waits
 STACK_LIMIT_S = 0.3  # of a worker asked where it is
 
@@ -33,7 +34,9 @@ class RewardLoader:
 
     def __init__(self, config: RewardConfig, log: Path | None = None) -> None:
         self._config, self._ready = config, False
-        environment = {name: os.environ[name] for name in (*ENVIRONMENT, *config.environment) if name in os.environ}
+        environment = {
+            name: os.environ[name] for name in (*ENVIRONMENT, *DEVICES, *config.environment) if name in os.environ
+        }
         environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)  # plug-ins import too
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         ours, theirs = socket.socketpair()

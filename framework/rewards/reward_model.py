@@ -37,7 +37,8 @@ class PreferenceModel(Reward):
     serves. A response whose answer cannot be told from its reasoning is read whole.
 
     A group's responses are read together, `batch` at a time; `reward.time_limit_s` of its first response covers all. On
-    a GPU set `reward.memory_limit_mb=0`: its driver reserves more address space than any limit.
+    a GPU (`device: cuda`, `cluster.reward_gpus`: each reward worker's own) set `reward.memory_limit_mb=0`: the driver
+    reserves more address space than any limit.
     """
 
     checkpoint: Path | None = None  # of the reward model
@@ -98,8 +99,13 @@ class _Model:
     """A loaded reward model with the template that its rows were made with."""
 
     def __init__(self, directory: Path, device: str) -> None:
+        import torch
         from transformers import AutoModelForSequenceClassification
 
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(
+                "device", device, "this process sees no GPU: cluster.reward_gpus gives reward workers theirs"
+            )
         self._model: Any = AutoModelForSequenceClassification.from_pretrained(directory).eval().to(device)
         tokenizer = load_tokenizer(directory)
         self._template, self._end = ChatTemplate(tokenizer), tokenizer.eos_token_id

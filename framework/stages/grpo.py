@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from functools import partial
@@ -172,7 +173,7 @@ class Grpo:
         roles: tuple[RoleEstimate, ...] = (
             RoleEstimate("rollout", samplers, gpus, sampler),
             learner_role(self.model, self.learner, workers, cluster, segment, packed=True),
-            RoleEstimate("reward", cluster.reward_workers),
+            RoleEstimate("reward", cluster.reward_workers, math.ceil(cluster.reward_workers * cluster.reward_gpus)),
         )
         if config.rollouts_from is not None:
             roles = roles[1:2]

@@ -40,8 +40,9 @@ def sampling_pools(
     rollout_class = ray.remote(RolloutWorker).options(
         num_cpus=cluster.rollout_cpus, num_gpus=gpus, max_restarts=-1, max_concurrency=1000, runtime_env=environment
     )
-    unseen = {"env_vars": device_environment(gpu=False)}  # a user's reward must not take a sampler's memory
-    reward_class = ray.remote(RewardWorker).options(num_cpus=1, max_restarts=-1, runtime_env=unseen)
+    own = cluster.reward_gpus  # without any it sees none: a user's reward must not take a sampler's memory
+    seen = {"env_vars": device_environment(gpu=own > 0)}
+    reward_class = ray.remote(RewardWorker).options(num_cpus=1, num_gpus=own, max_restarts=-1, runtime_env=seen)
     response_s = rewards.time_limit_s + rewards.startup_limit_s  # at worst each one kills its process
     pools = SamplingPools(
         WorkerPool(
@@ -63,7 +64,7 @@ def sampling_pools(
                 "score": lambda group: response_s * len(group.responses),
                 "judge": lambda group, _: 3 * response_s * len(group.responses),
             },
-            asks={"CPU": 1.0},
+            asks={"CPU": 1.0, "GPU": own},
         ),
     )
     try:

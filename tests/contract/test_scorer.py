@@ -122,6 +122,13 @@ def test_rewards_see_only_the_environment_they_are_given(monkeypatch: pytest.Mon
     assert (secret.total, url.total) == (0.0, 2.0)
 
 
+def test_rewards_see_the_cards_that_their_worker_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # without it every card of the machine is visible
+    with IsolatedScorer(CONFIG) as scorer:
+        (found,) = scorer.score(group_of("environment CUDA_VISIBLE_DEVICES"))
+    assert found.total == 2.0
+
+
 @pytest.mark.parametrize(
     ("reward", "error", "reason"),
     [

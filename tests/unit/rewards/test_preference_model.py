@@ -103,6 +103,14 @@ def test_it_scores_in_the_reward_process_and_says_its_version(
     assert f"version {version}, on cpu" in capfd.readouterr().err
 
 
+def test_a_gpu_that_is_not_there_is_one_line(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    reward = PreferenceModel(checkpoint=checkpoint, device="cuda")
+    reward.prepare()  # which may run where the GPU is not
+    with pytest.raises(UserError, match=r"device: got 'cuda'; this process sees no GPU: cluster\.reward_gpus"):
+        reward(PROMPT, response_of("hello"))
+
+
 def test_what_is_no_reward_model_or_another_one_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="checkpoint: got None; must be the directory of a reward model"):
         PreferenceModel().prepare()
