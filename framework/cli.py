@@ -97,6 +97,7 @@ def _dispatch(argv: list[str]) -> int:
         "check": models.check,
         "chat": models.chat,
         "serve": models.serve,
+        "push": models.push,
         "completion": telling.complete,
     }
     return handlers[arguments.command](arguments)
@@ -186,6 +187,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_talk_options(command)
     command.add_argument("--host", default="127.0.0.1")
     command.add_argument("--port", type=int, default=8000)
+    command = commands.add_parser("push", help="put a checkpoint on the Hugging Face hub, with a model card")
+    command.add_argument("checkpoint", help="its directory, or a run's name or directory")
+    command.add_argument("hub_id", help="owner/name; made if it is not there")
+    command.add_argument("--step", type=int, help="of a run: the policy after so many optimizer steps (export_every)")
+    command.add_argument("--private", action="store_true", help="if the repository is made, only its owner sees it")
+    command.add_argument("--revision", help="a branch, made if it is not there; by default main")
     commands.add_parser("bench", help="list the benchmarks; bench NAME runs one, bench NAME --help says how")
     command = commands.add_parser("completion", help='eval "$(framework completion bash)"')
     command.add_argument("shell", choices=["bash"])

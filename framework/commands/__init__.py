@@ -2,5 +2,5 @@
 
 COMMANDS = (
     *("plan", "run", "submit", "keys", "report", "sample", "score", "check"),
-    *("chat", "serve", "bench", "completion"),
+    *("chat", "serve", "push", "bench", "completion"),
 )

@@ -1,4 +1,4 @@
-"""Commands that take a model: sample, chat, serve, check."""
+"""Commands that take a model: sample, chat, serve, push, check."""
 
 from __future__ import annotations
 
@@ -40,6 +40,19 @@ def serve(arguments: argparse.Namespace) -> int:
     found, options = find_checkpoint(arguments.checkpoint, arguments.step), _talk_options(arguments)
     print(f"{found.name} ({found.what}): {found.path}", file=sys.stderr)
     serving.serve(found.path, arguments.host, arguments.port, options, found.name, arguments.further)
+    return EXIT_DONE
+
+
+def push(arguments: argparse.Namespace) -> int:
+    """Put a checkpoint on the Hugging Face hub."""
+    from framework.graph.found import find_checkpoint, find_run
+    from framework.observe.model_card import card_of
+    from framework.observe.push import push as push_to_hub
+
+    found = find_checkpoint(arguments.checkpoint, arguments.step)
+    print(f"{found.name} ({found.what}): {found.path}", file=sys.stderr)
+    card = card_of(arguments.hub_id.rpartition("/")[2], found.path, find_run(arguments.checkpoint))
+    print(push_to_hub(found.path, arguments.hub_id, card, arguments.private, arguments.revision))
     return EXIT_DONE
 
 

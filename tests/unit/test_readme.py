@@ -22,6 +22,7 @@ from framework import cli
 from framework.commands import COMMANDS
 from framework.engines import serving
 from framework.errors import did_you_mean
+from framework.observe import push
 from framework.stages import sampling
 from tests.contract.families import write_checkpoint
 from tests.fake_pools import fake_pools
@@ -37,7 +38,7 @@ FILLED = {
     "model": "v3_tiny", "reward": "rule", "bench": "rollout",
     "score": "responses.jsonl", "report": "runs/r1_zero",
 }  # fmt: skip
-AS_THEY_ARE = ("plan", "keys", "score", "report", "completion", "sample", "chat", "serve", "check", "bench")
+AS_THEY_ARE = ("plan", "keys", "score", "report", "completion", "sample", "push", "chat", "serve", "check", "bench")
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     monkeypatch.setattr(serving, "chat", lambda checkpoint, *_: print(checkpoint))
+    monkeypatch.setattr(push, "push", lambda checkpoint, hub_id, *_: print(checkpoint, hub_id))
     monkeypatch.setattr(serving, "serve", lambda checkpoint, host, port, *_: print(checkpoint, host, port))
     monkeypatch.setattr(jobs.sample, "ray_session", lambda cluster: nullcontext())
     monkeypatch.setattr(sampling, "sampling_pools", lambda *_: nullcontext(fake_pools()))
