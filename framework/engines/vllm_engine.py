@@ -70,8 +70,9 @@ class VllmSampler:
     so each token's logprob is exactly that of the policy version which `weight_versions` names.
     """
 
-    def __init__(self, config: VllmConfig) -> None:
-        self.config = config
+    def __init__(self, config: VllmConfig, executor: Literal["mp", "ray"] | None = None) -> None:
+        """`executor`: how vLLM starts the workers of a tensor-parallel engine; None: as it chooses."""
+        self.config, self._executor = config, executor
         self.version = -1  # of the weights being served; -1: not started
         self._loop: EngineLoop | None = None
         self._groups = self._tokens = self._updates = 0
@@ -92,7 +93,7 @@ class VllmSampler:
         self._vocabulary = int(model.vocab_size)
         self._tokenizer = await asyncio.to_thread(load_tokenizer, checkpoint)
         _set_environment(self.config)
-        self._loop = EngineLoop(lambda: _build_engine(self.config, checkpoint, version))
+        self._loop = EngineLoop(lambda: _build_engine(self.config, checkpoint, version, self._executor))
         await asyncio.wrap_future(self._loop.start())
         self._hidden = hidden_token_ids(self._tokenizer)
         self.version = version
@@ -228,7 +229,9 @@ def _set_environment(config: VllmConfig) -> None:
         os.environ["OMP_NUM_THREADS"] = str(len(config.cores))
 
 
-def _build_engine(config: VllmConfig, checkpoint: Path, version: int) -> LLMEngine:
+def _build_engine(
+    config: VllmConfig, checkpoint: Path, version: int, executor: Literal["mp", "ray"] | None = None
+) -> LLMEngine:
     """Build the engine on the calling thread, which it will run on."""
     import torch
 
@@ -250,6 +253,7 @@ def _build_engine(config: VllmConfig, checkpoint: Path, version: int) -> LLMEngi
         kv_cache_memory_bytes=None if config.kv_cache_gib is None else int(config.kv_cache_gib * 2**30),
         gpu_memory_utilization=config.gpu_memory_utilization,
         tensor_parallel_size=config.tensor_parallel_size,
+        distributed_executor_backend=executor,
         enforce_eager=config.enforce_eager,
         seed=config.seed,
         async_scheduling=False,  # no step may be under way when weights change

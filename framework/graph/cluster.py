@@ -54,14 +54,24 @@ class ClusterConfig:
 
     def check_gpus(self, tensor_parallel_size: int) -> None:
         """Raise UserError if rollout workers of so many GPUs each, learners and reward workers do not find them."""
-        rollout, share = self.rollout_workers * tensor_parallel_size, self.gpu_share
+        rollout, learners = self.rollout_workers * tensor_parallel_size, self.learner_workers
         rewards = self.reward_workers * self.reward_gpus
-        both = max(rollout, self.learner_workers, share * (rollout + self.learner_workers))
+        both = max(rollout, learners) if self.colocate else rollout + learners
         if self.gpus and both + rewards > self.gpus:
             asked = f"{rollout} for {self.rollout_workers} rollout workers, {self.learner_workers} for learners"
             asked += f", {rewards:g} for rewards" if rewards else ""
             sharing = "shared" if self.colocate else "not shared: cluster.colocate=false"
             raise UserError("cluster.num_nodes x cluster.gpus_per_node", self.gpus, f"must hold {asked}, {sharing}")
+        self.check_tensor_parallel(tensor_parallel_size)
+
+    def check_tensor_parallel(self, size: int) -> None:
+        """Raise UserError unless a rollout worker of so many GPUs is part of a node, or whole nodes."""
+        node = self.gpus_per_node
+        if node and node % size and size % node:
+            parts = [n for n in range(1, node + 1) if node % n == 0]
+            whole = [n * node for n in range(2, self.num_nodes + 1)]
+            allowed = f"must divide a node's {node} GPUs, or be whole nodes: {', '.join(map(str, parts + whole[:4]))}"
+            raise UserError("engine.rollout.tensor_parallel_size", size, allowed)
 
     def training_workers(self, workers: int, min_workers: int, stage: str) -> int:
         """Ranks of a stage that asks for `workers` (0: as many as learners); UserError if `min_workers` is more."""
@@ -74,11 +84,6 @@ class ClusterConfig:
             key = f"{stage}.workers" if workers else "cluster.learner_workers"
             raise UserError(key, found, f"must be at most {most}, which {has} can carry")
         return found
-
-    @property
-    def gpu_share(self) -> float:
-        """What a learner, or one GPU of a rollout worker, books of its GPU."""
-        return 0.0 if not self.gpus_per_node else 0.5 if self.colocate else 1.0
 
     @property
     def gpus(self) -> int:

@@ -10,6 +10,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from framework.actors.pulse import beat
 from framework.engines.vllm_engine import SamplerStats, VllmConfig, VllmSampler
+from framework.roles.placement import Seat
 from framework.types import Prompt, PublishedWeights, ResponseGroup, SamplingParams
 
 P = ParamSpec("P")
@@ -23,8 +24,8 @@ class RolloutWorker:
     worker whose engine has failed ends its process, so that Ray replaces it: it never answers with weights in doubt.
     """
 
-    def __init__(self, config: VllmConfig) -> None:
-        self._sampler = VllmSampler(config)
+    def __init__(self, config: VllmConfig, seat: Seat | None = None) -> None:
+        self._sampler = VllmSampler(config, None if seat is None else seat.take())
         beat(turns=lambda: self._sampler.turns)
 
     async def start(self, checkpoint: Path) -> None:

@@ -12,7 +12,6 @@ from framework.actors.pool import wait_for_any
 from framework.artifacts import RolloutSet
 from framework.data.rollouts import SavedGroup, header_of, read_header, read_rollouts
 from framework.data.tokenizer_files import load_tokenizer
-from framework.engines.cpu.environment import worker_environment
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
@@ -23,6 +22,7 @@ from framework.rewards.base import RewardConfig
 from framework.roles.learner import LearnerConfig
 from framework.roles.learner_group import LearnerGroup
 from framework.roles.ledger import Ledger
+from framework.roles.placement import Placement, Seats, reserved
 from framework.roles.ray_clients import RayRewards, RayRollouts
 from framework.roles.recorded import FixedPolicy, RecordedRewards, RecordedRollouts
 from framework.roles.rl_clients import LearnerClient, Rewards, Rollouts
@@ -50,13 +50,18 @@ def recorded_roles(
     scored = [group.scored for group in groups]
     prompts = [group.group.prompt for group in scored]
     ledger = Ledger(prompts, config.prompts_per_batch, config.max_staleness, runtime.seed, once=True)
-    group = _learner_group(learner, runtime)
-    try:
-        yield Roles(
-            ledger, RecordedRollouts(scored), RecordedRewards(scored), group, lambda: wait_for_any(group.outstanding)
-        )
-    finally:
-        group.shutdown()
+    with reserved(Placement(runtime.cluster, runtime.cluster.learner_workers), runtime.should_stop) as seats:
+        group = _learner_group(learner, runtime, seats)
+        try:
+            yield Roles(
+                ledger,
+                RecordedRollouts(scored),
+                RecordedRewards(scored),
+                group,
+                lambda: wait_for_any(group.outstanding),
+            )
+        finally:
+            group.shutdown()
 
 
 @contextmanager
@@ -73,8 +78,14 @@ def live_roles(
     ledger = Ledger(
         prompts, config.prompts_per_batch, config.max_staleness, runtime.seed, late=late, late_from=config.late_from
     )
-    with sampling_pools(runtime.cluster, rollout, rewards, learner.checkpoint, runtime.work_dir) as pools:
-        group = FixedPolicy(learner.checkpoint) if config.sample_only else _learner_group(learner, runtime)
+    cluster = runtime.cluster
+    ranks = 0 if config.sample_only else cluster.learner_workers
+    placement = Placement(cluster, ranks, cluster.rollout_workers, rollout.tensor_parallel_size, cluster.reward_workers)
+    with (
+        reserved(placement, runtime.should_stop) as seats,
+        sampling_pools(cluster, rollout, rewards, learner.checkpoint, runtime.work_dir, seats) as pools,
+    ):
+        group = FixedPolicy(learner.checkpoint) if config.sample_only else _learner_group(learner, runtime, seats)
         rollouts = RayRollouts(pools.rollout, rollout.max_num_seqs // config.group_size + 1)
         waited: Callable[[], list[Any]] = lambda: [  # noqa: E731
             *pools.rollout.outstanding,
@@ -87,17 +98,12 @@ def live_roles(
             group.shutdown()
 
 
-def _learner_group(config: LearnerConfig, runtime: Runtime) -> LearnerGroup:
+def _learner_group(config: LearnerConfig, runtime: Runtime, seats: Seats) -> LearnerGroup:
     cluster = runtime.cluster
-    options = {
-        "num_cpus": cluster.learner_cpus,
-        "num_gpus": cluster.gpu_share,
-        "runtime_env": {"env_vars": worker_environment(cluster.learner_cpus, bool(cluster.gpus))},
-    }
     return LearnerGroup(
         config,
         cluster.learner_workers,
-        actor_options=[options] * cluster.learner_workers,
+        actor_options=seats.learner_options(),
         deadlines=cluster.deadlines,
         should_stop=runtime.should_stop,
         allow_s=runtime.allow_s,

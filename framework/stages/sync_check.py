@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from framework.algorithms.mismatch import Mismatch, MismatchConfig, measure_mismatch
-from framework.engines.cpu.environment import worker_environment
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.engines.vllm_engine import VllmConfig
@@ -23,6 +22,7 @@ from framework.graph.cluster import ClusterConfig
 from framework.objectives.grpo import Grpo
 from framework.roles.learner import LearnerConfig
 from framework.roles.learner_group import LearnerGroup
+from framework.roles.placement import Placement, Seats, reserved
 from framework.roles.rl_batch import TrainBatch
 from framework.roles.rollout import RolloutWorker
 from framework.types import Minibatch, Prompt, ResponseGroup, SamplingParams, TrainSample
@@ -49,22 +49,25 @@ def check_sync(
     base: Path, vocabulary: int, rollout: VllmConfig, learner: DeepSpeedConfig, cluster: ClusterConfig, updates: int = 2
 ) -> Iterator[SyncCheck]:
     """Yield the comparison of the base, then of each of `updates` published versions. Ray is running."""
+    placement = Placement(cluster, cluster.learner_workers, cluster.rollout_workers, rollout.tensor_parallel_size)
+    with reserved(placement) as seats:
+        yield from _checked(base, vocabulary, rollout, learner, seats, updates)
+
+
+def _checked(
+    base: Path, vocabulary: int, rollout: VllmConfig, learner: DeepSpeedConfig, seats: Seats, updates: int
+) -> Iterator[SyncCheck]:
     import ray
 
-    gpus = rollout.tensor_parallel_size * cluster.gpu_share
-    environment = {"env_vars": worker_environment(cluster.rollout_cpus, gpus > 0)}
-    sampler = ray.remote(RolloutWorker).options(
-        num_cpus=cluster.rollout_cpus, num_gpus=gpus, max_concurrency=100, runtime_env=environment
-    )
-    samplers = [sampler.remote(rollout) for _ in range(cluster.rollout_workers)]
-    options = {
-        "num_cpus": cluster.learner_cpus,
-        "num_gpus": cluster.gpu_share,
-        "runtime_env": {"env_vars": worker_environment(cluster.learner_cpus, bool(cluster.gpus))},
-    }
+    sampler = ray.remote(RolloutWorker)
+    samplers = [
+        sampler.options(max_concurrency=100, **options).remote(rollout, seat)
+        for options, seat in zip(seats.rollout_options(), seats.seats(), strict=True)
+    ]
+    options = seats.learner_options()
     engine = replace(learner, schedule=LrSchedule(lr=LEARNING_RATE, warmup_steps=0))
     config = LearnerConfig(base, engine, Grpo(kl_coef=0.0))
-    group = LearnerGroup(config, cluster.learner_workers, actor_options=[options] * cluster.learner_workers)
+    group = LearnerGroup(config, len(options), actor_options=options)
     try:
         starts = [worker.start.remote(base) for worker in samplers]
         group.start()

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from framework.actors.pool import WorkerPool
-from framework.engines.cpu.environment import worker_environment
-from framework.engines.device import device_environment
 from framework.engines.vllm_engine import VllmConfig
 from framework.graph.cluster import ClusterConfig
 from framework.rewards.base import RewardConfig
+from framework.roles.placement import Placement, Seats, reserved
 from framework.roles.reward import RewardWorker
 from framework.roles.rollout import RolloutWorker
 
@@ -27,36 +26,44 @@ class SamplingPools:
 
 @contextmanager
 def sampling_pools(
-    cluster: ClusterConfig, engine: VllmConfig, rewards: RewardConfig, checkpoint: Path, logs: Path | None = None
+    cluster: ClusterConfig,
+    engine: VllmConfig,
+    rewards: RewardConfig,
+    checkpoint: Path,
+    logs: Path | None = None,
+    seats: Seats | None = None,
 ) -> Iterator[SamplingPools]:
     """Start the actors (they get ready in the background) and kill them at the end.
 
     What rewards print, and the tracebacks of what they raise, goes to reward-N.log in `logs`, a file a worker.
+    `seats`: where samplers sit beside learners; by default they have the cluster's GPUs for themselves.
     """
+    if seats is None:
+        alone = Placement(cluster, 0, cluster.rollout_workers, engine.tensor_parallel_size, cluster.reward_workers)
+        with reserved(alone) as found, sampling_pools(cluster, engine, rewards, checkpoint, logs, found) as pools:
+            yield pools
+        return
     import ray
 
-    gpus = engine.tensor_parallel_size * cluster.gpu_share
-    environment = {"env_vars": worker_environment(cluster.rollout_cpus, gpus > 0)}
-    rollout_class = ray.remote(RolloutWorker).options(
-        num_cpus=cluster.rollout_cpus, num_gpus=gpus, max_restarts=-1, max_concurrency=1000, runtime_env=environment
-    )
-    own = cluster.reward_gpus  # without any it sees none: a user's reward must not take a sampler's memory
-    seen = {"env_vars": device_environment(gpu=own > 0)}
-    reward_class = ray.remote(RewardWorker).options(num_cpus=1, num_gpus=own, max_restarts=-1, runtime_env=seen)
+    rollout_class, options = ray.remote(RolloutWorker), seats.rollout_options()
+    reward_class = ray.remote(RewardWorker)
     response_s = rewards.time_limit_s + rewards.startup_limit_s  # at worst each one kills its process
     pools = SamplingPools(
         WorkerPool(
             "rollout",
-            [rollout_class.remote(engine) for _ in range(cluster.rollout_workers)],
+            [
+                rollout_class.options(max_restarts=-1, max_concurrency=1000, **each).remote(engine, seat)
+                for each, seat in zip(options, seats.seats(), strict=True)
+            ],
             set_up=lambda actor: actor.start.remote(checkpoint),
             deadlines=cluster.deadlines,
-            asks={"CPU": cluster.rollout_cpus, "GPU": gpus},
+            asks={"CPU": cluster.rollout_cpus, "GPU": options[0]["num_gpus"]},
         ),
         WorkerPool(
             "reward",
             [
-                reward_class.remote(rewards, logs and logs / f"reward-{place}.log")
-                for place in range(cluster.reward_workers)
+                reward_class.options(max_restarts=-1, **each).remote(rewards, logs and logs / f"reward-{place}.log")
+                for place, each in enumerate(seats.reward_options())
             ],
             set_up=lambda actor: actor.start.remote(),
             deadlines=cluster.deadlines,

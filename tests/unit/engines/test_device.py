@@ -15,6 +15,7 @@ from framework.engines.device import DEVICE, device_environment, on_gpu
 from tests.learners import minibatch, tiny_learner
 
 ROOT = Path(__file__).parents[3]
+REFUSES = {"framework/rewards/reward_model.py"}  # a GPU that it was told of and that is not there; it chooses nothing
 QUESTIONS = {"is_available", "device_count", "current_accelerator", "is_initialized"}
 OF = {"cuda", "accelerator"}
 
@@ -29,7 +30,8 @@ def test_nothing_asks_pytorch_whether_there_is_a_gpu() -> None:
     assert questions("if torch.cuda.is_available(): pass") == ["torch.cuda.is_available"]
     files = [file for folder in ("framework", "jobs") for file in (ROOT / folder).rglob("*.py")]
     assert len(files) > 100
-    assert {str(file): found for file in files if (found := questions(file.read_text()))} == {}
+    asking = {str(file.relative_to(ROOT)) for file in files if questions(file.read_text())}
+    assert asking == REFUSES
 
 
 def test_a_cpu_jobs_decisions_are_the_same_on_a_machine_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
