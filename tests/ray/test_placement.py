@@ -59,7 +59,7 @@ def found(placement: Placement) -> tuple[list[tuple[str, str]], list[tuple[str, 
         learners = [actor.options(**options).remote() for options in seats.learner_options()]
         pairs = zip(seats.rollout_options(), seats.seats(), strict=True)
         samplers = [actor.options(**options).remote(seat) for options, seat in pairs]
-        told = ray.get([each.where.remote() for each in [*learners, *samplers]], timeout=60)
+        told = ray.get([each.where.remote() for each in [*learners, *samplers]], timeout=300)
     return [place[:2] for place in told[: len(learners)]], told[len(learners) :]
 
 
