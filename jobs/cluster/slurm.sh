@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# R1-Zero on Slurm: sbatch --nodes=4 jobs/cluster/slurm.sh [overrides of `framework run`]
+# R1-Zero on Slurm: sbatch --nodes=4 jobs/cluster/slurm.sh [job=JOB] [model=MODEL] [cluster=CLUSTER] [other overrides]
+# Nodes, GPUs and cores are Slurm's; the workers that fit them are computed. Without job= it is r1_zero, without cluster=
+# the GPUs are taken for node8's (80 GiB each): say cluster=h200_256 for H200s, or cluster.gpu_memory_gib.
 # Starts a Ray head on the first node and a worker on each other one, then runs the job on the first node. Submit from the
 # repository's root, on a file system that every node shares. Submitting the same line again resumes the run.
 # The signal comes before the limit by more than a stop takes: cluster.deadlines.stop (45 s) for a role at work, and
@@ -58,9 +60,12 @@ if ((!ready)); then
 fi
 
 # Slurm's early SIGTERM goes on to the driver, which saves what it needs to resume.
-gpus=$((${#nodes[@]} * ${SLURM_GPUS_PER_NODE:-8}))
-framework run job=r1_zero cluster=node8 cluster.num_nodes="${#nodes[@]}" cluster.cpus=$((gpus * 12)) \
-  cluster.rollout_workers="$gpus" cluster.learner_workers="$gpus" cluster.reward_workers=$((gpus * 2)) "$@" &
+words=(run)
+[[ " $* " == *" job="* ]] || words+=(job=r1_zero)
+[[ " $* " == *" cluster="* ]] || words+=(cluster=node8)
+gpus="${SLURM_GPUS_ON_NODE:-8}" # a number on every Slurm; SLURM_GPUS_PER_NODE may be "h100:8"
+framework "${words[@]}" cluster.num_nodes="${#nodes[@]}" cluster.gpus_per_node="$gpus" \
+  cluster.cpus=$((${#nodes[@]} * ${SLURM_CPUS_ON_NODE:-96})) "$@" &
 driver="$!"
 trap 'kill -TERM "$driver" 2>/dev/null || true' TERM
 status=0
