@@ -71,7 +71,7 @@ def sampling_pools(
                 "score": lambda group: response_s * len(group.responses),
                 "judge": lambda group, _: 3 * response_s * len(group.responses),
             },
-            asks={"CPU": 1.0, "GPU": own},
+            asks={"CPU": 1.0, "GPU": cluster.reward_gpus},
         ),
     )
     try:

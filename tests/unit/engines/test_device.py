@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from framework.actors.ray_session import worker_environment
 from framework.engines.checkpoint import _random_states, _restore_random_states
+from framework.engines.cpu.environment import worker_environment
 from framework.engines.device import DEVICE, device_environment, on_gpu
 from tests.learners import minibatch, tiny_learner
 
