@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from framework.actors.rank_group import RanksLost
 from framework.algorithms.mismatch import Mismatch, check_mismatch
 from framework.objectives.grpo import Grpo
 from framework.roles.ledger import Ledger
 from framework.roles.rl_batch import TrainBatch
-from framework.roles.rl_clients import LearnerLost, TrainResult
+from framework.roles.rl_clients import TrainResult
 from framework.roles.rl_config import RlConfig
 from framework.roles.rl_loop import RlLoop
 from framework.types import Prompt, Response, ResponseGroup, RewardScore, SampleRow, SamplingParams
@@ -148,11 +149,11 @@ class FakeLearnerClient:
 
     def _called(self, verb: str) -> FakeLearner:
         if self.learner is None:
-            raise LearnerLost("no rank is running")
+            raise RanksLost("no rank is running")
         self.calls.append(verb)
         if len(self.calls) in self.dies_at or self.dies_on(verb, self.learner.steps):
             self.learner = None
-            raise LearnerLost("rank 0 died")
+            raise RanksLost("rank 0 died")
         return self.learner
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from framework.errors import RunFailed
+from framework.errors import RunFailed, UserError
 
 LOOK_EVERY_S = 1.0
 PLACED = ("ALIVE", "DEAD")  # a dead one is not waited for either: its call says why it died
@@ -59,6 +59,26 @@ def state_of(actor: Any) -> str:
     from ray._private import state
 
     return str(state.actors(actor._actor_id.hex()).get("State", ""))
+
+
+def check_room(name: str, workers: int, asks: Mapping[str, float]) -> None:
+    """Raise UserError, by name, if the cluster has no place for so many workers, however long one waits."""
+    import ray
+
+    for resource, each in asks.items():
+        has = ray.cluster_resources().get(resource, 0)
+        if workers * each > has:
+            allowed = f"the Ray cluster has {has:g} {resource}s: fewer workers, or less for each (cluster.learner_cpus)"
+            raise UserError(f"{resource}s of {workers} {name}", f"{workers * each:g}", allowed)
+
+
+def room(asks: Mapping[str, float]) -> int:
+    """How many more workers that each ask for this would find a place now, over all nodes."""
+    from ray._private.state import available_resources_per_node
+
+    wanted = {name: amount for name, amount in asks.items() if amount}
+    free = available_resources_per_node().values()
+    return sum(min((int(node.get(name, 0) / amount) for name, amount in wanted.items()), default=0) for node in free)
 
 
 def missing(asks: Mapping[str, float]) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from framework.actors.pulse import beat
+from framework.actors.rank_group import Rank
 from framework.algorithms.mismatch import Mismatch, check_mismatch, measure_mismatch, merge_mismatches
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.graph.store import disk_errors
@@ -31,25 +29,12 @@ class LearnerConfig:
     entropy: bool = False  # report the policy's entropy
 
 
-class LearnerWorker:
-    """One rank as a Ray actor: plain class, wrapped by whoever starts it. Calls are collective."""
-
-    def __init__(self) -> None:
-        beat()
-
-    def address(self) -> tuple[str, int]:
-        """Host and a free port on it; asked of rank 0 before the group joins."""
-        import ray
-
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return str(ray.util.get_node_ip_address()), int(probe.getsockname()[1])
+class LearnerWorker(Rank):
+    """The rank. Calls are collective."""
 
     def start(self, rank: int, world: int, host: str, port: int, config: LearnerConfig) -> None:
         """Join the process group and load the model; raises UserError on a bad checkpoint or topology."""
-        os.environ.update(
-            RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", MASTER_ADDR=host, MASTER_PORT=str(port)
-        )
+        self.join(rank, world, host, port)
         from framework.engines.published_policy import PublishedPolicy
         from framework.engines.sharded_load import load_sharded
         from framework.objectives.policy_rows import PolicyRows

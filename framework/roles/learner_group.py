@@ -1,42 +1,20 @@
-"""The driver's handle on the learner's ranks, which calls all of them alike.
-
-A collective needs every rank, so ranks live and die together: when one is lost the group kills the others, says which
-one it was, and is started again from a checkpoint.
-"""
+"""The learner's ranks as the GRPO loop calls them."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from framework.actors.causes import cause, is_collective, is_death, port_taken
-from framework.actors.placing import Placing
-from framework.actors.pulse import pulse_of
-from framework.actors.waits import Overdue, Watch
-from framework.errors import FrameworkError, RunFailed, Stopped
+from framework.actors.rank_group import RankGroup
 from framework.graph.deadlines import Deadlines
 from framework.graph.stop import never_stop
 from framework.roles.learner import LearnerConfig, LearnerWorker
 from framework.roles.rl_batch import TrainBatch
-from framework.roles.rl_clients import LearnerLost, TrainResult
 from framework.types import Float32, TrainSample
 
-_PING_EVERY_S = 1.0
-_DEATH_NOTICE_S = 10.0  # Ray tells of a dead actor a moment after its peers' collectives have failed
-_STOPPED_S = 4.0  # a rank whose pulse stands so long, while another's collective fails, is the one to blame
-_PORTS = 3  # tried: another process may take one between the choice and its use
 
-
-class LearnerGroup:
-    """The driver's handle on all ranks; `rl_clients.LearnerClient`. A lost rank surfaces as LearnerLost, by name.
-
-    Every wait has a deadline; a rank that passes it, or whose process has stopped, is lost as one that died. Once the
-    run is to stop, `Stopped` takes the place of LearnerLost, and comes `deadlines.stop` after the request at the latest
-    (a checkpoint may take twice its usual time).
-    """
+class LearnerGroup(RankGroup):
+    """`rl_clients.LearnerClient`: a rank group of `LearnerWorker`s; `poll` returns what `train` has begun."""
 
     def __init__(
         self,
@@ -49,83 +27,18 @@ class LearnerGroup:
         allow_s: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         """`start` or `load` starts the ranks. `actor_options`: Ray's for each rank; by default one CPU each."""
-        self.config, self.ranks = config, ranks
-        self._options = list(actor_options or [{"num_cpus": 1}] * ranks)
-        self._workers: list[Any] = []
-        self._training: dict[int, Any] = {}  # rank -> reference still out
-        self._trained: dict[int, TrainResult] = {}
-        self._pings: dict[int, Any] = {}  # rank -> reference still out
-        self._pinged = 0.0
-        self._watch = Watch("learner rank", deadlines or Deadlines())
-        asks = {"CPU": self._options[0].get("num_cpus", 0), "GPU": self._options[0].get("num_gpus", 0)}
-        self._placing = Placing(self._watch.name, self._watch.table.place, asks)
-        self._should_stop, self._allow = should_stop, allow_s
-        self._asked_to_stop: float | None = None
-
-    def start(self) -> None:
-        """Start all ranks with the first policy, in place of any that live. Raises UserError or LearnerLost."""
-        for attempt in range(1, _PORTS + 1):
-            try:
-                return self._start()
-            except PortTaken as error:
-                if attempt == _PORTS:
-                    raise
-                print(f"{error}; trying another one", flush=True)
-
-    def _start(self) -> None:
-        import ray
-
-        self.shutdown()
-        worker = ray.remote(LearnerWorker)
-        self._workers = [worker.options(max_restarts=0, **options).remote() for options in self._options]
-        for rank, actor in enumerate(self._workers):
-            self._placing.begin(rank, actor)
-        ready = self._gather("start", {rank: actor.address.remote() for rank, actor in enumerate(self._workers)})
-        host, port = ready[0]
-        calls = {
-            rank: actor.start.remote(rank, self.ranks, host, port, self.config)
-            for rank, actor in enumerate(self._workers)
-        }
-        self._gather("start", calls)
-
-    def shutdown(self) -> None:
-        """Kill every rank."""
-        import ray
-
-        for worker in self._workers:
-            ray.kill(worker, no_restart=True)
-            self._watch.forget(self._workers.index(worker))
-        self._workers, self._training, self._trained, self._pings = [], {}, {}, {}
-        self._placing.waiting.clear()
+        options = actor_options or [{"num_cpus": 1}] * ranks
+        super().__init__(
+            "learner rank", LearnerWorker, options, (config,),
+            deadlines=deadlines, should_stop=should_stop, allow_s=allow_s,
+        )  # fmt: skip
+        self.config = config
 
     def train(self, batch: TrainBatch) -> None:
         """Start training on a batch; `poll` returns the result."""
         import ray
 
-        self._require_workers()
-        shared = ray.put(batch)
-        self._trained = {}
-        self._training = {rank: worker.train.remote(shared) for rank, worker in enumerate(self._workers)}
-        for rank in self._training:
-            self._watch.begin(("train", rank), rank, "train")
-
-    @property
-    def outstanding(self) -> list[Any]:
-        """References of the ranks that still train."""
-        return list(self._training.values())
-
-    def poll(self) -> TrainResult | None:
-        """Rank 0's result once all ranks are done, else None. Raises LearnerLost, or what a rank raised."""
-        if not self._training and not self._trained:
-            self._ping()
-            return None
-        self._require_workers()
-        self._trained |= self._take_ready("train", self._training)
-        if self._training:
-            self._check("train", self._training)
-            return None
-        result, self._trained = self._trained[0], {}
-        return result
+        self.begin("train", ray.put(batch))
 
     def publish(self, version: int) -> Sequence[Any]:
         """Make the weights `version`; return an ObjectRef of PublishedWeights for each rank that holds a share."""
@@ -136,183 +49,9 @@ class LearnerGroup:
 
     def logprobs(self, samples: Sequence[TrainSample], version: int | None = None) -> list[Float32]:
         """As `protocols.Learner.logprobs`."""
-        result: list[Float32] = self._call("logprobs", samples, version)
+        result: list[Float32] = self.call("logprobs", samples, version)
         return result
 
     def reset_reference(self) -> None:
         """Make the current policy the KL term's reference."""
-        self._call("reset_reference")
-
-    def save(self, directory: Path) -> None:
-        """Write engine state into `directory`, which all ranks can reach."""
-        known = self._watch.longest("save")
-        self._allow(self._grace("save"))
-        self._call("save", directory)
-        if known is None:
-            print(
-                f"a checkpoint takes {self._watch.longest('save'):.1f} s; a stop waits up to "
-                f"{self._watch.table.stop:g} s (cluster.deadlines.stop) for the batch being trained, then for that",
-                flush=True,
-            )
-
-    def load(self, directory: Path) -> None:
-        """Restore engine state; ranks that are gone are started first."""
-        if not self._workers:
-            self.start()
-        self._call("load", directory)
-
-    def export(self, directory: Path) -> None:
-        """Write a Hugging Face checkpoint."""
-        self._call("export", directory)
-
-    def _call(self, method: str, *args: Any) -> Any:
-        """Call all ranks with the same arguments; return rank 0's result."""
-        self._require_workers()
-        return self._gather(method, {r: getattr(w, method).remote(*args) for r, w in enumerate(self._workers)})[0]
-
-    def _ping(self) -> None:
-        """Notice a death between two calls as well: with its node, weights that no rollout worker has yet are gone."""
-        self._take_ready("ping", self._pings)
-        if not self._pings and time.monotonic() - self._pinged > _PING_EVERY_S:
-            self._pinged = time.monotonic()
-            self._pings = {rank: worker.__ray_ready__.remote() for rank, worker in enumerate(self._workers)}
-
-    def _take_ready(self, verb: str, calls: dict[int, Any]) -> dict[int, Any]:
-        """Take the calls that have returned out of `calls`; their results."""
-        import ray
-
-        references = list(calls.values())
-        ready = ray.wait(references, num_returns=len(references), timeout=0)[0] if references else []
-        done = {rank: calls.pop(rank) for rank, ref in list(calls.items()) if ref in ready}
-        return self._collect(verb, done, calls)
-
-    def _require_workers(self) -> None:
-        if not self._workers:
-            raise self._lost("no rank is running")
-
-    def _gather(self, verb: str, calls: dict[int, Any]) -> dict[int, Any]:
-        """Wait for all ranks' calls; the first failure decides, not the slowest rank."""
-        import ray
-
-        for rank in calls:
-            self._watch.begin((verb, rank), rank, verb)
-        results: dict[int, Any] = {}
-        waiting = dict(calls)
-        while waiting:
-            ready, _ = ray.wait(list(waiting.values()), num_returns=1, timeout=0.5)
-            done = {rank: waiting.pop(rank) for rank, ref in list(waiting.items()) if ref in ready}
-            results |= self._collect(verb, done, waiting)
-            if waiting:
-                self._check(verb, waiting)
-        return results
-
-    def _collect(self, verb: str, done: dict[int, Any], waiting: dict[int, Any]) -> dict[int, Any]:
-        """Results of calls that have returned; raises what `_fail` makes of the first error."""
-        import ray
-
-        results: dict[int, Any] = {}
-        for rank, ref in done.items():
-            try:
-                results[rank] = ray.get(ref)
-            except ray.exceptions.RayError as error:
-                others = {r: ref for r, ref in (done | waiting).items() if r != rank and r not in results}
-                self._fail(rank, error, others)
-            if verb != "ping":
-                self._watch.end((verb, rank))
-        return results
-
-    def _check(self, verb: str, waiting: dict[int, Any]) -> None:
-        """End a wait whose time is over. Raises LearnerLost, Stopped, or RunFailed where there is no place."""
-        for rank in self._placing.placed():
-            self._watch.restart(rank)
-        self._placing.check()
-        if self._should_stop():
-            now = time.monotonic()
-            if self._asked_to_stop is None:
-                self._asked_to_stop = now
-                self._watch.table = replace(self._watch.table, silent=min(self._watch.table.silent, 10.0))
-                if verb == "save":
-                    self._allow(self._grace(verb))
-            if now - self._asked_to_stop > self._grace(verb):
-                raise self._lost(f"rank {min(waiting)} has not finished ({verb})")
-        late = self._watch.check(lambda rank: pulse_of(self._workers[rank]._actor_id.hex()))
-        late = [item for item in late if item.worker not in self._placing.waiting]
-        if late:
-            stopped = [item for item in late if "sign of life" in item.reason]  # the others wait for these
-            raise self._lost(_named(stopped or late, self.ranks))
-
-    def _grace(self, verb: str) -> float:
-        """How long a stop waits for a call: for a checkpoint up to twice as long as one has taken."""
-        usual = self._watch.longest(verb) or 0.0 if verb == "save" else 0.0
-        return max(self._watch.table.stop, 2 * usual)
-
-    def _lost(self, text: str, error: type[LearnerLost] = LearnerLost) -> LearnerLost | Stopped:
-        """What to raise when ranks are lost: the group is killed."""
-        self.shutdown()
-        if self._should_stop():
-            return Stopped(
-                f"stopped; the learner was lost ({text}): the last checkpoint stands, the same command resumes"
-            )
-        return error(text)
-
-    def _fail(self, rank: int, error: Any, others: dict[int, Any]) -> None:
-        """Kill the group and raise: the framework's own error as it is, LearnerLost for a death, else RunFailed."""
-        if isinstance(known := getattr(error, "cause", None), FrameworkError):
-            self.shutdown()
-            raise known
-        if port_taken(error):
-            raise self._lost(f"learner rank {rank}: its port was taken by another process", PortTaken) from error
-        if not is_death(error):
-            blamed, says = self._blame(rank, error, others)
-            if isinstance(known := getattr(says, "cause", None), FrameworkError):
-                self.shutdown()
-                raise known
-            if says is not error or blamed != rank:
-                rank, error = blamed, says
-        text = cause(error)
-        if is_death(error):
-            raise self._lost(f"learner rank {rank} of {self.ranks} died: {text}") from error
-        if is_collective(text):
-            raise self._lost(f"learner rank {rank} failed in a collective, though every rank lives: {text}") from error
-        self.shutdown()
-        raise RunFailed(f"learner rank {rank} failed: {text}") from error
-
-    def _blame(self, reporting: int, error: Any, others: dict[int, Any]) -> tuple[int, Any]:
-        """The rank to blame for an error that one reports, and what it died of, is stopped by or has raised itself.
-
-        Its peers' collectives may fail first: give its death, its own error or its silence a moment to be noticed.
-        """
-        import ray
-
-        calls = {worker.__ray_ready__.remote(): rank for rank, worker in enumerate(self._workers) if rank != reporting}
-        calls |= {ref: rank for rank, ref in others.items()}
-        began = time.monotonic()
-        first = {rank: pulse_of(self._workers[rank]._actor_id.hex()) for rank in set(calls.values())}
-        moved: set[int] = set()
-        collective = is_collective(cause(error))
-        while calls and time.monotonic() < began + _DEATH_NOTICE_S:
-            ready, _ = ray.wait(list(calls), num_returns=1, timeout=0.2)
-            for ref in ready:
-                rank = calls.pop(ref)
-                try:
-                    ray.get(ref)
-                except ray.exceptions.RayError as other:
-                    if is_death(other) or (collective and not is_collective(cause(other))):
-                        return rank, other
-            for rank, pulse in first.items():
-                if pulse is None or pulse_of(self._workers[rank]._actor_id.hex()) != pulse:
-                    moved.add(rank)
-            silent = sorted(first.keys() - moved)
-            if collective and silent and time.monotonic() > began + _STOPPED_S:
-                return silent[0], TimeoutError("its process gives no sign of life")
-            if not collective:
-                break  # its own error, unless a peer is known to be dead by now
-        return reporting, error
-
-
-class PortTaken(LearnerLost):
-    """The port chosen for the group was taken before rank 0 could bind it."""
-
-
-def _named(late: Sequence[Overdue], ranks: int) -> str:
-    return "; ".join(f"learner rank {item.worker} of {ranks} {item.reason}" for item in late)
+        self.call("reset_reference")

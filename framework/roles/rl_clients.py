@@ -22,10 +22,6 @@ class TrainResult:
     tokens: int  # of prompts and responses, those of skipped responses left out
 
 
-class LearnerLost(Exception):
-    """A learner rank died; the group must be restarted from a checkpoint."""
-
-
 class Rollouts(Protocol):
     """The rollout workers as the loop sees them. A result of None: the worker died, the prompt is ours again."""
 
@@ -61,7 +57,7 @@ class Rewards(Protocol):
 
 
 class LearnerClient(Protocol):
-    """The learner group as the loop sees it; every verb but `train` waits. Any may raise LearnerLost."""
+    """The learner group as the loop sees it; every verb but `train` waits. Any may raise RanksLost."""
 
     def start(self) -> None:
         """Start every rank with the first policy, in place of any that lives."""

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from framework.actors.rank_group import RanksLost
 from framework.algorithms.balance import load_imbalance
 from framework.data.shuffle import seed_of
 from framework.errors import DamagedState, RunFailed, Stopped
@@ -44,7 +45,7 @@ from framework.roles.rl_batch import (
     step_metrics,
     with_finite_totals,
 )
-from framework.roles.rl_clients import LearnerClient, LearnerLost, Rewards, Rollouts, TrainResult
+from framework.roles.rl_clients import LearnerClient, Rewards, Rollouts, TrainResult
 from framework.roles.rl_config import RlConfig
 from framework.roles.rl_evaluation import Evaluation, HeldOut
 from framework.rotation import Checkpoints
@@ -93,7 +94,7 @@ class RlLoop:
                 self._resume()
                 self._train_batches()
                 return self._finish()
-            except LearnerLost as error:
+            except RanksLost as error:
                 self._lost(error)
 
     def _train_batches(self) -> None:
@@ -360,7 +361,7 @@ class RlLoop:
         if self.config.evaluates_at(self._steps) and not Checkpoints(self.directory).evaluated(self.version):
             self._evaluate()  # the last process did not get to it
 
-    def _lost(self, error: LearnerLost) -> None:
+    def _lost(self, error: RanksLost) -> None:
         """After a learner's death, forget what is under way: `_resume` goes back to the newest checkpoint."""
         self._learner_deaths += 1
         if self._learner_deaths > self.config.max_learner_restarts:

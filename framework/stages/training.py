@@ -49,13 +49,14 @@ def train(
 ) -> Checkpoint:
     """Train to the end and export to `out`; resumes from the newest checkpoint in the stage's work directory.
 
-    `model`: fresh weights of these sizes, or those of a Hugging Face checkpoint. Raises as `train_lm`.
+    `model`: fresh weights of these sizes, or those of a Hugging Face checkpoint. Raises as `SupervisedLoop.run`.
     """
-    from framework.roles.supervised_loop import LmRun, train_lm
+    from framework.roles.supervised_loop import SupervisedLoop
     from framework.roles.supervised_milestones import Milestones
+    from framework.roles.training_worker import SupervisedRun
 
     cluster = runtime.cluster
-    run = LmRun(
+    run = SupervisedRun(
         model=model,
         engine=engine,
         data=data,
@@ -73,6 +74,6 @@ def train(
         deadlines=cluster.deadlines,
         milestones=replace(milestones or Milestones(), tokenizer=tokenizer.path),
     )
-    train_lm(run, runtime.tracker, runtime.should_stop, runtime.allow_s)
+    SupervisedLoop(run, runtime.tracker, runtime.should_stop, runtime.allow_s).run()
     copy_tokenizer(tokenizer.path, out)
     return Checkpoint(out)

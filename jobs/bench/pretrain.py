@@ -1,6 +1,6 @@
-"""The pretraining stage, Ray Train and all, against a plain PyTorch loop of the same model, and on two workers.
+"""The pretraining stage, Ray actors and all, against a plain PyTorch loop of the same model, and on two workers.
 
-Once against PyTorch as it is installed, once with the matrix products of the engine (`engines.cpu_matmul`) in the loop.
+Once against PyTorch as it is installed, once with the matrix products of the engine (`engines.cpu.matmul`) in the loop.
 Blocks of steps take turns. Speeds are of steps alone: what starting, validating and saving take is in `stage_s`.
 """
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from framework.actors.rank_group import PortTaken, RanksLost
 from framework.algorithms.mismatch import MismatchConfig
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
@@ -19,9 +20,9 @@ from framework.errors import RunFailed, Stopped, UserError
 from framework.graph.deadlines import Deadlines
 from framework.objectives.grpo import Grpo
 from framework.roles.learner import LearnerConfig
-from framework.roles.learner_group import LearnerGroup, PortTaken
+from framework.roles.learner_group import LearnerGroup
 from framework.roles.rl_batch import TrainBatch
-from framework.roles.rl_clients import LearnerLost, TrainResult
+from framework.roles.rl_clients import TrainResult
 from tests.learners import minibatch, samples, tiny_model
 
 pytestmark = pytest.mark.slow
@@ -79,23 +80,23 @@ def test_two_ranks_train_publish_die_and_resume(ray_node: None, checkpoint: Path
     time.sleep(0.5)
     assert group.poll() is None
     os.kill(victim, signal.SIGKILL)
-    with pytest.raises(LearnerLost, match="rank 1 of 2 died"):
+    with pytest.raises(RanksLost, match="rank 1 of 2 died"):
         trained(group)
-    with pytest.raises(LearnerLost):
+    with pytest.raises(RanksLost):
         group.publish(2)
     group.load(tmp_path)
     for ours, theirs in zip(group.logprobs(samples()), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
     os.kill(pid_of(group, 0), signal.SIGKILL)  # while nothing is asked of it
-    with pytest.raises(LearnerLost, match="rank 0 of 2 died"):
+    with pytest.raises(RanksLost, match="rank 0 of 2 died"):
         trained(group, timeout_s=20)
     group.load(tmp_path)
 
     stopped = pid_of(group, 1)  # as a stuck kernel or a dead network: rank 0 waits for it in a collective
     os.kill(stopped, signal.SIGSTOP)
     group.train(batch())
-    with pytest.raises(LearnerLost, match="learner rank 1 of 2 gave no sign of life"):
+    with pytest.raises(RanksLost, match="learner rank 1 of 2 gave no sign of life"):
         trained(group, timeout_s=30)
     group.load(tmp_path)
     assert not os.path.exists(f"/proc/{stopped}")
@@ -162,13 +163,13 @@ def test_the_rank_that_failed_is_blamed_not_the_one_that_reports_it(
             time.sleep(1000)
 
     monkeypatch.setattr("framework.roles.learner_group.LearnerWorker", Ranks)
-    monkeypatch.setattr("framework.roles.learner_group._DEATH_NOTICE_S", 3.0)
+    monkeypatch.setattr("framework.actors.rank_group._DEATH_NOTICE_S", 3.0)
     group = LearnerGroup(LearnerConfig(tmp_path), ranks=2, actor_options=[{"num_cpus": 0}] * 2)
     group.start()
     with pytest.raises(RunFailed, match=r"learner rank 1 failed: .*a bug"):
         group.save(tmp_path)
     group.start()
-    with pytest.raises(LearnerLost, match="rank 0 failed in a collective, though every rank lives") as lost:
+    with pytest.raises(RanksLost, match="rank 0 failed in a collective, though every rank lives") as lost:
         group.load(tmp_path)
     assert "[]" not in str(lost.value)
     taken = LearnerGroup(LearnerConfig(tmp_path, temperature=2.0), ranks=1, actor_options=[{"num_cpus": 0}])

@@ -1,4 +1,4 @@
-"""Fine-tuning on conversations under Ray Train: stopped in mid-epoch and resumed, it ends where one process does."""
+"""Fine-tuning on conversations on a rank group: stopped in mid-epoch and resumed, it ends where one process does."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def stage() -> Sft:
 
 def runtime(directory: Path, tracker: Any, stop: bool = False) -> Runtime:
     (directory / "work").mkdir(exist_ok=True)
-    patient = Deadlines(stop=240)  # the stop is asked for before Ray Train has started
+    patient = Deadlines(stop=240)
     cluster = ClusterConfig(learner_workers=2, learner_cpus=0.5, deadlines=patient)
     return Runtime("sft", directory / "work", directory / "out", SEED, cluster, tracker, lambda: stop)
 

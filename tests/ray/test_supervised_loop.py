@@ -1,4 +1,4 @@
-"""Pretraining under Ray Train: a killed worker costs time only, and the number of workers may change."""
+"""Pretraining on a rank group: a killed worker costs time only, and the number of workers may change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -26,7 +26,8 @@ from framework.models.spec import build_model
 from framework.objectives.lm import StreamLm
 from framework.observe.metrics import Tracker, read_history
 from framework.roles.supervised_data import RowData
-from framework.roles.supervised_loop import LmRun, train_lm
+from framework.roles.supervised_loop import SupervisedLoop
+from framework.roles.training_worker import SupervisedRun
 from tests.distributed import run_ranks
 from tests.learners import TINY_V3, VOCAB
 
@@ -37,13 +38,13 @@ ENGINE = DeepSpeedConfig(
 FIRST, LAST, CHECKPOINT_EVERY, ROWS, SEED = 80, 110, 20, 6, 3
 
 
-def run_of(directory: Path, steps: int, **changes: Any) -> LmRun:
+def run_of(directory: Path, steps: int, **changes: Any) -> SupervisedRun:
     values: dict[str, Any] = {
         "model": TINY_V3, "engine": ENGINE, "steps": steps, "out": directory / "out", "work_dir": directory / "work",
         "data": RowData(directory / "shards", BatchSchedule(ROWS, 128), validation_rows=1), "validate_every": 1000,
         "checkpoint_every": CHECKPOINT_EVERY, "seed": SEED, "workers": 2, "cpus_per_worker": 0.5,
     } | changes  # fmt: skip
-    return LmRun(**values)
+    return SupervisedRun(**values)
 
 
 def train_directly(directory: Path) -> list[dict[str, Any]]:
@@ -70,30 +71,45 @@ def weights(checkpoint: Path) -> dict[str, np.ndarray]:
 
 
 class Killer:
-    """Kills one training worker once a checkpoint is known to Ray Train, and stops one once there is a later one."""
+    """Kills one training worker once there is a checkpoint, and stops one once there is a later one."""
 
-    def __init__(self, run: LmRun) -> None:
+    def __init__(self, run: SupervisedRun) -> None:
         self._run = run
-        self._known: set[str] = set()
+        self._known = ""
         self.struck: list[int] = []
 
     def __call__(self) -> bool:
-        snapshots = list((self._run.work_dir / "train").glob("checkpoint_manager_snapshot.json"))
-        known = set(re.findall(r"checkpoint_\d{4}-[\w.-]+", snapshots[0].read_text())) if snapshots else set()
-        if len(self.struck) < 2 and known - self._known:
-            workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in "".join(p.cmdline())]
+        latest = self._run.work_dir / "LATEST"
+        newest = latest.read_text() if latest.is_file() else ""
+        if len(self.struck) < 2 and newest not in ("", self._known):
+            workers = [p for p in psutil.Process().children(recursive=True) if "TrainingWorker" in "".join(p.cmdline())]
             workers = [p for p in workers if p.pid not in self.struck]
             if workers:
                 workers[-1].send_signal((signal.SIGKILL, signal.SIGSTOP)[len(self.struck)])
                 self.struck.append(workers[-1].pid)
-                self._known |= known
+                self._known = newest
         return False
 
 
+class Written:
+    """A tracker that remembers every loss it was told, also those that were withdrawn."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker, self.steps = tracker, list[int]()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.steps += [step] if "train/loss" in metrics else []
+        self._tracker.log(step, metrics)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tracker, name)
+
+
 def test_a_killed_worker_and_another_number_of_workers_leave_no_trace(
-    ray_node: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ray_node: None, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run of which one worker is killed and one stopped ends with an undisturbed run's weights; one continues it."""
+    monkeypatch.setattr(logging.getLogger("framework"), "propagate", True)
     (tmp_path / "shards").mkdir()
     generator = np.random.default_rng(0)
     documents = [(generator.integers(0, 40) + 3 * np.arange(400)) % VOCAB for _ in range(60)]
@@ -104,24 +120,24 @@ def test_a_killed_worker_and_another_number_of_workers_leave_no_trace(
     run = run_of(tmp_path, FIRST, deadlines=Deadlines(silent=6))
     killer = Killer(run)
     with Tracker(tmp_path / "metrics", "pretrain") as tracker:
-        train_lm(run, tracker, killer)
+        written = Written(tracker)
+        SupervisedLoop(run, cast(Any, written), killer).run()
     assert len(killer.struck) == 2, "no worker was killed or stopped: the run was too short"
     assert not psutil.pid_exists(killer.struck[1]), "a stopped worker is killed"
-    assert re.search(r"training worker \d lost \(gave no sign of life", capsys.readouterr().out)
+    assert re.search(r"training worker \d of 2 died: .*; restarting", caplog.text)
+    assert re.search(r"training worker \d of 2 gave no sign of life", caplog.text)
     found = weights(run.out)
     assert found.keys() == after_first.keys()
     assert all(np.array_equal(found[name], after_first[name]) for name in found)
-    written = [step for step, _ in lines(run)]
-    assert len(written) > len(set(written)), "the restart repeated steps"
-    assert written.count(10) == 1, "and did not begin afresh"
+    assert len(written.steps) > len(set(written.steps)), "the restart repeated steps"
+    assert written.steps.count(10) == 1, "and did not begin afresh"
     recorded = read_history(tmp_path / "metrics").stages["pretrain"].series["train/loss"]
     assert recorded == {step: losses[step] for step in range(10, FIRST + 1, 10)}
 
     resumed = run_of(tmp_path, LAST, workers=4, min_workers=1, cpus_per_worker=2.0)  # this node has room for one
     with Tracker(tmp_path / "metrics", "pretrain") as tracker:
-        train_lm(resumed, tracker, lambda: False)
-    states = (run.work_dir / "train").glob("checkpoint_*/learner/engine.json")  # Ray Train deletes old ones late
-    saved = max(states, key=lambda file: file.stat().st_mtime)
+        SupervisedLoop(resumed, tracker).run()
+    saved = sorted(run.work_dir.glob("batch_*/learner/engine.json"))[-1]
     assert json.loads(saved.read_text())["topology"]["world"] == 1
     recorded = read_history(tmp_path / "metrics").stages["pretrain"].series["train/loss"]
     assert list(recorded) == list(range(10, LAST + 1, 10))
@@ -139,7 +155,7 @@ def test_a_full_disk_ends_the_run_at_once_as_the_users_error(ray_node: None, tmp
     (tmp_path / "out" / "config.json").symlink_to("/dev/full")
     run = run_of(tmp_path, 1, workers=1, max_failures=1000)  # more than there is time for
     with Tracker(tmp_path / "metrics", "pretrain") as tracker, pytest.raises(UserError, match="the disk is full"):
-        train_lm(run, tracker, lambda: False)
+        SupervisedLoop(run, tracker).run()
 
 
 def test_damage_costs_the_steps_since_the_checkpoint_before(
@@ -150,28 +166,20 @@ def test_damage_costs_the_steps_since_the_checkpoint_before(
         (tmp_path / name).mkdir()
     documents = [np.arange(400) % VOCAB] * 10
     write_shards(tmp_path / "shards", {"train": documents, "validation": documents}, VOCAB)  # type: ignore[arg-type]
-    train = tmp_path / "work" / "train"
+    work = tmp_path / "work"
     with Tracker(tmp_path / "metrics", "pretrain") as tracker:
-        train_lm(run_of(tmp_path, 40, workers=1, checkpoint_every=10), tracker, lambda: False)
-    older, newest = sorted(train.glob("checkpoint_*/"))[-2:]
+        SupervisedLoop(run_of(tmp_path, 40, workers=1, checkpoint_every=10), tracker).run()
+    older, newest = sorted(work.glob("batch_*/"))[-2:]
     state = next(newest.glob("learner/native/*optim_states.pt"))
     flipped = bytearray(state.read_bytes())
     flipped[5000:5064] = bytes(byte ^ 0x10 for byte in flipped[5000:5064])
     state.write_bytes(flipped)
-    (train / "checkpoint_manager_snapshot.json").write_text('{"ray_version": ')
     with Tracker(tmp_path / "metrics", "pretrain") as tracker:
-        train_lm(run_of(tmp_path, 50, workers=1, checkpoint_every=10), tracker, lambda: False)
-    assert caplog.text.count("is damaged") >= 2
+        SupervisedLoop(run_of(tmp_path, 50, workers=1, checkpoint_every=10), tracker).run()
+    assert caplog.text.count("is damaged") == 1
     assert state.name in caplog.text
     assert f"going on from {older.name}" in caplog.text
-    written = [step for step, _ in lines(run_of(tmp_path, 50))]
-    assert written == [10, 20, 30, 40, 40, 40, 50, 50]  # validation at the end of both, step 40 trained again
     assert list(read_history(tmp_path / "metrics").stages["pretrain"].series["train/loss"]) == [10, 20, 30, 40, 50]
-
-
-def lines(run: LmRun) -> list[tuple[int, dict[str, Any]]]:
-    records = [json.loads(line) for line in (run.work_dir / "worker_metrics.jsonl").read_text().splitlines()]
-    return [(record["step"], record["metrics"]) for record in records if record["metrics"]]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_at_once_and_the_checkpoint_stays(
@@ -184,15 +192,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_once_and_the_checkpoint_stays
     (tmp_path / "work").mkdir()
     good = run_of(tmp_path, CHECKPOINT_EVERY)
     with Tracker(tmp_path / "metrics", "pretrain") as tracker:
-        train_lm(good, tracker, lambda: False)
+        SupervisedLoop(good, tracker).run()
     engine = replace(ENGINE, schedule=LrSchedule(lr=1e30))
     with (
         caplog.at_level(logging.WARNING, "framework"),
         Tracker(tmp_path / "metrics", "pretrain") as tracker,
         pytest.raises(NotFinite, match=r"^step 2[12], rank \d of 2: .* is not finite[^\n]*$") as raised,
     ):
-        train_lm(run_of(tmp_path, 3 * CHECKPOINT_EVERY, engine=engine), tracker, lambda: False)
+        SupervisedLoop(run_of(tmp_path, 3 * CHECKPOINT_EVERY, engine=engine), tracker).run()
     assert raised.value.exit_code == 1
     assert "restarting" not in caplog.text
-    states = (good.work_dir / "train").glob("checkpoint_*/learner/engine.json")
+    states = good.work_dir.glob("batch_*/learner/engine.json")
     assert {json.loads(file.read_text())["counters"]["steps"] for file in states} == {CHECKPOINT_EVERY}
