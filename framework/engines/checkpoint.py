@@ -116,13 +116,13 @@ def load_state(engine: TrainingEngine, directory: Path) -> tuple[dict[str, int],
     except (RuntimeError, EOFError, UnpicklingError, OSError) as error:
         raise UserError(str(directory), str(error).splitlines()[0], "must be an undamaged engine state") from error
     engine.steps = int(contents["counters"]["steps"])
-    engine.skipped = int(contents["counters"].get("skipped", 0))
+    engine.skipped = int(contents["counters"]["skipped"])
     return contents["counters"], snapshots
 
 
 def _check_digests(engine: TrainingEngine, directory: Path, contents: Mapping[str, Any]) -> None:
-    """Raise DamagedState on all ranks if a file differs from its digest; state of before there were any has none."""
-    expected: dict[str, str] = contents.get("digests", {})
+    """Raise DamagedState on all ranks if a file differs from its digest."""
+    expected: dict[str, str] = contents["digests"]
     sizes = {name: contents["files"][name] for name in expected}
     share = shares(sizes, dict.fromkeys(sizes, range(engine.world))).get(engine.rank, ())
     try:
@@ -144,8 +144,7 @@ def check_state(directory: Path) -> dict[str, Any]:
     try:
         contents: dict[str, Any] = json.loads(file.read_text())
         files = contents["files"].items()
-        early = len(contents) == 3  # from before there were digests
-        if not early and contents["digest"] != _own_digest(contents):
+        if contents["digest"] != _own_digest(contents):
             raise DamagedState(str(file), f"digest {_own_digest(contents)[:12]}", f"says {contents['digest'][:12]}")
     except FileNotFoundError:
         raise DamagedState(str(file), "no such file", "a finished engine state has one") from None

@@ -72,11 +72,25 @@ def stage() -> Sft:
     return Sft(CONFIG, ENGINE, SPEC, CHATS - APART)
 
 
-def runtime(directory: Path, tracker: Any, stop: bool = False) -> Runtime:
+class StopsAt:
+    """A tracker that asks for a stop once it is told of a step."""
+
+    def __init__(self, tracker: Any, step: int) -> None:
+        self._tracker, self._step, self.asked = tracker, step, False
+
+    def log(self, step: int, metrics: Any) -> None:
+        self.asked = self.asked or step >= self._step
+        self._tracker.log(step, metrics)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tracker, name)
+
+
+def runtime(directory: Path, tracker: Any) -> Runtime:
     (directory / "work").mkdir(exist_ok=True)
-    patient = Deadlines(stop=240)
-    cluster = ClusterConfig(learner_workers=2, learner_cpus=0.5, deadlines=patient)
-    return Runtime("sft", directory / "work", directory / "out", SEED, cluster, tracker, lambda: stop)
+    cluster = ClusterConfig(learner_workers=2, learner_cpus=0.5, deadlines=Deadlines(stop=240))
+    asked = lambda: bool(getattr(tracker, "asked", False))  # noqa: E731
+    return Runtime("sft", directory / "work", directory / "out", SEED, cluster, tracker, asked)
 
 
 def test_a_stop_in_mid_epoch_and_two_ranks_leave_no_trace(ray_node: None, tmp_path: Path) -> None:
@@ -87,8 +101,8 @@ def test_a_stop_in_mid_epoch_and_two_ranks_leave_no_trace(ray_node: None, tmp_pa
         chats = CollectChats(config).run(NoInputs(), runtime(tmp_path, tracker)).chats
         encoded = EncodeChats(256, TemplateConfig("r1")).run(EncodeInputs(base, chats), runtime(tmp_path, tracker))
         inputs = SftInputs(base, encoded.shards, encoded.tokenizer)
-        with pytest.raises(Stopped, match=r"stopped after \d+ of 22 steps"):
-            stage().run(inputs, runtime(tmp_path, tracker, stop=True))
+        with pytest.raises(Stopped, match=r"stopped after 10 of 22 steps"):
+            stage().run(inputs, runtime(tmp_path, StopsAt(tracker, 10)))
         tuned = stage().run(inputs, runtime(tmp_path, tracker)).tuned
     expected = run_ranks(train_directly, 1, tmp_path)[0]
     found = weights(tuned.check().path)
@@ -108,6 +122,6 @@ def test_a_stop_in_mid_epoch_and_two_ranks_leave_no_trace(ray_node: None, tmp_pa
         ids, marks = ChatRows(encoded.shards.path / "train", SEED).batch((step - 1) * 3, size)
         assert 0 < series["train/tokens"][step] == sum(map(sum, marks)) < sum(map(len, ids))
     assert series["validation/loss"][22] < 5.0  # a fresh model says 5.7
-    files = json.loads(next((tmp_path / "work/train").glob("checkpoint_*/learner/engine.json")).read_text())["files"]
+    files = json.loads(next((tmp_path / "work").glob("batch_000010/learner/engine.json")).read_text())["files"]
     assert {"random_rank0.pt", "random_rank1.pt"} <= files.keys()
-    assert not list((tmp_path / "work").glob("saving-*"))
+    assert not list((tmp_path / "work").glob("*.tmp"))

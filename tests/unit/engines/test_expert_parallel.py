@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from framework.engines import checkpoint
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.expert_parallel import all_tensors, moe_layers, own_tensors
 from framework.engines.lr_schedule import LrSchedule
@@ -299,7 +300,9 @@ def test_what_cannot_be_converted_is_one_line(runs: Runs) -> None:
     state = runs.directory / "w2_ep1_z2" / "learner"
     state.mkdir(parents=True)
     topology = {"world": 2, "ep_size": 1, "zero_stage": 2, "dtype": "float32"}
-    (state / "engine.json").write_text(json.dumps({"counters": {}, "files": {}, "topology": topology}))
+    contents: dict[str, Any] = {"counters": {}, "files": {}, "digests": {}, "topology": topology}
+    contents["digest"] = checkpoint._own_digest(contents)
+    (state / "engine.json").write_text(json.dumps(contents))
     torch.save([], state / "biases.pt")
     with pytest.raises(UserError, match="cannot be converted"):
         new_trainer(1, 2).load(state.parent)
