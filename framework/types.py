@@ -1,5 +1,7 @@
 """What travels between the hops of the GRPO loop: one frozen dataclass per hop, shapes beside the fields.
 
+The examples follow one prompt through the loop: "2+2?", tokens [5 6], answered by "4" [7 1] and "no" [8 9 1] (1 ends).
+
 Dimensions: B batch, G group, T tokens of one sequence or of one packed row, R response tokens, V vocabulary,
 E experts, L MoE layers, S segments of a packed row.
 """
@@ -24,7 +26,10 @@ Denominator = Literal["response", "token", "constant", "sequence"]  # of the pol
 
 @dataclass(frozen=True)
 class Prompt:
-    """One task to answer. `id` is stable across runs; `text` is the question without any template."""
+    """One task to answer. `id` is stable across runs; `text` is the question without any template.
+
+    Prompt("sum-1", "2+2?", "sum", "4", token_ids=(5, 6)).
+    """
 
     id: str
     text: str
@@ -42,7 +47,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How rollouts are sampled (R1-Zero: temperature 1, no truncation of the distribution)."""
+    """How rollouts are sampled (R1-Zero: temperature 1, no truncation of the distribution).
+
+    SamplingParams(max_tokens=3, n=2): two responses of at most three tokens.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -54,7 +62,10 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Response:
-    """One sampled response, token in, token out; `text` is for verifiers and people."""
+    """One sampled response, token in, token out; `text` is for verifiers and people.
+
+    token_ids [7 1], logprobs [-0.1 -0.2], weight_versions [3 4] (new weights came between the two), "stop", "4".
+    """
 
     token_ids: Int32  # [R], ends with the end-of-sequence token when finish_reason is "stop"
     logprobs: Float32  # [R], the sampler's, at its temperature
@@ -65,7 +76,7 @@ class Response:
 
 @dataclass(frozen=True)
 class ResponseGroup:
-    """The G responses to one prompt."""
+    """The G responses to one prompt: here [7 1] and [8 9 1]."""
 
     prompt: Prompt
     responses: tuple[Response, ...]  # G
@@ -73,7 +84,10 @@ class ResponseGroup:
 
 @dataclass(frozen=True)
 class RewardScore:
-    """Reward of one response. A failed verifier gives total 0 and says why in `error`."""
+    """Reward of one response. A failed verifier gives total 0 and says why in `error`.
+
+    Of [7 1]: RewardScore(1.5, {"accuracy": 1.0, "format": 0.5}, extracted="4"); of [8 9 1]: RewardScore(0.0, …).
+    """
 
     total: float
     components: Mapping[str, float] = field(default_factory=dict)
@@ -84,7 +98,7 @@ class RewardScore:
 
 @dataclass(frozen=True)
 class ScoredGroup:
-    """A response group with its rewards."""
+    """A response group with its rewards: totals 1.5 and 0."""
 
     group: ResponseGroup
     scores: tuple[RewardScore, ...]  # G
@@ -92,7 +106,10 @@ class ScoredGroup:
 
 @dataclass(frozen=True)
 class TrainSample:
-    """One response as the learner trains on it."""
+    """One response as the learner trains on it.
+
+    Rewards 1.5 and 0 have mean 0.75 and standard deviation 0.75: [7 1] has advantage 1, [8 9 1] -1, at each token.
+    """
 
     prompt_id: str
     prompt_ids: Int32  # [P]
@@ -107,6 +124,7 @@ class TrainSample:
 class Minibatch:
     """What one optimizer step trains on: every response of its groups, those with advantage 0 included.
 
+    Of the two responses: n_responses 2, n_tokens 5. Skipped ones leave `samples` shorter, the two numbers as they are.
     The KL term is defined on all of them (R1 eq. 1), and so are the metrics. Responses that were skipped because their
     loss is 0 (`algorithm.skip_idle`) are not in `samples`, but still count in both denominators.
     """
@@ -134,9 +152,7 @@ class MicroBatch:
     segment_lengths_S: torch.Tensor  # int64, sum = T
     targets_T: torch.Tensor  # int64
     mask_T: torch.Tensor  # float32, 1 where targets_T is learned
-    sample_index_S: tuple[
-        int, ...
-    ]  # which sequence of the batch each segment is; empty: one token to keep ranks in step
+    sample_index_S: tuple[int, ...]  # which sequence of the batch each segment is; empty: a placeholder
 
 
 @dataclass(frozen=True)
@@ -169,7 +185,10 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step as rank 0 reports it; metrics are means over the whole minibatch."""
+    """One optimizer step as rank 0 reports it; metrics are means over the whole minibatch.
+
+    StepResult(12, {"loss": -0.02, "tokens": 5.0}, [[4 6]]): one MoE layer sent 4 tokens to one expert, 6 to the other.
+    """
 
     step: int  # optimizer steps taken so far
     metrics: Mapping[str, float]
@@ -178,7 +197,10 @@ class StepResult:
 
 @dataclass(frozen=True)
 class WeightTensor:
-    """Where one tensor lies in a published flat buffer."""
+    """Where one tensor lies in a published flat buffer.
+
+    ("lm_head.weight", "bfloat16", (10, 4), 64) fills bytes 64 to 143.
+    """
 
     name: str  # Hugging Face name, experts split
     dtype: str  # torch name, e.g. "bfloat16"
@@ -188,7 +210,10 @@ class WeightTensor:
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """One learner rank's share of policy `version`: a flat byte buffer and its table of contents."""
+    """One learner rank's share of policy `version`: a flat byte buffer and its table of contents.
+
+    Rank 0 of two holds experts 0 and 1 and all that is no expert, rank 1 experts 2 and 3.
+    """
 
     version: int
     tensors: tuple[WeightTensor, ...]
@@ -197,7 +222,7 @@ class PublishedWeights:
 
 @dataclass(frozen=True)
 class SampleRow:
-    """One sampled response as people read it in a table."""
+    """One sampled response as people read it in a table: "2+2?", "4", reward 1.5, advantage 1, 2 tokens."""
 
     prompt: str
     response: str
@@ -213,6 +238,7 @@ class SampleRow:
 class EvalTask:
     """How one checkpoint does on one task, from k sampled responses to each of n prompts (R1 paper, section 3.1).
 
+    Two prompts, k = 4, 4 and 1 of them right: pass@1 (4/4 + 1/4) / 2 = 62.5%, pass@4 100%.
     None: nothing could be told, as no response had that verdict.
     """
 
@@ -236,7 +262,10 @@ class EvalTask:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """One checkpoint's evaluation; `asdict` of it is an EvalReport's report.json."""
+    """One checkpoint's evaluation; `asdict` of it is an EvalReport's report.json.
+
+    Of the two prompts: right_share {"sum-1": 1.0, "sum-2": 0.25}.
+    """
 
     label: str  # the checkpoint, e.g. "base" or "r1_zero"
     overall: EvalTask

@@ -8,6 +8,22 @@
         publish                  the next policy version; checkpoint ledger and learner together
     evaluate, export         where a step is due: nothing is trained meanwhile
 
+                 ┌───────────────────── give back: a worker died ─────────────────────┐
+                 ▼                                                                    │
+    ledger ──issue──> rollout workers ──group──> reward workers ──scores──> ledger: batches ──train──> learner
+                            ▲                                                                            │
+                            └────────────────────────── weights of the next version ─────────────────────┘
+
+    queue           filled by          drained by              at most                          waits for
+    tickets         the ledger         `_issue`                P (k + 1), beyond those trained  trained batches
+    being sampled   `_issue`           rollout workers         max_num_seqs // G + 1 a worker   the newest weights
+    being scored    `_collect_groups`  free reward workers     live tickets                     a free worker
+    whole batches   `_collect_scores`  `_train`, oldest first  k + 1                            an idle learner
+    weights         `_publish`         rollout workers         the newest version               their acknowledgement
+
+P prompts make a batch, G responses each, k is `max_staleness`. Nothing blocks: each step of the loop moves what can be
+moved, and `wait` sleeps until a role has a result.
+
 With `max_staleness: 0` sampling waits for training (synchronous GRPO); with k, rollouts run up to k versions ahead.
 Source: DeepSeek-R1 (2501.12948v2) section 2.1 and B.1.
 """

@@ -51,6 +51,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "base" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
     (folder / "prompts.jsonl").write_text("".join(prompt_line(f"p{i}", f"What is {i} + 1?") for i in range(64)))
     (folder / "chats.jsonl").write_text(f"{CHAT}\n" * 64)
+    pairs = (f'{{"prompt": "What is {i} + 2?", "chosen": "{i + 2}", "rejected": "no"}}\n' for i in range(8))
+    (folder / "pairs.jsonl").write_text("".join(pairs))
     for number in range(3):
         (folder / f"document{number}.txt").write_text(f"Text {number}.")
     row = {"id": "a", "task": "math", "prompt": "What is 3 + 4?", "answer": "7", "response": "<answer>7</answer>"}
