@@ -70,27 +70,6 @@ def weights(checkpoint: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-class Killer:
-    """Kills one training worker once there is a checkpoint, and stops one once there is a later one."""
-
-    def __init__(self, run: SupervisedRun) -> None:
-        self._run = run
-        self._known = ""
-        self.struck: list[int] = []
-
-    def __call__(self) -> bool:
-        latest = self._run.work_dir / "LATEST"
-        newest = latest.read_text() if latest.is_file() else ""
-        if len(self.struck) < 2 and newest not in ("", self._known):
-            workers = [p for p in psutil.Process().children(recursive=True) if "TrainingWorker" in "".join(p.cmdline())]
-            workers = [p for p in workers if p.pid not in self.struck]
-            if workers:
-                workers[-1].send_signal((signal.SIGKILL, signal.SIGSTOP)[len(self.struck)])
-                self.struck.append(workers[-1].pid)
-                self._known = newest
-        return False
-
-
 class Written:
     """A tracker that remembers every loss it was told, also those that were withdrawn."""
 
@@ -103,6 +82,27 @@ class Written:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tracker, name)
+
+
+class Killer:
+    """Kills one training worker ten steps after a checkpoint, and stops one ten steps after a later one."""
+
+    def __init__(self, run: SupervisedRun, written: Written) -> None:
+        self._run, self._written = run, written
+        self._known = 0
+        self.struck: list[int] = []
+
+    def __call__(self) -> bool:
+        latest = self._run.work_dir / "LATEST"
+        newest = int(latest.read_text()[-6:]) if latest.is_file() else 0
+        if len(self.struck) < 2 and newest > self._known and self._written.steps[-1] > newest:
+            workers = [p for p in psutil.Process().children(recursive=True) if "TrainingWorker" in "".join(p.cmdline())]
+            workers = [p for p in workers if p.pid not in self.struck]
+            if workers:
+                workers[-1].send_signal((signal.SIGKILL, signal.SIGSTOP)[len(self.struck)])
+                self.struck.append(workers[-1].pid)
+                self._known = newest
+        return False
 
 
 def test_a_killed_worker_and_another_number_of_workers_leave_no_trace(
@@ -118,9 +118,9 @@ def test_a_killed_worker_and_another_number_of_workers_leave_no_trace(
     losses, after_first, after_last = run_ranks(train_directly, 2, tmp_path)[0]
 
     run = run_of(tmp_path, FIRST, deadlines=Deadlines(silent=6))
-    killer = Killer(run)
     with Tracker(tmp_path / "metrics", "pretrain") as tracker:
         written = Written(tracker)
+        killer = Killer(run, written)
         SupervisedLoop(run, cast(Any, written), killer).run()
     assert len(killer.struck) == 2, "no worker was killed or stopped: the run was too short"
     assert not psutil.pid_exists(killer.struck[1]), "a stopped worker is killed"
