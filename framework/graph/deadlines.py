@@ -40,7 +40,7 @@ class Deadlines:
     save: Seconds = 300.0
     load: Seconds = 600.0
     export: Seconds = 600.0
-    step: Seconds = 120.0  # of pretraining and fine-tuning, validation and checkpoints among them
+    step: Seconds = 120.0  # a stretch of steps of pretraining or fine-tuning, about 2 s of them
     other: Seconds = 120.0  # what has no value of its own, e.g. logprobs
     stop: Seconds = 45.0  # after SIGTERM or Ctrl-C, for a role that is at work: then the last checkpoint stands
     ray: Seconds = 40.0  # for Ray's own processes, once they don't answer
