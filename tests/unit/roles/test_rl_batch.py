@@ -1,22 +1,26 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from framework.algorithms.mismatch import MismatchConfig
+from framework.algorithms.mismatch import Mismatch, MismatchConfig
 from framework.objectives.grpo import Grpo
 from framework.roles.rl_batch import (
+    STEP_METRICS,
     TrainBatch,
     batch_metrics,
     build_batch,
     group_has_signal,
+    mismatch_metrics,
     sample_rows,
+    step_metrics,
     train_samples,
     with_finite_totals,
 )
-from framework.types import Prompt, ResponseGroup, RewardScore, ScoredGroup
+from framework.types import Prompt, ResponseGroup, RewardScore, SampleRow, ScoredGroup, StepResult
 from tests.fake_clients import response
 
 PROMPT = Prompt("p", "2 + 2", "t", "4", token_ids=(5, 6, 7))
@@ -115,10 +119,47 @@ def test_metrics_by_hand() -> None:
     assert metrics["groups/zero_std_share"] == 0.5
 
 
+def test_a_group_has_signal_if_two_scored_rewards_differ() -> None:
+    rewards = ([1.0, 0.0], [1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [2.0], [])
+    assert [group_has_signal(scored(group)) for group in rewards] == [True, False, False, True, False, False]
+    assert not group_has_signal(scored([1.0, 0.0, 0.0], errors=(1, 2)))
+
+
+def test_metrics_of_what_is_cut_off_idle_or_cannot_be_scored() -> None:
+    idle, cut = scored([1.0, 1.0]), response([1, 2, 3, 4], 3, finish="length")
+    long = replace(idle, group=replace(idle.group, responses=(cut, *idle.group.responses[1:])))
+    metrics = batch_metrics([long, idle, scored([1.0, 0.0])], [idle], version=3)
+    assert metrics["response/truncated_share"] == pytest.approx(1 / 6)
+    assert metrics["groups/zero_std_share"] == 3 / 4  # the discarded one too
+    assert metrics["staleness/max"] == 0
+    failed = batch_metrics([scored([5.0, 5.0], errors=(0, 1))], [], version=3)
+    assert (failed["reward/mean"], failed["reward/failed_share"]) == (0.0, 1.0)
+    assert "reward/accuracy" not in failed
+
+
+def test_metrics_of_steps_are_means_over_those_that_have_them() -> None:
+    steps = [StepResult(1, {"loss": 1.0, "lr": 0.5, "clip_low": 0.25}), StepResult(2, {"loss": 3.0}), StepResult(3, {})]
+    assert step_metrics(steps) == {"loss/policy": 2.0, "train/lr": 0.5, "clip/low": 0.25}
+    assert {step_metrics([StepResult(1, {name: 1.0})]).popitem()[0] for name in STEP_METRICS} == {
+        *("clip/low", "clip/high", "clip/offpolicy_masked", "kl/reference", "kl/old"),
+        *("policy/ratio", "policy/tis_weight", "loss/policy"),
+    }
+
+
+def test_metrics_of_a_probe() -> None:
+    assert mismatch_metrics(Mismatch()) == {"mismatch/tokens": 0.0}
+    expected = {"mismatch/tokens": 9, "mismatch/mean_abs": 0.1, "mismatch/max_abs": 0.5, "mismatch/k3": 0.2}
+    assert mismatch_metrics(Mismatch(0.1, 0.5, 0.2, 9)) == expected
+
+
 def test_sample_rows_show_best_and_worst() -> None:
-    rows = sample_rows([scored([0.0, 2.0, 1.0])], Grpo(advantage_std=False))
+    group = scored([0.0, 2.0, 1.0], version=7)
+    rows = sample_rows([group], Grpo(advantage_std=False))
     assert [(row.reward, row.length) for row in rows] == [(2.0, 2), (0.0, 1)]
     assert np.isclose(rows[0].advantage, 1.0)
+    expected = SampleRow("2 + 2", "[1, 1]", 2.0, {"accuracy": 2.0}, 1.0, 2, "stop", 7)
+    assert replace(rows[0], advantage=1.0) == expected
+    assert len(sample_rows([group] * 6, Grpo())) == 2 * 4
 
 
 def test_sample_rows_show_the_advantages_that_are_trained_on() -> None:
