@@ -119,6 +119,23 @@ def test_metrics_by_hand() -> None:
     assert metrics["groups/zero_std_share"] == 0.5
 
 
+def test_a_sample_is_its_response_as_it_was_sampled() -> None:
+    (sample, _), (given, _) = (train_samples(scored([1.0, 0.0], version=4), Grpo()), scored([1.0, 0.0]).group.responses)
+    assert (sample.prompt_id, sample.prompt_ids.dtype, sample.weight_versions.tolist()) == ("p", np.int32, [4])
+    np.testing.assert_array_equal(sample.sampler_logprobs, given.logprobs)
+
+
+def test_rewards_are_compared_in_double_precision() -> None:
+    samples = train_samples(scored([1.0, 1.0 + 2e-6]), Grpo(advantage_std=False))
+    assert [sample.advantage for sample in samples] == pytest.approx([-1e-6, 1e-6], rel=1e-3)
+
+
+def test_a_batch_knows_its_version_and_its_gate() -> None:
+    gate = MismatchConfig(stop_above=0.5)
+    batch = build_batch(GROUPS, Grpo(), 2, 9, 1, 0, gate)
+    assert (batch.version, batch.gate) == (9, gate)
+
+
 def test_a_group_has_signal_if_two_scored_rewards_differ() -> None:
     rewards = ([1.0, 0.0], [1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [2.0], [])
     assert [group_has_signal(scored(group)) for group in rewards] == [True, False, False, True, False, False]
