@@ -163,7 +163,10 @@ def test_values_that_cannot_be_carried_are_said(sandbox: Sandbox) -> None:
     assert "function is no plain data" in sandbox.judge("def f(x): return x", tests, LIMITS).why
 
 
-def test_programs_end_with_the_process_that_forks_them(sandbox: Sandbox) -> None:
+def test_programs_end_with_the_process_that_forks_them(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # killed like this it cannot remove its folder
     with Sandbox("limits", levels=(sandbox.level,)) as other:
         null = os.open(os.devnull, os.O_RDWR)
         script = os.memfd_create("script")
