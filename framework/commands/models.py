@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
+import warnings
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,7 @@ def sample(arguments: argparse.Namespace) -> int:
 
 def chat(arguments: argparse.Namespace) -> int:
     """Talk to a checkpoint on this terminal."""
+    _hush("ERROR")
     from framework.engines import serving
     from framework.graph.found import find_checkpoint
     from framework.observe.progress import awaiting
@@ -34,6 +37,7 @@ def chat(arguments: argparse.Namespace) -> int:
 
 def serve(arguments: argparse.Namespace) -> int:
     """Serve a checkpoint behind OpenAI's protocol."""
+    _hush("WARNING")
     from framework.engines import serving
     from framework.graph.found import find_checkpoint
 
@@ -41,6 +45,14 @@ def serve(arguments: argparse.Namespace) -> int:
     print(f"{found.name} ({found.what}): {found.path}", file=sys.stderr)
     serving.serve(found.path, arguments.host, arguments.port, options, found.name, arguments.further)
     return EXIT_DONE
+
+
+def _hush(level: str) -> None:
+    """Before PyTorch and vLLM are imported, here or in the process that takes over: they greet, warn and foretell."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", level)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning,ignore::DeprecationWarning")
+    warnings.simplefilter("ignore", FutureWarning)
 
 
 def push(arguments: argparse.Namespace) -> int:

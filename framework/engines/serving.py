@@ -73,7 +73,6 @@ def serve(checkpoint: Path, host: str, port: int, options: TalkOptions, name: st
     check_checkpoint(checkpoint)
     check_port(host, port)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
     command += ["--tokenizer", str(servable_tokenizer(checkpoint)), "--served-model-name", name]
     command += ["--host", host, "--port", str(port), "--dtype", dtype_of(checkpoint, options)]

@@ -14,6 +14,7 @@ import numpy as np
 from framework.data.readers import parse_json
 from framework.errors import UserError
 from framework.files import text_digest
+from framework.graph.settings import differences
 from framework.stages.eval_numbers import JudgedGroup
 from framework.types import Prompt, Response, ResponseGroup, RewardScore, ScoredGroup
 
@@ -116,10 +117,9 @@ class SampleFile:
         before = first.get(SETTINGS)
         if not isinstance(before, dict):
             raise UserError(where, "no settings", "must be a file that sampling has begun")
-        for key in sorted(before.keys() | self._settings.keys()):
-            if before.get(key) != self._settings.get(key):
-                allowed = f"{self.path} was begun with {before.get(key)!r}: give that, or delete it to begin anew"
-                raise UserError(key, self._settings.get(key), allowed)
+        for key, theirs, ours in differences(before, self._settings):
+            allowed = f"{self.path} was begun with {str(theirs)[:100]}: give that, or delete it to begin anew"
+            raise UserError(key, ours if len(str(ours)) < 100 else f"{str(ours)[:100]}…", allowed)
 
 
 def _digest(prompt: Prompt) -> str:
