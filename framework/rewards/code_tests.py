@@ -33,6 +33,8 @@ from framework.types import Prompt
 
 MAX_UNPACKED = 1 << 28  # bytes
 _CASES = ("public_tests", "private_tests", "generated_tests")
+# columns that only problems with tests have
+_MARKS = ("test_list", "private_test_cases", "public_test_cases", "input_output", "official_tests", *_CASES)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,32 @@ def hidden_tests(prompt: Prompt) -> CodeTests:
     if not found.inputs and not found.calls:
         raise UserError(f"prompt {prompt.id}: tests", [], "an empty list of tests, which any program passes")
     return found
+
+
+def has_tests(prompt: Prompt) -> bool:
+    """Whether a prompt's data has hidden tests, whatever state they are in."""
+    columns = prompt.columns
+    if (columns.get("test") and columns.get("entry_point")) or any(columns.get(key) for key in _MARKS):
+        return True
+    if any(_is_tests(columns.get(key)) for key in ("tests", "examples")):
+        return True
+    return prompt.answer.lstrip().startswith(("{", "[")) and _is_tests(prompt.answer)
+
+
+def _is_tests(value: Any) -> bool:
+    try:
+        found = _json(value)
+    except ValueError:
+        return False
+    if isinstance(found, Mapping):
+        return "inputs" in found or "assert_case" in found
+    return isinstance(found, list) and bool(found) and all(map(_is_case, found))
+
+
+def _is_case(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return "input" in value or "args" in value
+    return isinstance(value, str) and value.lstrip().startswith("assert")
 
 
 _ALLOWED = "a prompt for the code reward needs tests as framework/rewards/code_tests.py lists them"

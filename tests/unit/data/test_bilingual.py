@@ -153,5 +153,5 @@ def test_the_shipped_data_is_made() -> None:
     data = compose(["data=bilingual", "reward=r1"]).data
     prompts = unique_prompts(data.tasks, "train", 128, data.heldout_share, 0)
     assert len({prompt.text for prompt in prompts}) == 128
-    assert {p.rewards[0] for p in prompts} == {"accuracy", "options", "code"}
+    assert {p.rewards for p in prompts} == {("accuracy", "format", "language")}
     assert len(unique_prompts({"small_programs": data.tasks["small_programs"]}, "train", 512, 0.1, 0)) == 512

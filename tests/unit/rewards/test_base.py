@@ -91,7 +91,7 @@ def test_an_unknown_reward_is_told_with_its_file_and_line(tmp_path: Path) -> Non
 def test_r1s_rewards_are_chosen_by_the_prompt() -> None:
     """R1v2 eq. 4, 7 and 8: rules and language for reasoning; a general prompt is not asked for a reference."""
     config = compose(["reward=r1"]).reward
-    assert set(config.components) == {"accuracy", "format", "language", "code"}
+    assert set(config.components) == {"accuracy", "format", "language"}
     text = "<think>twelve and one</think> <answer>13</answer>"
     reasoning = Prompt("p0", "Add 12 and 1.", "math", "13", ("accuracy", "format", "language"))
     general = Prompt("p1", "Say hello.", "general_greeting", "Hello!", ("format", "language"))
