@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Literal
 
 from framework.engines.cpu.environment import worker_environment
@@ -30,6 +31,7 @@ from framework.graph.stop import never_stop
 
 BOOKED = 0.9  # of a GPU, by the roles that have it; what is left lets a bundle be asked which GPU it is
 ASKING = 0.01
+BOOKED_PARTS = 1000  # of a CPU: Ray counts in ten-thousandths
 GIB = 2**30
 
 
@@ -108,15 +110,17 @@ class Placement:
         return BOOKED / 2 if self.cluster.colocate else BOOKED
 
     def bundles(self) -> tuple[dict[str, float], ...]:
-        """What every place books: its GPU, and CPUs for the actors that start there."""
-        cpus = Counter[int]()
-        for rank in range(self.learners):
-            cpus.update(dict.fromkeys(self.learner(rank), self.cluster.learner_cpus))
-        for worker in range(self.rollouts):
-            cpus.update(dict.fromkeys(self.rollout(worker)[:1], self.cluster.rollout_cpus))
-        for worker in range(self.rewards):
-            cpus.update(dict.fromkeys(self.reward(worker), 1.0))
-        return tuple({"GPU": 1.0, **({"CPU": cpus[i]} if cpus[i] else {})} for i in range(self.cluster.gpus))
+        """What every place books: a GPU, and its part of the CPUs of all roles that have GPUs.
+
+        All alike, as which bundle becomes which place is known once they are reserved; so the actors themselves book
+        no CPUs.
+        """
+        if not (count := self.cluster.gpus):
+            return ()
+        cpus = self.learners * self.cluster.learner_cpus + self.rollouts * self.cluster.rollout_cpus
+        cpus += self.rewards if self.cluster.reward_gpus else 0
+        each = ceil(cpus / count * BOOKED_PARTS) / BOOKED_PARTS
+        return ({"GPU": 1.0, **({"CPU": each} if each else {})},) * count
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ class Seats:
         placement, found = self.placement, list[dict[str, Any]]()
         for worker in range(placement.rewards):
             places = placement.reward(worker)
-            options = {"num_cpus": 1, "runtime_env": {"env_vars": device_environment(bool(places))}}
+            options = {"num_cpus": int(not places), "runtime_env": {"env_vars": device_environment(bool(places))}}
             if places:
                 options["num_gpus"] = BOOKED / placement._rewards_a_gpu
                 options["scheduling_strategy"] = _in_bundle(self.group, self.order[places[0]])
@@ -193,7 +197,7 @@ class Seats:
         if not places:
             return {"num_cpus": cpus, "num_gpus": 0, "runtime_env": environment}
         return {
-            "num_cpus": cpus,
+            "num_cpus": 0,  # the bundle has them
             "num_gpus": share,
             "runtime_env": environment,
             "scheduling_strategy": _in_bundle(self.group, self.order[places[0]]),
