@@ -32,7 +32,8 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the graph in this process; finished stages are skipped."""
-    from framework.actors.ray_session import ray_session
+    from framework.actors.preflight import check_nodes
+    from framework.actors.ray_session import ray_address, ray_session
     from framework.convert import to_plain
     from framework.graph.ownership import owned
     from framework.graph.plan import look_ahead
@@ -63,6 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
                 look_ahead(graph)
                 with awaiting("Ray to start, or to answer"):
                     stack.enter_context(ray_session(config.cluster))
+                if ray_address(config.cluster):  # a local instance has one node, this one
+                    with awaiting("every node to say how it is"):
+                        check_nodes(config.cluster, config.run_dir)
                 if config.tracking is not None:
                     with awaiting("what the run is tracked by to open"):
                         tracking = stack.enter_context(RunTracking(config.tracking, config.run_dir, plain))

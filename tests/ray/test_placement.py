@@ -6,10 +6,12 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from framework.actors import preflight
 from framework.errors import RunFailed, Stopped, UserError
 from framework.graph.cluster import ClusterConfig
 from framework.graph.deadlines import Deadlines
@@ -73,6 +75,23 @@ def test_an_over_asked_cluster_ends_within_its_deadline_with_one_line(nodes: Any
     assert "\n" not in str(error.value)
     with pytest.raises(Stopped), reserved(Placement(FOUR, learners=8), lambda: True):
         pass
+
+
+def test_every_node_is_looked_at_before_anything_starts(
+    nodes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on = replace(TWO, object_store_gib=0.1, deadlines=Deadlines(place=120.0))
+    monkeypatch.setattr(preflight, "LEAST_SHM", 0)
+    monkeypatch.setattr(preflight, "STORE_SHARE", 0.0)
+    preflight.check_nodes(on, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    capsys.readouterr()
+    monkeypatch.setattr(preflight, "STORE_SHARE", 1e3)
+    with pytest.raises(UserError, match="Ray cluster: got '3 of 2 nodes'; cannot take part"):
+        preflight.check_nodes(replace(on, num_nodes=3), tmp_path)
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0].split()[1] for line in told] == ["node", "node", "1"]
+    assert all("its object store has" in line for line in told[:2])
 
 
 def test_shared_cards_hold_one_rank_and_one_share_of_a_sampler(nodes: Any) -> None:
