@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -254,3 +255,53 @@ def test_a_ledger_with_late_prompts_goes_on_after_a_reload(tmp_path: Path) -> No
     assert again.consumed == ledger.consumed
     with pytest.raises(DamagedState):  # other prompts stand behind the tickets
         late_ledger(3, 2, late_from=2).load(tmp_path / "ledger.jsonl")
+
+
+def test_groups_come_out_as_they_were_scored_and_entries_name_their_epoch() -> None:
+    ledger = Ledger(prompts(3), batch_size=2, max_staleness=1, seed=0)
+    groups = {ticket: scored(ledger, ticket) for ticket in (ledger.issue(0) for _ in range(4))}
+    for ticket, group in groups.items():
+        ledger.finish(ticket, group, refill=ticket == 1)
+    assert [item.scored for item in ledger.batch()] == [groups[0], groups[2]]
+    assert [item.scored for item in ledger.discarded(ledger.batch())] == [groups[1]]
+    assert ledger.scored() == [groups[0], groups[2], groups[3], groups[1]]
+    ledger.train(ledger.batch())
+    ledger.finish(ledger.issue(1), scored(ledger, 4), refill=False)
+    ledger.train(ledger.batch())
+    assert [(e.ticket, e.epoch, e.batch) for e in ledger.consumed] == [
+        *((0, 0, 0), (2, 0, 0), (1, 0, 0), (3, 1, 1), (4, 1, 1)),
+    ]
+
+
+def test_what_is_refused_of_a_journal_names_the_file_and_what_is_allowed(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.jsonl"
+
+    def said(ledger: Ledger) -> str:
+        with pytest.raises(UserError) as error:
+            ledger.load(file)
+        return str(error.value)
+
+    trained_ledger().save(file)
+    assert said(Ledger(prompts(6), 2, 0, seed=4)) == f"{file}: got '5 prompts, seed 3'; this run has 6, seed 4"
+    whole = file.read_text()
+    file.write_text(whole.replace('"batch": 2', '"batch": 1'))
+    assert re.fullmatch(
+        rf"{file}: got 'digest \w{{12}}'; was saved with \w{{12}}: damaged since",
+        said(Ledger(prompts(5), 2, 0, seed=3)),
+    )
+    file.write_text("\n".join(without_digest(whole.splitlines())[:-1]))
+    assert said(Ledger(prompts(5), 2, 0, seed=3)) == (
+        f"{file}: got 'batch 2 has 1 trained entries, of 2'; must hold every ticket of 3 batches once"
+    )
+    file.write_text("[]")
+    assert said(Ledger(prompts(5), 2, 0, seed=3)).endswith(
+        "indices must be integers or slices, not str'; must be a ledger as the run saved it"
+    )
+
+
+def test_an_untrained_journal_begins_at_the_first_ticket(tmp_path: Path) -> None:
+    for before in (0, 2):
+        trained_ledger(before).save(tmp_path / "ledger.jsonl")
+        ledger = Ledger(prompts(5), 2, 0, seed=3)
+        ledger.load(tmp_path / "ledger.jsonl")
+        assert ledger.issue(before) == 2 * before
