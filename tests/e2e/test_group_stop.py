@@ -37,13 +37,14 @@ def test_pretraining_stopped_with_its_process_group_loses_nothing(tmp_path: Path
         assert "the same command resumes" in run.output.splitlines()[-1]
     finally:
         run.close()
-    states = run.directory.glob("state/pretrain-*/train/checkpoint_*/learner/engine.json")
+    states = run.directory.glob("state/pretrain-*/batch_*/learner/engine.json")
     saved = max(json.loads(file.read_text())["counters"]["steps"] for file in states)
     assert written(run)[-1] <= saved < STEPS, "the stop saved the step under way: nothing is trained a second time"
 
 
 def written(run: Run) -> list[int]:
     """Steps of which the training workers have told."""
-    files = list(run.directory.glob("state/pretrain-*/worker_metrics.jsonl"))
-    lines = files[0].read_text().splitlines() if files else []
-    return [record["step"] for record in map(json.loads, lines) if "train/loss" in record["metrics"]]
+    file = run.directory / "metrics.jsonl"
+    whole = file.read_text().rpartition("\n")[0].splitlines() if file.is_file() else []
+    records = [json.loads(line) for line in whole]
+    return [r["step"] for r in records if r["stage"] == "pretrain" and "train/loss" in r.get("metrics", {})]
