@@ -57,11 +57,12 @@ def to_send(plugins: Sequence[str], conf: Path | None) -> Iterator[tuple[list[st
 
     A plug-in that is installed, not lying in a folder of its own, is taken to be installed on the cluster too.
     """
-    modules = [str(place) for place in dict.fromkeys(map(place_of, plugins)) if not _installed(place)]
-    if conf is None:
-        yield modules, ""
-        return
+    places = [place for place in dict.fromkeys(map(place_of, plugins)) if not _installed(place)]
     with tempfile.TemporaryDirectory() as folder:
+        modules = [str(place if place.is_dir() else _as_package(place, Path(folder))) for place in places]
+        if conf is None:
+            yield modules, ""
+            return
         files = [file for file in sorted(conf.rglob("*")) if file.suffix in (".yaml", ".yml")]
         told = "".join(f"{file.relative_to(conf)}\0{file.read_text()}\0" for file in files)
         copy = Path(folder, SENT_CONF + hashlib.sha256(told.encode()).hexdigest()[:8])
@@ -70,6 +71,14 @@ def to_send(plugins: Sequence[str], conf: Path | None) -> Iterator[tuple[list[st
             shutil.copyfile(file, copy / file.relative_to(conf))
         copy.mkdir(exist_ok=True)
         yield [*modules, str(copy)], copy.name
+
+
+def _as_package(file: Path, folder: Path) -> Path:
+    """Copy a module into a folder of its name, for a job's client sends folders alone: it is imported as before."""
+    package = folder / file.stem
+    package.mkdir()
+    shutil.copyfile(file, package / "__init__.py")
+    return package
 
 
 def found_conf(conf: Path | None) -> Path | None:

@@ -13,7 +13,7 @@ from framework.errors import UserError
 
 @pytest.fixture
 def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "sent_file.py").write_text("")
+    (tmp_path / "sent_file.py").write_text("ONE = 1\n")
     (tmp_path / "sent_package").mkdir()
     (tmp_path / "sent_package" / "__init__.py").write_text("")
     (tmp_path / "conf" / "reward").mkdir(parents=True)
@@ -26,7 +26,9 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_files_and_packages_are_sent_once_and_what_is_installed_is_not(beside: Path) -> None:
     plugins = ["sent_file", "sent_package.rewards", "sent_package.tasks", "numpy", "json"]
     with to_send(plugins, None) as (modules, conf):
-        assert modules == [str(beside / "sent_file.py"), str(beside / "sent_package")]
+        assert [Path(module).name for module in modules] == ["sent_file", "sent_package"]
+        assert Path(modules[0], "__init__.py").read_text() == "ONE = 1\n"  # folders alone can be sent
+        assert modules[1] == str(beside / "sent_package")
         assert conf == ""
 
 
