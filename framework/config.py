@@ -11,7 +11,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,8 +23,10 @@ from framework.convert import TARGET, Component, convert, instantiate
 from framework.data.chat_template import TemplateConfig
 from framework.errors import FrameworkError, UserError, did_you_mean
 from framework.graph.cluster import ClusterConfig
+from framework.graph.fit import Fit, check_places, choices_of, fit_stages
 from framework.graph.found import find_run, newest_of
 from framework.graph.nodes import Graph
+from framework.inherit import as_written, inherit
 from framework.keys import SYNONYMS, Key, like, list_keys
 from framework.models.families.base import ModelConfig
 from framework.models.families.find import check_same, of_base
@@ -75,17 +77,17 @@ class RunConfig:
     job: JobConfig
     model: ModelConfig | None = None  # sizes of a fresh model; None: those of `base`
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    # What the stages have in common: a stage's own node, `stage.NAME.algorithm` and so on, goes before it.
     algorithm: Component = None
-    data: Component = None
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     reward: Component = None
     engine: EngineConfig = field(default_factory=EngineConfig)
+    rl: Mapping[str, Any] = field(default_factory=dict)  # any setting of a stage of reinforcement learning
+    data: Component = None
     tracking: Component = None
-    stage: Mapping[str, Component] = field(default_factory=dict)  # stage name -> the stage
+    stage: Mapping[str, Component] = field(default_factory=dict)  # stage name -> all of its settings
     template: TemplateConfig = field(default_factory=TemplateConfig)  # of prompts and conversations
-    base: Path | None = (
-        None  # the checkpoint that a job starts from, if it is one that does: a directory, a hub id or a run
-    )
+    base: Path | None = None  # the checkpoint that a job starts from: a directory, a hub id or a run
     seed: Seed = 0
     run: str = "run"
     runs_dir: Path = Path("runs")
@@ -110,37 +112,94 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None, weigh
     are those of `base`, which is fetched if it is a hub id (for `plan` without its weights). Raises UserError on an
     override that does not parse, an unknown key or group option, a wrong type or a missing value.
     """
-    node = compose_plain(overrides, config_dir)
-    plugins = convert(tuple[str, ...], node.get("plugins", []), "plugins", _no_target)
-    find_plugins(plugins)
+    return compose_fitted(overrides, config_dir, weights)[0]
+
+
+def compose_fitted(
+    overrides: Sequence[str] = (), config_dir: Path | None = None, weights: bool = True
+) -> tuple[RunConfig, dict[str, Fit]]:
+    """As `compose`, with what was computed for each stage."""
+    node, plugins = _plain(overrides, config_dir)
     job = node.get("job")
     if not isinstance(job, Mapping) or TARGET not in job:
         raise UserError("job", job, f"must be a group with a {TARGET}")
     node["job"] = {("target" if key == TARGET else key): value for key, value in job.items()}
     resolve = TargetResolver(plugins)
     with blaming_plugins(plugins):
+        taken = inherit(node, resolve)
         try:
-            config = convert(RunConfig, node, "", resolve)
+            config = _converted(node, resolve)
+            resolve(config.job.target, f"job.{TARGET}")
+            if config.base is not None:
+                run = find_run(str(node["base"]), config.runs_dir)
+                base = newest_of(run) if run is not None else find_base(str(node["base"]), weights)
+                config = replace(config, base=base, model=config.model or of_base(base))
+            fits = fit_stages(config.stage, config.model, config.cluster, _given_in(node))
+            if fits:
+                fitted = _converted(_with_values(node, choices_of(fits)), resolve)
+                config = replace(fitted, base=config.base, model=config.model)
+            check_places(config.stage, config.model, config.cluster)
         except UserError as error:
-            raise _elsewhere(error, node, resolve) from None
-        assert isinstance(config, RunConfig)
-        resolve(config.job.target, f"job.{TARGET}")
-    if config.base is not None:
-        run = find_run(str(node["base"]), config.runs_dir)
-        base = newest_of(run) if run is not None else find_base(str(node["base"]), weights)
-        config = replace(config, base=base)
-        assert config.base is not None
-        if config.model is None:
-            config = replace(config, model=of_base(config.base))
-    return config
+            raise _elsewhere(as_written(error, taken), node, resolve) from None
+    return config, fits
 
 
 def setting_keys(overrides: Sequence[str] = (), config_dir: Path | None = None) -> list[Key]:
     """Return every setting of the job that `overrides` choose; a base is not looked at."""
+    node, plugins = _plain(overrides, config_dir)
+    resolve = TargetResolver(plugins)
+    inherit(node, resolve)
+    config = _converted({**node, "job": {"name": "keys", "target": ""}}, resolve)
+    computed = choices_of(fit_stages(config.stage, config.model, config.cluster, _given_in(node)))
+    keys = list_keys(RunConfig, _with_values(node, computed), resolve)
+    found = (replace(key, doc=f"{key.doc}; computed if not given") if key.name in computed else key for key in keys)
+    return [key for key in found if not key.name.startswith("job.")]
+
+
+def _converted(node: Mapping[str, Any], resolve: TargetResolver) -> RunConfig:
+    config = convert(RunConfig, node, "", resolve)
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def _given_in(node: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Whether yaml or the command line give a key."""
+
+    def given(key: str) -> bool:
+        found: Any = node
+        for part in key.split("."):
+            if not isinstance(found, Mapping) or part not in found:
+                return False
+            found = found[part]
+        return True
+
+    return given
+
+
+def _with_values(node: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plain configuration with values set at dotted keys."""
+    changed = dict(node)
+    for key, value in values.items():
+        first, _, rest = key.partition(".")
+        changed[first] = _with_values(changed.get(first) or {}, {rest: value}) if rest else value
+    return changed
+
+
+def _plain(overrides: Sequence[str], config_dir: Path | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What Hydra composes, less the values of stages that the job has not; and its plug-ins, which are found."""
     node = compose_plain(overrides, config_dir)
     plugins = convert(tuple[str, ...], node.get("plugins", []), "plugins", _no_target)
     find_plugins(plugins)
-    return [key for key in list_keys(RunConfig, node, TargetResolver(plugins)) if not key.name.startswith("job.")]
+    stages = node.get("stage")
+    if isinstance(stages, Mapping):  # a recipe has values for the stages of every job; a user means one of this job's
+        keys = (word.lstrip("+~").partition("=")[0].split(".") for word in overrides)
+        meant = {parts[1] for parts in keys if parts[0] == "stage" and parts[1:]}
+        node["stage"] = {
+            name: item
+            for name, item in stages.items()
+            if name in meant or not isinstance(item, Mapping) or TARGET in item
+        }
+    return node, plugins
 
 
 def _elsewhere(error: UserError, node: Mapping[str, Any], resolve: TargetResolver) -> UserError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from framework.actors.ray_session import ray_session
 from framework.config import RunConfig, given_base
-from framework.stages.fit import fit_learner, fit_sampler
 from framework.stages.sync_check import check_sync, describe, passes
 
 
@@ -12,11 +11,11 @@ def main(config: RunConfig) -> bool:
     """Print a line for the base and each update; return whether all are below the run's gate."""
     base, model = given_base(config)
     base.check()
-    cluster, gate, rollout = config.cluster, config.stage["grpo"].mismatch, fit_sampler(config.engine.rollout, model)
-    learner = fit_learner(config.engine.learner, model, cluster, cluster.learner_workers, rollout.max_model_len)
+    cluster, settings = config.cluster, config.stage["grpo"]
+    gate, engine = settings.mismatch, settings.engine
     good = True
     with ray_session(cluster):
-        for found in check_sync(base.path, model.vocab_size, rollout, learner, cluster):
+        for found in check_sync(base.path, model.vocab_size, engine.rollout, engine.learner, cluster):
             good = good and passes(found, gate)
             print(describe(found), flush=True)
     print(f"{'below' if good else 'ABOVE'} the gate: {gate.measure} {gate.stop_above} nats (stage.grpo.mismatch)")

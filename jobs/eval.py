@@ -8,7 +8,7 @@ from framework.config import BenchmarkConfig, RunConfig, given_base
 from framework.errors import UserError
 from framework.graph.nodes import Graph
 from framework.stages.evaluate import Evaluate
-from framework.stages.fit import fit_lengths, fit_sampler
+from framework.stages.lengths import fit_lengths
 from framework.stages.prompts import PreparePrompts, PromptsConfig, check_prompts, longest_tokens
 from framework.types import Prompt
 
@@ -18,17 +18,17 @@ def build(config: RunConfig) -> Graph:
     if not isinstance(config.data, PromptsConfig):
         raise UserError("data", type(config.data).__name__, "must be prompts")
     base, model = given_base(config)
-    engine, evaluating = fit_sampler(config.engine.rollout, model), config.stage["evaluate"]
+    evaluating = config.stage["evaluate"]
     _, heldout = _read(config.data, config.benchmark)
-    config.reward.check_prompts(heldout)
+    evaluating.reward.check_prompts(heldout)
     longest = longest_tokens(base.path, heldout, config.template)
-    engine, max_tokens, note = fit_lengths(engine, model, longest, evaluating.max_tokens)
+    engine, max_tokens, note = fit_lengths(evaluating.engine, model, longest, evaluating.max_tokens)
     check_prompts(base.path, heldout, config.template, engine.max_model_len, max_tokens)
     graph = Graph()
-    prepare = PreparePrompts(config.data, config.template, config.reward)
+    prepare = PreparePrompts(config.data, config.template, evaluating.reward)
     prompts = graph.add("prompts", prepare, base=base).out("prompts")
     label = config.benchmark.name or "base"
-    evaluate = Evaluate(replace(evaluating, max_tokens=max_tokens), label, engine, config.reward, note=note)
+    evaluate = Evaluate(replace(evaluating, max_tokens=max_tokens, engine=engine), label, note=note)
     graph.add("eval", evaluate, checkpoint=base, prompts=prompts)
     return graph
 

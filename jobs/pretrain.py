@@ -22,8 +22,6 @@ def build(config: RunConfig) -> Graph:
         raise UserError("base", str(config.base), f"must be left out: job {config.job.name} makes its own base model")
     stage, model = config.stage, fresh_model(config)
     pretrain = stage["pretrain"]
-    experts = model.n_routed_experts if model.num_moe_layers else 0
-    pretrain.engine.check_topology(pretrain.check_workers(config.cluster), experts, "stage.pretrain.engine")
     graph = Graph()
     documents = graph.add("documents", CollectDocuments(config.data)).out("text")
     text = graph.add("clean", Clean(stage["clean"]), text=documents).out("text")

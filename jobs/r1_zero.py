@@ -21,37 +21,28 @@ def build(config: RunConfig) -> Graph:
     if not isinstance(config.data, CollectConfig):
         raise UserError("data", type(config.data).__name__, "must be reasoning_gym")
     stage, model = config.stage, fresh_model(config)
-    if stage["grpo"].rollouts_from is not None:
+    pretrain, rl, evaluating = stage["pretrain"], stage["grpo"], stage["evaluate"]
+    if rl.rollouts_from is not None:
         allowed = "is of job=grpo: this one makes its own base first"
-        raise UserError("stage.grpo.rollouts_from", str(stage["grpo"].rollouts_from), allowed)
-    rollout, rewards = config.engine.rollout, config.reward
-    max_tokens = max(stage["grpo"].longest, stage["evaluate"].max_tokens)
-    check_given_prompts(config.data, rewards, stage["tokenizer"], rollout.max_model_len, max_tokens)
-    pretrain, ranks = stage["pretrain"], config.cluster.learner_workers
-    experts = model.n_routed_experts if model.num_moe_layers else 0
-    config.cluster.check_gpus(rollout.tensor_parallel_size)
-    config.engine.learner.check_topology(ranks, experts, "engine.learner")
-    pretrain.engine.check_topology(pretrain.check_workers(config.cluster), experts, "stage.pretrain.engine")
+        raise UserError("stage.grpo.rollouts_from", str(rl.rollouts_from), allowed)
+    rooms = ((rl.engine.rollout.max_model_len, rl.longest), (evaluating.engine.max_model_len, evaluating.max_tokens))
+    context, max_tokens = min(rooms, key=lambda room: room[0] - room[1])  # where a prompt may be shortest
+    check_given_prompts(config.data, rl.reward, stage["tokenizer"], context, max_tokens)
     template = config.template if config.template.name else replace(config.template, name="r1_zero")
     graph = Graph()
-    collect = graph.add("collect", Collect(config.data, rewards))
+    collect = graph.add("collect", Collect(config.data, rl.reward))
     prompts = collect.out("prompts")
     text = graph.add("clean", Clean(stage["clean"]), text=collect.out("text"), prompts=prompts).out("text")
     train_tokenizer = TrainTokenizer(stage["tokenizer"], model.max_position_embeddings, model.vocab_size)
     tokenizer = graph.add("tokenizer", train_tokenizer, text=text).out("tokenizer")
-    tokenize = Tokenize(stage["tokenize"], rollout.max_model_len, max_tokens, template)
+    tokenize = Tokenize(stage["tokenize"], context, max_tokens, template)
     shards = graph.add("tokenize", tokenize, text=text, tokenizer=tokenizer, prompts=prompts).out("shards")
     start = Pretrain(replace(pretrain, extend=()), before_extension(model, pretrain))
     base = graph.add("pretrain", start, shards=shards, tokenizer=tokenizer).out("base")
     for name, phase in extensions(model, pretrain).items():
         base = graph.add(name, phase, base=base, shards=shards, tokenizer=tokenizer).out("base")
-    graph.add(
-        "eval_base", Evaluate(stage["evaluate"], "base", rollout, rewards, template), checkpoint=base, prompts=prompts
-    )
-    watched = stage["evaluate"] if stage["grpo"].evaluate_every else None
-    engines = rollout, config.engine.learner
-    grpo = Grpo(stage["grpo"], config.algorithm, rewards, *engines, model, template, watched)
+    graph.add("eval_base", Evaluate(evaluating, "base", template), checkpoint=base, prompts=prompts)
+    grpo = Grpo(rl, model, template, evaluating if rl.evaluate_every else None)
     policy = graph.add("grpo", grpo, base=base, prompts=prompts).out("policy")
-    final = Evaluate(stage["evaluate"], "r1_zero", rollout, rewards, template)
-    graph.add("eval_r1_zero", final, checkpoint=policy, prompts=prompts)
+    graph.add("eval_r1_zero", Evaluate(evaluating, "r1_zero", template), checkpoint=policy, prompts=prompts)
     return graph

@@ -6,7 +6,6 @@ from framework.config import RunConfig, given_base
 from framework.errors import UserError
 from framework.graph.nodes import Graph
 from framework.models.scalar_head import check_scalar_head
-from framework.stages.fit import fit_learner
 from framework.stages.preferences import CollectPreferences, EncodePreferences, PreferencesConfig
 from framework.stages.reward_model import RewardModel
 
@@ -17,16 +16,14 @@ def build(config: RunConfig) -> Graph:
         raise UserError("data", type(config.data).__name__, "must be preferences")
     base, model = given_base(config)
     check_scalar_head(model.model_type)
-    settings, cluster = config.stage["reward_model"], config.cluster
-    workers = settings.check_workers(cluster)
-    engine = fit_learner(config.engine.learner, model, cluster, workers, config.engine.learner.token_budget)
-    stage = RewardModel(settings, engine, model, config.data.count_train(settings.kind))
+    settings = config.stage["reward_model"]
+    stage = RewardModel(settings, model, config.data.count_train(settings.kind))
     settings.schedule(stage.steps)
     config.data.check(settings.kind, base.path, config.template)
     graph = Graph()
     collect = CollectPreferences(config.data, config.data.files, settings.kind)
     preferences = graph.add("preferences", collect).out("preferences")
-    encode = EncodePreferences(stage.max_tokens, engine.token_budget, settings.kind, config.template)
+    encode = EncodePreferences(stage.max_tokens, settings.engine.token_budget, settings.kind, config.template)
     encoded = graph.add("encode", encode, base=base, preferences=preferences)
     graph.add("reward_model", stage, base=base, shards=encoded.out("shards"), tokenizer=encoded.out("tokenizer"))
     return graph

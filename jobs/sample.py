@@ -26,7 +26,7 @@ from framework.graph.runner import NullTracker
 from framework.observe.progress import StageProgress, awaiting
 from framework.rewards.score_file import describe
 from framework.stages.eval_numbers import JudgedGroup
-from framework.stages.fit import fit_lengths, fit_sampler
+from framework.stages.lengths import fit_lengths
 from framework.stages.prompts import PromptsConfig
 from framework.stages.sample_file import SampleFile
 from framework.stages.sampling import Sampling, SamplingConfig
@@ -54,15 +54,16 @@ def main(arguments: Sequence[str], config_dir: Path | None = None, out: TextIO |
     base, model = given_base(config)
     command = _with_trainings(own, config)
     prompts = _prompts(config, command.limit)
-    config.reward.check_prompts(prompts)
+    evaluating = config.stage["evaluate"]  # samples alone, as this command does
+    evaluating.reward.check_prompts(prompts)
     template = own_or_r1_zero(config.template, tokenizer := load_tokenizer(base.check().path))
     tokenized = tokenize_prompts(tokenizer, prompts, config=template)
     longest = max(len(prompt.token_ids) for prompt in tokenized)
-    whole = replace(fit_sampler(config.engine.rollout, model), max_model_len=model.max_position_embeddings)
+    whole = replace(evaluating.engine, max_model_len=model.max_position_embeddings)
     engine, limit, why = fit_lengths(whole, model, longest, command.max_tokens)
     if why:
         print(why, file=sys.stderr)
-    sampling = Sampling(replace(command, max_tokens=limit), engine, config.reward, template)
+    sampling = Sampling(replace(command, max_tokens=limit), engine, evaluating.reward, template)
     with ExitStack() as stack:
         kept = stack.enter_context(_begun(command.out, _settings(config, command))) if command.out else None
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="framework-sample-")))
@@ -168,7 +169,7 @@ def _settings(config: RunConfig, command: SampleConfig) -> dict[str, Any]:
     """What responses and scores depend on besides the prompts."""
     plain = {key: value for key, value in to_plain(config).items() if key not in DO_NOT_COUNT and key != "_target_"}
     sampled = {key: getattr(command, key) for key in ("n", "temperature", "top_p", "max_tokens")}
-    return {**plain, **sampled, "dtype": config.engine.rollout.dtype}
+    return {**plain, **sampled, "dtype": config.stage["evaluate"].engine.dtype}
 
 
 @dataclass(frozen=True)

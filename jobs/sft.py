@@ -6,7 +6,6 @@ from framework.config import RunConfig, given_base
 from framework.errors import UserError
 from framework.graph.nodes import Graph
 from framework.stages.chats import ChatsConfig, CollectChats, EncodeChats
-from framework.stages.fit import fit_learner
 from framework.stages.sft import Sft
 
 
@@ -15,11 +14,8 @@ def build(config: RunConfig) -> Graph:
     if not isinstance(config.data, ChatsConfig):
         raise UserError("data", type(config.data).__name__, "must be chats")
     base, model = given_base(config)
-    tuning, cluster = config.stage["sft"], config.cluster
-    workers = tuning.check_workers(cluster)
-    engine = fit_learner(config.engine.learner, model, cluster, workers, config.engine.learner.token_budget)
-    sft = Sft(tuning, engine, model, config.data.count_train())
-    tuning.schedule(sft.steps)
+    sft = Sft(config.stage["sft"], model, config.data.count_train())
+    sft.config.schedule(sft.steps)
     config.data.check(base.path, config.template)
     graph = Graph()
     chats = graph.add("chats", CollectChats(config.data)).out("chats")

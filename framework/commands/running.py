@@ -18,15 +18,17 @@ logger = logging.getLogger("framework")
 
 def plan(arguments: argparse.Namespace) -> int:
     """Print what `run` would do; needs no GPU and starts nothing."""
+    from framework.graph.fit import describe_fits
     from framework.graph.plan import describe_plan, look_ahead
     from framework.models.estimate import describe_parameters
 
-    config, graph = _load(arguments)
+    config, graph, fits = _load(arguments)
     title = f"job {config.job.name}, run directory {config.run_dir}"
     if config.model is not None:
         title += f"\nmodel {config.model.name}: {describe_parameters(config.model)}"
     tried = look_ahead(graph)
-    print("\n".join([describe_plan(graph, config.cluster, title), "", *tried]).rstrip())
+    parts = [describe_plan(graph, config.cluster, title), describe_fits(fits), *tried]
+    print("\n\n".join(part for part in parts if part))
     return EXIT_DONE
 
 
@@ -47,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from framework.observe.tracking import RunTracking
     from framework.observe.wandb_sink import check_tracking
 
-    config, graph = _load(arguments)
+    config, graph, _ = _load(arguments)
     if config.tracking is not None:
         check_tracking(config.tracking)
     plain, stop = to_plain(config), StopFlag(config.cluster.deadlines.stop + CLEAN_UP_S)
@@ -85,7 +87,7 @@ def submit(arguments: argparse.Namespace) -> int:
     from framework.commands.submission import submit_job
     from framework.graph.plan import look_ahead
 
-    config, graph = _load(arguments)
+    config, graph, _ = _load(arguments)
     look_ahead(graph)
     options = ["--rerun-changed"] if arguments.rerun_changed else []
     job = submit_job(arguments.address, arguments.overrides, options, config.plugins, arguments.config_dir, config.run)
@@ -93,27 +95,32 @@ def submit(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """Compose the configuration, build its graph and check both; creates nothing."""
+def _load(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """Compose the configuration, build its graph and check both, with what was computed; creates nothing.
+
+    What has not the memory that it needs is planned, but not run.
+    """
     from framework.commands.submission import found_conf
-    from framework.config import build_graph, compose
+    from framework.config import build_graph, compose_fitted
     from framework.convert import to_plain
+    from framework.graph.fit import check_fits
     from framework.graph.plan import check_complete
     from framework.graph.store import Store
     from framework.models.find_base import check_weights
 
     conf = found_conf(arguments.config_dir)
-    config = compose(arguments.overrides, conf, weights=arguments.command != "plan")
+    config, fits = compose_fitted(arguments.overrides, conf, weights=arguments.command != "plan")
     graph = build_graph(config)
     graph.check()
     if config.base is not None:
         check_weights(config.base)
     Store(config.run_dir).check_place()
     if arguments.command != "plan":
+        check_fits(fits)
         check_complete(graph)
     if arguments.command == "run":
         Store(config.run_dir).check_owner(to_plain(config))
-    return config, graph
+    return config, graph, fits
 
 
 def _taken_over(other: object) -> NoReturn:

@@ -73,15 +73,25 @@ class ClusterConfig:
             allowed = f"must divide a node's {node} GPUs, or be whole nodes: {', '.join(map(str, parts + whole[:4]))}"
             raise UserError("engine.rollout.tensor_parallel_size", size, allowed)
 
-    def training_workers(self, workers: int, min_workers: int, stage: str) -> int:
-        """Ranks of a stage that asks for `workers` (0: as many as learners); UserError if `min_workers` is more."""
+    def check_sampling_gpus(self, tensor_parallel_size: int) -> None:
+        """Raise UserError if rollout workers of so many GPUs each, by themselves, do not find them."""
+        rollout = self.rollout_workers * tensor_parallel_size
+        if self.gpus and rollout > self.gpus:
+            asked = f"must hold {rollout} for {self.rollout_workers} rollout workers"
+            raise UserError("cluster.num_nodes x cluster.gpus_per_node", self.gpus, asked)
+
+    def training_workers(self, workers: int, min_workers: int) -> int:
+        """Ranks of a stage that asks for `workers` (0: as many as learners); UserError if `min_workers` is more.
+
+        Errors name `workers` and `min_workers` as they stand in the stage's node.
+        """
         found = workers or self.learner_workers
         if min_workers > found:
-            raise UserError(f"{stage}.min_workers", min_workers, f"must be 0 to {found}, the workers")
+            raise UserError("min_workers", min_workers, f"must be 0 to {found}, the workers")
         most = self.gpus or max(int(PROCESSES_A_CORE * self.cpus / max(self.learner_cpus, 1)), 1)
         if found > most:
             has = f"{self.gpus} GPUs" if self.gpus else f"cluster.cpus={self.cpus}"
-            key = f"{stage}.workers" if workers else "cluster.learner_workers"
+            key = "workers" if workers else "cluster.learner_workers"
             raise UserError(key, found, f"must be at most {most}, which {has} can carry")
         return found
 

@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 # What starts, plans and shows a run: none of it changes what a stage makes.
-NOT_COUNTED = ("cli", "config", "graph", "models.estimate", "observe", "stages.memory")
+NOT_COUNTED = ("cli", "config", "graph", "models.estimate", "observe", "stages.fit", "stages.memory", "stages.placing")
 
 
 def code_version(stage: object) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, ClassVar
 
 from framework.artifacts import Checkpoint, EvalReport, PromptSet
 from framework.bounds import Bound, FilledStr, NonNegativeInt, PositiveInt, bounded
@@ -15,8 +15,10 @@ from framework.data.readers import read_prompts, write_rows
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
+from framework.graph.fit import Fit, Given
 from framework.graph.nodes import Runtime
 from framework.graph.plan import RoleEstimate, StageEstimate
+from framework.models.families.base import ModelConfig
 from framework.rewards.base import RewardConfig
 from framework.roles.reward import check_scores
 from framework.stages.eval_numbers import JudgedGroup, by_columns, right_shares, task_numbers
@@ -40,6 +42,17 @@ class EvaluateConfig:
     accuracy: FilledStr = "accuracy"  # reward component that says whether a response is right
     format: FilledStr = "format"
     groups_in_flight: PositiveInt = 64  # per rollout worker
+    reward: RewardConfig = field(kw_only=True)  # what scores a response
+    engine: VllmConfig = VllmConfig()  # the sampler's
+
+    inherits: ClassVar[Mapping[str, str]] = {"reward": "reward", "engine": "engine.rollout"}
+
+    def __post_init__(self) -> None:
+        if self.temperature == 0 and self.k > 1:
+            raise UserError("k", self.k, "must be 1 at temperature 0: all responses would be alike")
+        if self.accuracy not in self.reward.components:
+            allowed = f"must be one of the run's rewards: {', '.join(self.reward.components)}"
+            raise UserError("accuracy", self.accuracy, allowed)
 
     def sampling(self) -> SamplingConfig:
         """The same, for `Sampling`."""
@@ -53,9 +66,22 @@ class EvaluateConfig:
             votes_by=self.accuracy,
         )
 
-    def __post_init__(self) -> None:
-        if self.temperature == 0 and self.k > 1:
-            raise UserError("stage.evaluate.k", self.k, "must be 1 at temperature 0: all responses would be alike")
+    def check_lengths(self) -> None:
+        """Raise UserError unless the longest response leaves room for its prompt."""
+        if self.max_tokens >= self.engine.max_model_len:
+            allowed = f"must leave room for the prompt in engine.rollout.max_model_len={self.engine.max_model_len}"
+            raise UserError("max_tokens", self.max_tokens, allowed)
+
+    def fit(self, model: ModelConfig, cluster: ClusterConfig, given: Given) -> Fit:
+        """Compute what is not given of the engines, for the model on the cluster."""
+        from framework.stages.fit import fit_sampling
+
+        return fit_sampling(self, model, cluster, given)
+
+    def check_place(self, model: ModelConfig, cluster: ClusterConfig) -> None:
+        """Raise UserError, with keys as they stand in this node, for what the model or the cluster can't do."""
+        self.check_lengths()
+        cluster.check_sampling_gpus(self.engine.tensor_parallel_size)
 
 
 @dataclass(frozen=True)
@@ -79,18 +105,21 @@ class Evaluate:
 
     config: EvaluateConfig
     label: str
-    engine: VllmConfig
-    rewards: RewardConfig
     template: TemplateConfig = TemplateConfig()
     note: str = ""  # what was made to fit, and why; said at plan and when it runs
 
     def __post_init__(self) -> None:
-        if self.config.accuracy not in self.rewards.components:
-            allowed = f"must be one of the run's rewards: {', '.join(self.rewards.components)}"
-            raise UserError("stage.evaluate.accuracy", self.config.accuracy, allowed)
-        if self.config.max_tokens >= self.engine.max_model_len:
-            allowed = f"must leave room for the prompt in engine.rollout.max_model_len={self.engine.max_model_len}"
-            raise UserError("stage.evaluate.max_tokens", self.config.max_tokens, allowed)
+        self.config.check_lengths()
+
+    @property
+    def engine(self) -> VllmConfig:
+        """The sampler's engine."""
+        return self.config.engine
+
+    @property
+    def rewards(self) -> RewardConfig:
+        """What scores a response."""
+        return self.config.reward
 
     def run(self, inputs: EvaluateInputs, runtime: Runtime) -> Evaluated:
         """Sample, score, write report.json and samples.jsonl; raises RunFailed if too many can't be scored.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from framework.artifacts import Checkpoint, PromptSet, RolloutSet
+from framework.bounds import bounded
 from framework.data.chat_template import TemplateConfig, tokenize_prompts
 from framework.data.readers import read_prompts
 from framework.data.tokenizer_files import copy_tokenizer, load_tokenizer
@@ -17,9 +19,11 @@ from framework.engines.lr_schedule import sum_over
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
+from framework.graph.fit import Fit, Given
 from framework.graph.nodes import Runtime
 from framework.graph.plan import RoleEstimate, StageEstimate
 from framework.models.families.base import ModelConfig
+from framework.objectives import grpo
 from framework.objectives.policy import PolicyObjective
 from framework.rewards.base import RewardConfig
 from framework.roles.rl_config import RlConfig
@@ -47,14 +51,69 @@ class GrpoOutputs:
 
 
 @dataclass(frozen=True)
+class Engines:
+    """Those of reinforcement learning: the sampler's and the learner's."""
+
+    rollout: VllmConfig = VllmConfig()
+    learner: DeepSpeedConfig = DeepSpeedConfig()
+
+
+@dataclass(frozen=True)
+@bounded
+class GrpoConfig(RlConfig):
+    """All settings of the stage: batches and schedule, the algorithm, its rewards and its engines.
+
+    What a job's stages have in common stands above them: `rl`, `algorithm`, `reward`, `engine`.
+    """
+
+    fits_first: ClassVar[bool] = True  # it says how roles share the cluster
+    inherits: ClassVar[Mapping[str, str]] = {
+        "": "rl", "algorithm": "algorithm", "reward": "reward", "engine": "engine",
+    }  # fmt: skip
+
+    algorithm: PolicyObjective = field(default_factory=grpo.Grpo)  # how a batch becomes a loss
+    reward: RewardConfig = field(kw_only=True)  # what scores a response
+    engine: Engines = Engines()  # sampler and learner
+
+    def fit(self, model: ModelConfig, cluster: ClusterConfig, given: Given) -> Fit:
+        """Compute what is not given of the engines, for the model on the cluster."""
+        from framework.stages.fit import fit_rl
+
+        return fit_rl(self, model, cluster, given)
+
+    def check_place(self, model: ModelConfig, cluster: ClusterConfig) -> None:
+        """Raise UserError, with keys as they stand in this node, for what the model or the cluster can't do."""
+        self.check_lengths(model)
+        sampler, experts = self.engine.rollout, model.n_routed_experts if model.num_moe_layers else 0
+        cluster.check_gpus(sampler.tensor_parallel_size)
+        self.engine.learner.check_topology(cluster.learner_workers, experts, "engine.learner")
+
+    def check_lengths(self, model: ModelConfig) -> None:
+        """Raise UserError unless responses, context, rows, rewards and the algorithm fit each other."""
+        context = self.engine.rollout.max_model_len
+        if self.longest >= context:
+            allowed = f"must leave room for the prompt in engine.rollout.max_model_len={context}"
+            raise UserError("max_tokens", self.max_tokens, allowed)
+        if context > model.max_position_embeddings:
+            allowed = f"must be at most model.max_position_embeddings={model.max_position_embeddings}"
+            raise UserError("engine.rollout.max_model_len", context, allowed)
+        if self.engine.learner.token_budget < context:
+            allowed = f"must hold a whole sequence: engine.rollout.max_model_len={context}"
+            raise UserError("engine.learner.token_budget", self.engine.learner.token_budget, allowed)
+        self.algorithm.check(self.longest, tuple(self.reward.components))
+        self.reward.check_limit(self.longest)
+        reset, each = self.algorithm.reference_reset_steps, self.minibatches_per_rollout
+        if self.algorithm.kl_coef and reset % each:
+            near = ", ".join(str(n) for n in (reset // each * each, (reset // each + 1) * each) if n)
+            allowed = f"must be 0 (never) or a multiple of minibatches_per_rollout={each}: {near}"
+            raise UserError("algorithm.reference_reset_steps", reset, allowed)
+
+
+@dataclass(frozen=True)
 class Grpo:
     """The stage."""
 
-    config: RlConfig
-    algorithm: PolicyObjective
-    rewards: RewardConfig
-    rollout: VllmConfig
-    learner: DeepSpeedConfig
+    config: GrpoConfig
     model: ModelConfig
     template: TemplateConfig = TemplateConfig()
     evaluate: EvaluateConfig | None = None  # how held-out prompts are asked every `config.evaluate_every` steps
@@ -65,24 +124,34 @@ class Grpo:
         return "" if self.config.late_steps else "config.steps"
 
     def __post_init__(self) -> None:
+        self.config.check_lengths(self.model)
         if self.config.evaluate_every and self.evaluate is None:
             raise UserError("stage.grpo.evaluate_every", self.config.evaluate_every, "needs stage.evaluate in this job")
-        if self.config.longest >= self.rollout.max_model_len:
-            allowed = f"must leave room for the prompt in engine.rollout.max_model_len={self.rollout.max_model_len}"
-            raise UserError("stage.grpo.max_tokens", self.config.max_tokens, allowed)
-        if self.rollout.max_model_len > self.model.max_position_embeddings:
-            allowed = f"must be at most model.max_position_embeddings={self.model.max_position_embeddings}"
-            raise UserError("engine.rollout.max_model_len", self.rollout.max_model_len, allowed)
-        if self.learner.token_budget < self.rollout.max_model_len:
-            allowed = f"must hold a whole sequence: engine.rollout.max_model_len={self.rollout.max_model_len}"
-            raise UserError("engine.learner.token_budget", self.learner.token_budget, allowed)
-        self.algorithm.check(self.config.longest, tuple(self.rewards.components))
-        self.rewards.check_limit(self.config.longest)
-        reset, each = self.algorithm.reference_reset_steps, self.config.minibatches_per_rollout
-        if self.algorithm.kl_coef and reset % each:
-            near = ", ".join(str(n) for n in (reset // each * each, (reset // each + 1) * each) if n)
-            allowed = f"must be 0 (never) or a multiple of stage.grpo.minibatches_per_rollout={each}: {near}"
-            raise UserError("algorithm.reference_reset_steps", reset, allowed)
+        if self.evaluate is not None and self.evaluate.max_tokens >= self.rollout.max_model_len:
+            allowed = (
+                f"must be less than engine.rollout.max_model_len={self.rollout.max_model_len}, with evaluate_every"
+            )
+            raise UserError("stage.evaluate.max_tokens", self.evaluate.max_tokens, allowed)
+
+    @property
+    def algorithm(self) -> PolicyObjective:
+        """How a batch becomes a loss."""
+        return self.config.algorithm
+
+    @property
+    def rewards(self) -> RewardConfig:
+        """What scores a response."""
+        return self.config.reward
+
+    @property
+    def rollout(self) -> VllmConfig:
+        """The sampler's engine."""
+        return self.config.engine.rollout
+
+    @property
+    def learner(self) -> DeepSpeedConfig:
+        """The learner's engine."""
+        return self.config.engine.learner
 
     def look_ahead(self) -> str:
         """Raise UserError if the directory for rollouts cannot be made."""

@@ -12,13 +12,11 @@ from framework.graph.plan import RoleEstimate
 from framework.models.families.base import ModelConfig, RankLayout
 
 
-def learner_role(
-    spec: ModelConfig, engine: DeepSpeedConfig, workers: int, cluster: ClusterConfig, segment: int, packed: bool = False
-) -> RoleEstimate:
-    """Estimate `workers` ranks of `engine`; `segment` is the most tokens that attend to each other."""
-    from framework.models.estimate import training_memory
-
-    layout = RankLayout(
+def rank_layout(
+    engine: DeepSpeedConfig, workers: int, cluster: ClusterConfig, segment: int, packed: bool
+) -> RankLayout:
+    """What decides the memory of one of `workers` ranks; `segment` is the most tokens that attend to each other."""
+    return RankLayout(
         dtype=engine.dtype,
         zero_stage=engine.zero_stage,
         ep_size=engine.ep_size,
@@ -30,6 +28,15 @@ def learner_role(
         on_gpu=cluster.gpus > 0,
         mtp=bool(engine.mtp_coef),
     )
+
+
+def learner_role(
+    spec: ModelConfig, engine: DeepSpeedConfig, workers: int, cluster: ClusterConfig, segment: int, packed: bool = False
+) -> RoleEstimate:
+    """Estimate `workers` ranks of `engine`; `segment` is the most tokens that attend to each other."""
+    from framework.models.estimate import training_memory
+
+    layout = rank_layout(engine, workers, cluster, segment, packed)
     most = gcd(workers, spec.n_routed_experts) if spec.num_moe_layers else 1
     table = {
         f"EP {size}": {

@@ -12,6 +12,7 @@ from framework.engines.batch_schedule import BatchRamp, BatchSchedule
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
+from framework.graph.fit import Fit, Given
 from framework.graph.nodes import Runtime
 from framework.graph.plan import StageEstimate
 from framework.models.families.base import ModelConfig
@@ -56,11 +57,29 @@ class PretrainConfig:
         lengths = [self.row_tokens, *(phase.row_tokens for phase in self.extend)]
         if lengths != sorted(set(lengths)):
             allowed = f"must rise, from above row_tokens={self.row_tokens}"
-            raise UserError("stage.pretrain.extend.row_tokens", lengths[1:], allowed)
+            raise UserError("extend.row_tokens", lengths[1:], allowed)
 
     def check_workers(self, cluster: ClusterConfig) -> int:
         """Return how many ranks `cluster` gives this stage; raises UserError if `min_workers` is more."""
-        return cluster.training_workers(self.workers, self.min_workers, "stage.pretrain")
+        return cluster.training_workers(self.workers, self.min_workers)
+
+    def fit(self, model: ModelConfig, cluster: ClusterConfig, given: Given) -> Fit:
+        """Compute what is not given of the engines, for the model on the cluster."""
+        from framework.stages.fit import fit_rows
+
+        return fit_rows(self, model, cluster, given)
+
+    def check_place(self, model: ModelConfig, cluster: ClusterConfig) -> None:
+        """Raise UserError, with keys as they stand in this node, for what the model or the cluster can't do."""
+        self.check_rows(model)
+        experts = model.n_routed_experts if model.num_moe_layers else 0
+        self.engine.check_topology(self.check_workers(cluster), experts)
+
+    def check_rows(self, model: ModelConfig) -> None:
+        """Raise UserError if the model's context is shorter than a row."""
+        if self.row_tokens > model.max_position_embeddings:
+            allowed = f"must be at most model.max_position_embeddings={model.max_position_embeddings}"
+            raise UserError("row_tokens", self.row_tokens, allowed)
 
     @property
     def batches(self) -> BatchSchedule:
@@ -93,9 +112,7 @@ class Pretrain:
     model: ModelConfig
 
     def __post_init__(self) -> None:
-        if self.config.row_tokens > self.model.max_position_embeddings:
-            allowed = f"must be at most model.max_position_embeddings={self.model.max_position_embeddings}"
-            raise UserError("stage.pretrain.row_tokens", self.config.row_tokens, allowed)
+        self.config.check_rows(self.model)
 
     def run(self, inputs: PretrainInputs, runtime: Runtime) -> Pretrained:
         """Train to the end; resumes from the newest checkpoint in the stage's work directory."""

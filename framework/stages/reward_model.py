@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from framework.artifacts import Checkpoint, RewardCheckpoint, TokenizerDir, TokenShards, read_json
 from framework.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, bounded
@@ -15,6 +16,7 @@ from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
+from framework.graph.fit import Fit, Given
 from framework.graph.nodes import Runtime
 from framework.graph.plan import StageEstimate
 from framework.models.families.base import ModelConfig
@@ -45,11 +47,14 @@ class RewardModelConfig:
     max_failures: NonNegativeInt = 5  # restarts in a row without a new checkpoint between them
     validate_every: PositiveInt = 100
     checkpoint_every: PositiveInt = 100
+    engine: DeepSpeedConfig = DeepSpeedConfig()  # its `schedule` is not used: rates follow from the data
+
+    inherits: ClassVar[Mapping[str, str]] = {"engine": "engine.learner"}
 
     def __post_init__(self) -> None:
         if self.final_lr is not None and self.final_lr > self.lr:
             allowed = f"must be at most lr={self.lr:g}: the rate falls"
-            raise UserError("stage.reward_model.final_lr", self.final_lr, allowed)
+            raise UserError("final_lr", self.final_lr, allowed)
 
     @property
     def kind(self) -> Kind:
@@ -63,14 +68,23 @@ class RewardModelConfig:
 
     def check_workers(self, cluster: ClusterConfig) -> int:
         """Return how many ranks `cluster` gives this stage; raises UserError if `min_workers` is more."""
-        return cluster.training_workers(self.workers, self.min_workers, "stage.reward_model")
+        return cluster.training_workers(self.workers, self.min_workers)
+
+    def fit(self, model: ModelConfig, cluster: ClusterConfig, given: Given) -> Fit:
+        """Compute what is not given of the engine, for the model on the cluster."""
+        from framework.stages.fit import fit_chats
+
+        return fit_chats(self, model, cluster, given)
+
+    def check_place(self, model: ModelConfig, cluster: ClusterConfig) -> None:
+        """Raise UserError, with keys as they stand in this node, for what the model or the cluster can't do."""
+        experts = model.n_routed_experts if model.num_moe_layers else 0
+        self.engine.check_topology(self.check_workers(cluster), experts)
 
     def schedule(self, steps: int) -> LrSchedule:
         """The learning rate of a training of `steps` steps; raises UserError if the warm-up is no shorter."""
         if self.warmup_steps >= steps:
-            raise UserError(
-                "stage.reward_model.warmup_steps", self.warmup_steps, f"must be less than the {steps} steps"
-            )
+            raise UserError("warmup_steps", self.warmup_steps, f"must be less than the {steps} steps")
         if self.final_lr is None:
             return LrSchedule(self.lr, warmup_steps=self.warmup_steps)
         return LrSchedule(self.lr, "cosine", self.warmup_steps, steps, final_ratio=self.final_lr / self.lr)
@@ -94,12 +108,16 @@ class TrainedRewardModel:
 
 @dataclass(frozen=True)
 class RewardModel:
-    """The stage. `engine.schedule` is not used: the steps follow from the data."""
+    """The stage: its steps follow from the data."""
 
     config: RewardModelConfig
-    engine: DeepSpeedConfig
     model: ModelConfig  # sizes of the base
     prompts: int | None = None  # to train on; None: as many as an earlier stage of the run makes
+
+    @property
+    def engine(self) -> DeepSpeedConfig:
+        """The trainer's engine."""
+        return self.config.engine
 
     @property
     def max_tokens(self) -> int:

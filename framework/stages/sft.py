@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from framework.artifacts import Checkpoint, TokenizerDir, TokenShards
 from framework.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, bounded
@@ -12,6 +13,7 @@ from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
+from framework.graph.fit import Fit, Given
 from framework.graph.nodes import Runtime
 from framework.graph.plan import StageEstimate
 from framework.models.families.base import ModelConfig
@@ -38,19 +40,33 @@ class SftConfig:
     checkpoint_every: PositiveInt = 100
     export_every: NonNegativeInt = 0  # steps between Hugging Face exports beside the checkpoints; 0: none
     export: Literal["last", "best"] = "last"  # which model the stage gives on; best: of the lowest held-out loss
+    engine: DeepSpeedConfig = DeepSpeedConfig()  # its `schedule` is not used: rates follow from the conversations
+
+    inherits: ClassVar[Mapping[str, str]] = {"engine": "engine.learner"}
 
     def __post_init__(self) -> None:
         if self.final_lr > self.lr:
-            raise UserError("stage.sft.final_lr", self.final_lr, f"must be at most lr={self.lr:g}: the rate falls")
+            raise UserError("final_lr", self.final_lr, f"must be at most lr={self.lr:g}: the rate falls")
 
     def check_workers(self, cluster: ClusterConfig) -> int:
         """Return how many ranks `cluster` gives this stage; raises UserError if `min_workers` is more."""
-        return cluster.training_workers(self.workers, self.min_workers, "stage.sft")
+        return cluster.training_workers(self.workers, self.min_workers)
+
+    def fit(self, model: ModelConfig, cluster: ClusterConfig, given: Given) -> Fit:
+        """Compute what is not given of the engines, for the model on the cluster."""
+        from framework.stages.fit import fit_chats
+
+        return fit_chats(self, model, cluster, given)
+
+    def check_place(self, model: ModelConfig, cluster: ClusterConfig) -> None:
+        """Raise UserError, with keys as they stand in this node, for what the model or the cluster can't do."""
+        experts = model.n_routed_experts if model.num_moe_layers else 0
+        self.engine.check_topology(self.check_workers(cluster), experts)
 
     def schedule(self, steps: int) -> LrSchedule:
         """The learning rate of a training of `steps` steps; raises UserError if the warm-up is no shorter."""
         if self.warmup_steps >= steps:
-            raise UserError("stage.sft.warmup_steps", self.warmup_steps, f"must be less than the {steps} steps")
+            raise UserError("warmup_steps", self.warmup_steps, f"must be less than the {steps} steps")
         return LrSchedule(self.lr, "cosine", self.warmup_steps, steps, final_ratio=self.final_lr / self.lr)
 
 
@@ -72,12 +88,16 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Sft:
-    """The stage. `engine.schedule` is not used: the steps, and so the learning rates, follow from the conversations."""
+    """The stage: its steps, and so its learning rates, follow from the conversations."""
 
     config: SftConfig
-    engine: DeepSpeedConfig
     model: ModelConfig  # sizes of the base
     chats: int | None = None  # to train on; None: as many as an earlier stage of the run makes
+
+    @property
+    def engine(self) -> DeepSpeedConfig:
+        """The trainer's engine."""
+        return self.config.engine
 
     @property
     def max_tokens(self) -> int:

@@ -31,8 +31,7 @@ from framework.models.spec import parameter_counts
 from framework.objectives import grpo
 from framework.observe.curves import PHASES
 from framework.rewards.base import RewardConfig
-from framework.roles.rl_config import RlConfig
-from framework.stages.grpo import Grpo, GrpoInputs
+from framework.stages.grpo import Engines, Grpo, GrpoConfig, GrpoInputs
 from framework.types import Prompt
 from jobs.bench._common import report, spread
 from jobs.bench._lengths import EQUAL, SKEWED, Lengths, save_with_lengths
@@ -107,17 +106,16 @@ def run_ours(setting: Setting, steps: int, staleness: int) -> list[Step]:
     """
     # The last asynchronous step has nothing left to sample beside it: it doesn't count.
     total = WARM_UP + steps + (1 if staleness else 0)
-    stage = Grpo(
-        RlConfig(
-            steps=total, prompts_per_step=PROMPTS, group_size=GROUP, minibatches_per_rollout=1,
-            max_staleness=staleness, max_tokens=setting.max_tokens, checkpoint_every=total,
+    settings = GrpoConfig(
+        steps=total, prompts_per_step=PROMPTS, group_size=GROUP, minibatches_per_rollout=1,
+        max_staleness=staleness, max_tokens=setting.max_tokens, checkpoint_every=total,
+        algorithm=grpo.Grpo(kl_coef=0.0), reward=RewardConfig({"variety": Variety()}),
+        engine=Engines(
+            VllmConfig(dtype=setting.dtype, max_model_len=CONTEXT, mla=False, kv_cache_gib=0.5, enforce_eager=False),
+            DeepSpeedConfig(dtype=setting.dtype, weight_decay=0.0, schedule=LrSchedule(lr=LR)),
         ),
-        grpo.Grpo(kl_coef=0.0),
-        RewardConfig({"variety": Variety()}),
-        VllmConfig(dtype=setting.dtype, max_model_len=CONTEXT, mla=False, kv_cache_gib=0.5, enforce_eager=False),
-        DeepSpeedConfig(dtype=setting.dtype, weight_decay=0.0, schedule=LrSchedule(lr=LR)),
-        model_config(),
     )  # fmt: skip
+    stage = Grpo(settings, model_config())
     workers = max(1, setting.threads // 2) if staleness else setting.threads
     cluster = ClusterConfig(cpus=setting.threads, rollout_workers=workers, learner_workers=workers)
     recorder = StepRecorder()

@@ -31,7 +31,8 @@ class Start:
 
 def build_grpo_only(config: RunConfig) -> Graph:
     """Return a graph of one node."""
-    graph, start, engine = Graph(), config.stage["start"], config.engine
-    grpo = Grpo(config.stage["grpo"], config.algorithm, config.reward, engine.rollout, engine.learner, config.model)
+    graph, start = Graph(), config.stage["start"]
+    assert config.model is not None
+    grpo = Grpo(config.stage["grpo"], config.model)
     graph.add("grpo", grpo, base=Checkpoint(start.base), prompts=PromptSet(start.prompts))
     return graph

@@ -36,8 +36,9 @@ pytestmark = pytest.mark.slow
 SPEC = replace(TINY_V3, vocab_size=320)
 ENGINE = DeepSpeedConfig(ep_size=2, token_budget=128, threads=1, bias_update_speed=1e-3)
 CONFIG = SftConfig(
-    epochs=8, chats_per_step=3, lr=3e-3, final_lr=3e-4, checkpoint_every=1000, export_every=11, export="best"
-)
+    epochs=8, chats_per_step=3, lr=3e-3, final_lr=3e-4, checkpoint_every=1000, export_every=11, export="best",
+    engine=ENGINE,
+)  # fmt: skip
 CHATS, APART, SEED = 9, 1, 3
 
 
@@ -69,7 +70,7 @@ def train_directly(directory: Path) -> dict[str, np.ndarray]:
 
 
 def stage() -> Sft:
-    return Sft(CONFIG, ENGINE, SPEC, CHATS - APART)
+    return Sft(CONFIG, SPEC, CHATS - APART)
 
 
 class StopsAt:

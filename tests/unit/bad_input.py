@@ -22,7 +22,7 @@ from framework.convert import to_plain
 from framework.graph.store import Store
 
 TOY_CONF = Path(__file__).parent / "conf"
-TOY = ("job=toy", "~stage", "~data", "~engine", "~algorithm", "~reward", "~tracking", "runs_dir={tmp}/runs")
+TOY = ("job=toy", "~recipe", "~data", "~engine", "~algorithm", "~reward", "~tracking", "runs_dir={tmp}/runs")
 
 
 def nothing(tmp: Path) -> None:

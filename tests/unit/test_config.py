@@ -17,10 +17,10 @@ from tests.unit.bad_input import CHAT, sft_files
 from tests.unit.toy_graph import Train, Write
 
 TOY_CONF = Path(__file__).parent / "conf"
-TOY = ("job=toy", "~stage", "~data", "~engine", "~algorithm", "~reward", "~tracking")
-FILES = sorted(file.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml"))
-SHIPPED = [file for file in FILES if not file.startswith("fit/")]  # these are in test_shipped_plans.py
-GROUPS = ("job", "stage", "model", "algorithm", "reward", "data", "engine", "cluster", "tracking")
+TOY = ("job=toy", "~recipe", "~data", "~engine", "~algorithm", "~reward", "~tracking")
+SHIPPED = sorted(file.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml"))
+GROUPS = ("job", "recipe", "model", "algorithm", "reward", "data", "cluster", "tracking")
+MOST_FILES = 50
 
 
 class Shape(Protocol):
@@ -222,14 +222,25 @@ def test_defaults_live_in_the_dataclass_only() -> None:
     assert config.stage == {"write": Write(word="bye"), "train": Write()}
 
 
+def test_a_few_yaml_files_say_it_all() -> None:
+    assert len(SHIPPED) <= MOST_FILES
+
+
+SIZES = {
+    "dapo": ("model=qwen_32b", "cluster=h800_512"),
+    "published": ("model=v3_671b", "cluster=h800_512"),
+    "student": ("model=qwen_7b", "cluster=node8"),
+}
+
+
 @pytest.mark.parametrize("file", SHIPPED)
 def test_every_shipped_yaml_loads(file: str, tmp_path: Path) -> None:
     group, _, name = file.removesuffix(".yaml").rpartition("/")
     if file == "config.yaml":
         compose()
         return
-    if group in ("algorithm", "lengths"):  # they may set what RL stages alone have
-        build_graph(compose([f"{group}={name}", *(["model=qwen_32b", "cluster=h800_512"] if name == "dapo" else [])]))
+    if group in ("algorithm", "recipe"):  # they may set what RL stages alone have
+        build_graph(compose([f"{group}={name}", *SIZES.get(name, ())]))
         return
     if group == "benchmark":  # each is composed with a file in its format in test_benchmarks.py
         return

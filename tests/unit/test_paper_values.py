@@ -26,8 +26,8 @@ def test_r1_zero_is_trained_as_published() -> None:
     grpo = config.stage["grpo"]
     assert (grpo.steps, grpo.prompts_per_step, grpo.group_size, grpo.minibatches_per_rollout) == (10_400, 32, 16, 16)
     assert (grpo.temperature, value_at(grpo.max_tokens, 0)) == (1.0, 32_768)
-    assert (config.algorithm.kl_coef, config.algorithm.reference_reset_steps) == (0.001, 400)
-    assert config.engine.learner.schedule.at(5000) == 3e-6
+    assert (grpo.algorithm.kl_coef, grpo.algorithm.reference_reset_steps) == (0.001, 400)
+    assert grpo.engine.learner.schedule.at(5000) == 3e-6
 
 
 def test_v3_is_pretrained_as_published() -> None:

@@ -126,3 +126,16 @@ def build_on_base(config: Any) -> Graph:
     train = config.stage["train"]
     graph.add("train", train, corpus=text, base=Checkpoint(Path(train.base)))
     return graph
+
+
+def build_two_rl(config: Any) -> Graph:
+    """Two stages of reinforcement learning in a row, on directories that stand for a base and its prompts."""
+    from framework.artifacts import PromptSet
+    from framework.stages.grpo import Grpo
+
+    graph, prompts = Graph(), PromptSet(Path("prompts"))
+    start = graph.add(
+        "r1_zero", Grpo(config.stage["r1_zero"], config.model), base=Checkpoint(Path("base")), prompts=prompts
+    )
+    graph.add("dev2", Grpo(config.stage["dev2"], config.model), base=start.out("policy"), prompts=prompts)
+    return graph

@@ -64,7 +64,8 @@ PAPERS: dict[str, dict[str, Any]] = {
 
 
 def value_at(config: Any, where: str) -> Any:
-    for name in where.split("."):
+    """A setting of the GRPO stage, which takes over what is said for all stages."""
+    for name in f"stage.grpo.{where.removeprefix('stage.grpo.')}".split("."):
         config = config[name] if isinstance(config, dict) else getattr(config, name)
     return config
 
@@ -83,10 +84,10 @@ def test_the_papers_numbers_come_with_the_algorithm(name: str) -> None:
 @pytest.mark.parametrize("size", [(), FULL, ("model=v3_671b", "cluster=h200_256"), ("model=qwen_7b", "cluster=node8")])
 def test_dapos_rewards_and_learning_rate_come_at_any_size(size: tuple[str, ...]) -> None:
     config = compose(["algorithm=dapo", *size])
-    schedule = config.engine.learner.schedule  # type: ignore[union-attr]
+    schedule = config.stage["grpo"].engine.learner.schedule  # type: ignore[union-attr]
     assert (schedule.lr, schedule.kind, schedule.warmup_steps) == (1e-6, "constant", 320)
-    assert config.reward == compose(["reward=dapo"]).reward
-    own = compose(["algorithm=dapo", "engine.learner.schedule.lr=2e-4", *size]).engine.learner
+    assert config.stage["grpo"].reward == compose(["reward=dapo"]).reward  # type: ignore[union-attr]
+    own = compose(["algorithm=dapo", "engine.learner.schedule.lr=2e-4", *size]).stage["grpo"].engine.learner  # type: ignore[union-attr]
     assert own.schedule.lr == 2e-4  # type: ignore[union-attr]
 
 
@@ -112,7 +113,7 @@ def test_dapos_rewards_are_one_and_minus_one_with_a_penalty_that_follows_the_lim
 
     for overrides, limit, buffer in ((FULL, 20_480, 4096), ((), 64, 12)):
         config = compose(["algorithm=dapo", *overrides])
-        rewards = config.reward.at_limit(config.stage["grpo"].longest)  # type: ignore[union-attr]
+        rewards = config.stage["grpo"].reward.at_limit(config.stage["grpo"].longest)  # type: ignore[union-attr]
         assert set(rewards.components) == {"accuracy", "overlong"}
         overlong = rewards.components["overlong"]
         assert (overlong.max_tokens, overlong.buffer_tokens) == (limit, buffer)

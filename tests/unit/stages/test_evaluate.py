@@ -40,9 +40,13 @@ def group(answers: list[str], right: str, task: str = "t", finish: str = "stop")
     return JudgedGroup(scored, votes)
 
 
+def settings(k: int) -> EvaluateConfig:
+    return EvaluateConfig(k=k, reward=RewardConfig({"format": Format(), "accuracy": Format()}))
+
+
 def test_numbers_by_hand() -> None:
     groups = [group(["4", "4", "5", ""], "4", "a"), group(["1", "2", "2", "3"], "1", "b")]
-    result = summarise("base", groups, EvaluateConfig(k=4))
+    result = summarise("base", groups, settings(k=4))
     overall = result.overall
     assert overall.pass_at_1 == pytest.approx((0.5 + 0.25) / 2)
     assert overall.cons_at_k == 0.5  # the second group's majority says 2
@@ -87,8 +91,8 @@ def test_a_group_without_a_verdict_is_in_no_majority() -> None:
 
 def test_accuracy_must_be_one_of_the_rewards() -> None:
     rewards = RewardConfig({"format": Format()})
-    with pytest.raises(UserError, match=r"stage\.evaluate\.accuracy"):
-        Evaluate(EvaluateConfig(), "base", VllmConfig(), rewards)
+    with pytest.raises(UserError, match=r"^accuracy: got 'accuracy'; must be one of the run's rewards: format"):
+        EvaluateConfig(reward=rewards)
 
 
 def test_pass_at_k_by_hand() -> None:
@@ -96,7 +100,7 @@ def test_pass_at_k_by_hand() -> None:
     assert pass_at(1, 4, 2) == pytest.approx(0.5)  # 1 - C(3,2)/C(4,2)
     assert pass_at(2, 4, 2) == pytest.approx(5 / 6)
     assert (pass_at(0, 4, 4), pass_at(1, 4, 4), pass_at(3, 4, 2)) == (0.0, 1.0, 1.0)
-    overall = summarise("base", [group(["4", "5", "5", "6", "7", "8", "9", "3"], "4")], EvaluateConfig(k=8)).overall
+    overall = summarise("base", [group(["4", "5", "5", "6", "7", "8", "9", "3"], "4")], settings(k=8)).overall
     assert overall.pass_at == pytest.approx({"1": 1 / 8, "4": 0.5, "8": 1.0})
 
 
@@ -106,11 +110,11 @@ def test_a_failed_verdict_is_no_wrong_vote_and_is_counted() -> None:
     scores = (failed, *judged.scored.scores[1:])
     judged = JudgedGroup(replace(judged.scored, scores=scores), judged.votes)
     assert majority_is_right(judged, "accuracy") is True
-    overall = summarise("base", [judged], EvaluateConfig(k=5)).overall
+    overall = summarise("base", [judged], settings(k=5)).overall
     assert (overall.pass_at_1, overall.cons_at_k, overall.format_rate, overall.failed_samples) == (1.0, 1.0, 1.0, 1)
     unknown = JudgedGroup(replace(judged.scored, scores=(failed,) * 5), judged.votes)
     assert majority_is_right(unknown, "accuracy") is None
-    assert summarise("base", [unknown, group(["4"] * 5, "4")], EvaluateConfig(k=5)).overall.pass_at_1 == 1.0
+    assert summarise("base", [unknown, group(["4"] * 5, "4")], settings(k=5)).overall.pass_at_1 == 1.0
 
 
 def test_each_component_has_its_own_denominator() -> None:
@@ -119,7 +123,7 @@ def test_each_component_has_its_own_denominator() -> None:
         return JudgedGroup(replace(judged.scored, scores=scores), judged.votes)
 
     right = group(["4", "4"], "4")
-    overall = summarise("base", [only(right, "format"), only(right, "accuracy")], EvaluateConfig(k=2)).overall
+    overall = summarise("base", [only(right, "format"), only(right, "accuracy")], settings(k=2)).overall
     assert (overall.pass_at_1, overall.cons_at_k, overall.format_rate, overall.n_judged) == (1.0, 1.0, 1.0, 1)
 
 
@@ -149,7 +153,8 @@ def test_only_held_out_prompts_are_evaluated(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(sampling, "load_tokenizer", lambda _: None)
     monkeypatch.setattr(sampling, "tokenize_prompts", lambda _, prompts, *__: prompts)
     rewards = RewardConfig({"format": Format(), "accuracy": Format()})
-    stage = Evaluate(EvaluateConfig(k=2, max_tokens=64), "base", VllmConfig(max_model_len=128), rewards)
+    config = EvaluateConfig(k=2, max_tokens=64, engine=VllmConfig(max_model_len=128), reward=rewards)
+    stage = Evaluate(config, "base")
     runtime = Runtime("eval", tmp_path, tmp_path, 0, ClusterConfig(), RecordingTracker(), lambda: False)
     found = stage.run(EvaluateInputs(Checkpoint(tmp_path), PromptSet(tmp_path)), runtime)
     assert sorted(sampled) == ["new-0", "new-1"]
@@ -163,7 +168,7 @@ def test_nothing_judged_is_no_zero_and_each_prompt_keeps_its_share() -> None:
     unjudged = group(["4", "4"], "9", "essay")
     scores = (RewardScore(0.0),) * 2
     unjudged = JudgedGroup(replace(unjudged.scored, scores=scores), unjudged.votes)
-    result = summarise("base", [judged, unjudged], EvaluateConfig(k=4))
+    result = summarise("base", [judged, unjudged], settings(k=4))
     essay = result.tasks[0]
     measured = (essay.pass_at_1, essay.pass_at_1_se, essay.cons_at_k, essay.pass_at_k, essay.format_rate)
     assert (essay.task, measured, essay.pass_at) == ("essay", (None,) * 5, {})

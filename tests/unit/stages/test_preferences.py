@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -119,7 +120,7 @@ def test_steps_and_rates_follow_from_the_data() -> None:
     from framework.engines.deepspeed_engine import DeepSpeedConfig
 
     config = RewardModelConfig()  # R1's
-    stage = RewardModel(config, DeepSpeedConfig(token_budget=8192), TINY_V3, prompts=66_000)
+    stage = RewardModel(replace(config, engine=DeepSpeedConfig(token_budget=8192)), TINY_V3, prompts=66_000)
     assert stage.steps == 258
     assert {config.schedule(258).at(step) for step in (0, 100, 257)} == {6e-6}
     falling = RewardModelConfig(final_lr=0.0, warmup_steps=2).schedule(100)
