@@ -36,6 +36,7 @@ from framework.rewards.blame import place_of_error
 CONF = Path(__file__).resolve().parent.parent / "conf"
 OWN_MODULES = ("framework", "jobs")
 _KEY = re.compile(r"[^\s\0./=@]+([./@][^\s\0./=@]+)*")  # of an override
+BY_NAME = ("algorithm", "reward")  # groups whose files a stage's node may name
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,10 @@ def _plain(overrides: Sequence[str], config_dir: Path | None) -> tuple[dict[str,
             for name, item in stages.items()
             if name in meant or not isinstance(item, Mapping) or TARGET in item
         }
+        for item in node["stage"].values():  # stage.NAME.algorithm=dapo: what the group's file of that name has there
+            for group in BY_NAME:
+                if isinstance(item, dict) and isinstance(item.get(group), str):
+                    item[group] = compose_plain([f"{group}={item[group]}"], config_dir)[group]
     return node, plugins
 
 

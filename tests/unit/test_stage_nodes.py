@@ -53,7 +53,10 @@ def test_a_job_chooses_the_algorithm_of_a_stage_and_so_does_the_command_line() -
     whole = two("stage.dev2.algorithm={_target_: framework.objectives.dapo.Dapo, clip_high: 0.3}").stage
     assert whole["dev2"].algorithm == Dapo(clip_high=0.3)  # nothing of the common one is in it
     assert whole["r1_zero"].algorithm == Grpo()
-    assert isinstance(two("algorithm@stage.dev2.algorithm=dr_grpo").stage["r1_zero"].algorithm, Grpo)
+    named = two("stage.dev2.algorithm=dapo", "stage.dev2.reward=dapo").stage
+    assert named["dev2"].algorithm == Dapo()
+    assert set(named["dev2"].reward.components) == {"accuracy", "overlong"}
+    assert (named["r1_zero"].algorithm, set(named["r1_zero"].reward.components)) == (Grpo(), {"accuracy", "format"})
     both = two("algorithm=gspo").stage
     assert [type(both[name].algorithm).__name__ for name in ("r1_zero", "dev2")] == ["Gspo", "Gspo"]
     assert [both[name].minibatches_per_rollout for name in ("r1_zero", "dev2")] == [4, 4]
@@ -65,6 +68,7 @@ def test_a_job_chooses_the_algorithm_of_a_stage_and_so_does_the_command_line() -
         ("stage.dev2.algorithm.clip_hihg=1", r"stage\.dev2\.algorithm\.clip_hihg: got 1; unknown key; did you mean"),
         ("stage.dev2.algorithm.clip_high=-1", r"stage\.dev2\.algorithm\.clip_high: got -1; must be at least 0"),
         ("stage.dev3.steps=1", r"stage\.dev3: got .*; unknown; did you mean 'dev2'"),
+        ("stage.dev2.algorithm=dappo", r"algorithm: got 'dappo'; did you mean 'dapo'"),
         ("rl.group_sise=1", r"rl\.group_sise: got 1; unknown key; did you mean 'group_size'"),
         ("stage.dev2.max_tokens=300", r"stage\.dev2\.max_tokens: got 300; must leave room"),
         ("stage.dev2.engine.learner.ep_size=2", r"stage\.dev2\.engine\.learner\.ep_size: got 2; must divide"),
