@@ -26,8 +26,9 @@ def inherit(node: dict[str, Any], resolve: Resolve) -> dict[str, str]:
     Raises UserError for a key of `rl` and the like that the stages do not have.
     """
     taken: dict[str, str] = {}
-    stages = node.get("stage")
-    for name, own in stages.items() if isinstance(stages, dict) else ():
+    given = node.get("stage")
+    stages: dict[str, Any] = given if isinstance(given, dict) else {}
+    for name, own in stages.items():
         if not isinstance(own, Mapping) or TARGET not in own:
             continue
         where = f"stage.{name}"

@@ -32,15 +32,15 @@ def fit_rl(config: Any, model: ModelConfig, cluster: ClusterConfig, given: Given
     context = _context(model, given, config.longest, rollout, "engine.rollout.max_model_len")
     free = not given("max_tokens") and not given("engine.rollout.max_model_len")
     if not cluster.gpus:
-        found = {"engine.rollout.max_model_len": context, "max_tokens": _response(context, config.longest)}
-        found["engine.learner.token_budget"] = max(learner.token_budget, context)
-        return Fit(choices | _not_given(given, found))
-    lengths = [context]
-    while free and lengths[-1] // 2 >= SHORTEST:
-        lengths.append(lengths[-1] // 2)
-    tried = [(tokens, *place_roles(model, cluster, given, rollout, learner, tokens)) for tokens in lengths]
+        lengths = {"engine.rollout.max_model_len": context, "max_tokens": _response(context, config.longest)}
+        lengths["engine.learner.token_budget"] = max(learner.token_budget, context)
+        return Fit(choices | _not_given(given, lengths))
+    contexts = [context]
+    while free and contexts[-1] // 2 >= SHORTEST:
+        contexts.append(contexts[-1] // 2)
+    tried = [(tokens, *place_roles(model, cluster, given, rollout, learner, tokens)) for tokens in contexts]
     context, place, fits = next((t for grade in (2, 1, 0) for t in tried if t[2] >= grade), tried[0])
-    found = {
+    found: dict[str, Any] = {
         "cluster.colocate": place.colocate,
         "cluster.learner_workers": place.learners,
         "cluster.rollout_workers": place.samplers,
@@ -67,7 +67,7 @@ def fit_sampling(config: Any, model: ModelConfig, cluster: ClusterConfig, given:
     choices = _of_machine(cluster, given, "engine.", sampler=True)
     engine = _updated(config.engine, choices, "engine.")
     context = _context(model, given, config.max_tokens, engine, "engine.max_model_len")
-    found = {"engine.max_model_len": context, "max_tokens": _response(context, config.max_tokens)}
+    found: dict[str, Any] = {"engine.max_model_len": context, "max_tokens": _response(context, config.max_tokens)}
     if not cluster.gpus:
         return Fit(choices | _not_given(given, found))
     sizes = widths(model, cluster, given, engine, "engine.tensor_parallel_size")

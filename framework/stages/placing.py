@@ -143,7 +143,7 @@ def _shardings(
     for zero in (engine.zero_stage,) if given(f"{prefix}zero_stage") else (1, 2, 3):
         wide = [size for size in sizes if size >= inside]
         for size in (engine.ep_size,) if given(f"{prefix}ep_size") else wide[-1:] if zero == 3 else wide:
-            yield replace(engine, zero_stage=zero, ep_size=size)  # type: ignore[arg-type]  # one of the three
+            yield replace(engine, zero_stage=zero, ep_size=size)
 
 
 def _spread_experts(model: ModelConfig) -> int:

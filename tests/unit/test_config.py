@@ -239,6 +239,8 @@ def test_every_shipped_yaml_loads(file: str, tmp_path: Path) -> None:
     if file == "config.yaml":
         compose()
         return
+    if file == "recipe/own.yaml":  # for jobs on a model of one's own, which are below
+        return
     if group in ("algorithm", "recipe"):  # they may set what RL stages alone have
         build_graph(compose([f"{group}={name}", *SIZES.get(name, ())]))
         return
