@@ -74,21 +74,22 @@ def fit_sampling(config: Any, model: ModelConfig, cluster: ClusterConfig, given:
     if given("cluster.rollout_workers"):
         cards = cluster.gpus if cluster.colocate else max(cluster.gpus - cluster.learner_workers, 1)
         sizes = [size for size in sizes if size * cluster.rollout_workers <= cards][-1:] or sizes[:1]
-    limit, least = FREE * cluster.gpu_memory_gib, 0
     for size in sizes:
         weights, sequence = sampler_memory(model, size, context).values()
-        least = int((limit - weights) // sequence)
-        if least >= SEQUENCES[0]:
+        room = int((FREE * cluster.gpu_memory_gib - weights) // sequence)
+        if room >= SEQUENCES[0]:
             break
+    room = room if room > 0 else int((cluster.gpu_memory_gib - weights) // sequence)
+    least = min(max(room, 1), SEQUENCES[-1])
     found |= {
         "cluster.rollout_workers": max(cluster.gpus // size, 1),
         "engine.tensor_parallel_size": size,
-        "engine.max_num_seqs": min(max(least, 1), SEQUENCES[-1]),
+        "engine.max_num_seqs": least,
         "engine.kv_cache_gib": None,  # what is left
     }
-    needs = f"TP {size}: weights {weights:.1f} + {min(max(least, 1), SEQUENCES[-1])} sequences of {context:,} tokens"
+    needs = f"TP {size}: weights {weights:.1f} + {least} sequences of {context:,} tokens"
     total = weights + sequence
-    misfit = "" if least > 0 else f"weights and one sequence need {total:.1f} of {cluster.gpu_memory_gib:g} GiB a GPU"
+    misfit = "" if room > 0 else f"weights and one sequence need {total:.1f} of {cluster.gpu_memory_gib:g} GiB a GPU"
     return Fit(choices | _not_given(given, found), needs, misfit)
 
 

@@ -95,7 +95,7 @@ def test_the_plan_says_what_was_computed_and_why(capsys: pytest.CaptureFixture[s
     out = capsys.readouterr().out
     assert "stage.grpo: each GPU holds learner ZeRO-1, EP 8 " in out
     assert "stage.grpo.engine.rollout.tensor_parallel_size=2\n" in out
-    assert "ep_size=" not in out  # given
+    assert "stage.grpo.engine.learner.ep_size=" not in out  # given
 
 
 def test_own_models_are_fitted_by_the_same_rules() -> None:
