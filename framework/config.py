@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
-import os
 import re
 import shlex
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +16,9 @@ from framework.artifacts import Artifact, Checkpoint
 from framework.bounds import Seed, bounded
 from framework.convert import TARGET, Component, convert, instantiate
 from framework.data.chat_template import TemplateConfig
-from framework.errors import FrameworkError, UserError, did_you_mean
+from framework.errors import UserError, did_you_mean
 from framework.graph.cluster import ClusterConfig
+from framework.graph.cut import from_node, up_to
 from framework.graph.fit import Fit, check_places, choices_of, fit_stages
 from framework.graph.found import find_run, newest_of
 from framework.graph.nodes import Graph
@@ -31,10 +27,9 @@ from framework.keys import SYNONYMS, Key, like, list_keys
 from framework.models.families.base import ModelConfig
 from framework.models.families.find import check_same, of_base
 from framework.models.find_base import find_base
-from framework.rewards.blame import place_of_error
+from framework.targets import TargetResolver, blaming_plugins, find_plugins
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-OWN_MODULES = ("framework", "jobs")
 _KEY = re.compile(r"[^\s\0./=@]+([./@][^\s\0./=@]+)*")  # of an override
 BY_NAME = ("algorithm", "reward")  # groups whose files a stage's node may name
 
@@ -87,6 +82,8 @@ class RunConfig:
     data: Component = None
     tracking: Component = None
     stage: Mapping[str, Component] = field(default_factory=dict)  # stage name -> all of its settings
+    until: str = ""  # a node of the job after which the run ends
+    from_: str = ""  # a node that the run begins at, with `base` as the checkpoint that another would give it
     template: TemplateConfig = field(default_factory=TemplateConfig)  # of prompts and conversations
     base: Path | None = None  # the checkpoint that a job starts from: a directory, a hub id or a run
     seed: Seed = 0
@@ -132,9 +129,11 @@ def compose_fitted(
             config = _converted(node, resolve)
             resolve(config.job.target, f"job.{TARGET}")
             if config.base is not None:
+                named = any(word.startswith("model=") for word in overrides)
                 run = find_run(str(node["base"]), config.runs_dir)
                 base = newest_of(run) if run is not None else find_base(str(node["base"]), weights)
-                config = replace(config, base=base, model=config.model or of_base(base))
+                sizes = config.model if named or not config.from_ else None  # the default is of a job's own base
+                config = replace(config, base=base, model=sizes or of_base(base))
             fits = fit_stages(config.stage, config.model, config.cluster, _given_in(node))
             if fits:
                 fitted = _converted(_with_values(node, choices_of(fits)), resolve)
@@ -154,7 +153,7 @@ def setting_keys(overrides: Sequence[str] = (), config_dir: Path | None = None) 
     computed = choices_of(fit_stages(config.stage, config.model, config.cluster, _given_in(node)))
     keys = list_keys(RunConfig, _with_values(node, computed), resolve)
     found = (replace(key, doc=f"{key.doc}; computed if not given") if key.name in computed else key for key in keys)
-    return [key for key in found if not key.name.startswith("job.")]
+    return [replace(key, name=key.name.rstrip("_")) for key in found if not key.name.startswith("job.")]
 
 
 def _converted(node: Mapping[str, Any], resolve: TargetResolver) -> RunConfig:
@@ -189,6 +188,8 @@ def _with_values(node: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str
 def _plain(overrides: Sequence[str], config_dir: Path | None) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What Hydra composes, less the values of stages that the job has not; and its plug-ins, which are found."""
     node = compose_plain(overrides, config_dir)
+    if "from" in node:
+        node["from_"] = node.pop("from")  # a word that Python keeps for itself
     plugins = convert(tuple[str, ...], node.get("plugins", []), "plugins", _no_target)
     find_plugins(plugins)
     stages = node.get("stage")
@@ -220,26 +221,6 @@ def _elsewhere(error: UserError, node: Mapping[str, Any], resolve: TargetResolve
     return UserError(error.where, error.value, f"unknown key; did you mean {', '.join(found[:4])}{more}?")
 
 
-def find_plugins(plugins: Sequence[str]) -> None:
-    """Let modules beside the caller be found, in workers too; raises UserError for one that is nowhere."""
-    if not plugins:
-        return
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if here not in paths:  # what Ray and the reward processes start with
-        os.environ["PYTHONPATH"] = os.pathsep.join([here, *paths])
-    for name in plugins:
-        top = name.partition(".")[0]
-        if not re.fullmatch(r"[A-Za-z_][\w.]*", name) or importlib.util.find_spec(top) is None:
-            nearby = {file.stem for file in Path(here).glob("*.py")} | {
-                f.parent.name for f in Path(here).glob("*/*.py")
-            }
-            allowed = f"{did_you_mean(top, nearby)}must be a module in {here} or on PYTHONPATH"
-            raise UserError("plugins", name, allowed)
-
-
 def fresh_model(config: RunConfig) -> ModelConfig:
     """Return the sizes of the model that a job makes from nothing; raises UserError if none are given."""
     if config.model is None:
@@ -269,9 +250,15 @@ def build_graph(config: RunConfig) -> Graph:
         graph = build(config)
     if not isinstance(graph, Graph):
         raise UserError(f"job.{TARGET}", config.job.target, "must return a framework.graph.nodes.Graph")
+    if config.from_:
+        if config.base is not None and config.model is not None and config.model != of_base(config.base):
+            check_same(config.model, config.base)
+        graph = from_node(graph, config.from_, config.base)
+    graph = up_to(graph, config.until) if config.until else graph
     given = {edge.path for node in graph.nodes.values() for edge in node.edges.values() if isinstance(edge, Artifact)}
     if config.base is not None and config.base.absolute() not in given:
-        raise UserError("base", str(config.base), f"must be left out: job {config.job.name} makes its own base model")
+        allowed = f"must be left out: job {config.job.name} makes its own base model; or begin with it at a node: from="
+        raise UserError("base", str(config.base), allowed)
     return graph
 
 
@@ -287,46 +274,6 @@ def _naming_what_is_absent(config: RunConfig) -> Iterator[None]:
         if "NoneType" not in str(error) or not absent:
             raise
         raise UserError(", ".join(absent), None, f"must be given: job {config.job.name} needs it") from error
-
-
-@dataclass(frozen=True)
-class TargetResolver:
-    """The one place where `_target_` becomes an object."""
-
-    plugins: tuple[str, ...] = ()
-
-    def __call__(self, target: str, where: str) -> Any:
-        """Import and return the object of dotted name `target`."""
-        prefixes = (*OWN_MODULES, *self.plugins)
-        if not any(target.startswith(f"{prefix}.") for prefix in prefixes):
-            raise UserError(where, target, f"must start with {', '.join(prefixes)}; add your own module to `plugins`")
-        module_name, _, name = target.rpartition(".")
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-                raise  # the module exists and lacks one of its own imports
-            raise UserError(where, target, f"no module named {error.name}") from None
-        if not hasattr(module, name):
-            public = [key for key in vars(module) if not key.startswith("_")]
-            raise UserError(where, target, f"{did_you_mean(name, public)}{module_name} has no {name}")
-        return getattr(module, name)
-
-
-@contextmanager
-def blaming_plugins(plugins: Sequence[str]) -> Iterator[None]:
-    """Make a UserError with file and line of whatever a plug-in's code raises in the block, on import for instance."""
-    try:
-        yield
-    except FrameworkError:
-        raise
-    except Exception as error:
-        place = place_of_error(error)
-        own = any(Path(place.rpartition(":")[0]).is_relative_to(CONF.parent / name) for name in OWN_MODULES)
-        if not plugins or not place or own:
-            raise
-        allowed = f"code of one of them fails: {type(error).__name__}: {error} ({place})"
-        raise UserError("plugins", ", ".join(plugins), allowed) from error
 
 
 def build_component(node: Mapping[str, Any], plugins: Sequence[str] = (), where: str = "") -> Any:

@@ -34,7 +34,7 @@ from framework.graph.ownership import OWNER, Ownership
 from framework.graph.settings import ABSENT, differences, setting, settings_of, without
 
 # What a resumed run may change: where results are shown and what the run has to run on.
-FREE_KEYS = ("tracking", "cluster", "runs_dir", "plugins")
+FREE_KEYS = ("tracking", "cluster", "runs_dir", "plugins", "until", "from_")
 INPUTS = "inputs.json"
 LENGTH, CODE = "length", "code"  # files of a stage's own directory: steps asked for, and the code that began it
 _LENGTH_SETTING = re.compile(r"stage\.[^.]+(\.config)?\.steps")

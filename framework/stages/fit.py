@@ -66,7 +66,9 @@ def fit_sampling(config: Any, model: ModelConfig, cluster: ClusterConfig, given:
     """Complete a stage that samples alone (its `EvaluateConfig`)."""
     choices = _of_machine(cluster, given, "engine.", sampler=True)
     engine = _updated(config.engine, choices, "engine.")
-    context = _context(model, given, config.max_tokens, engine, "engine.max_model_len")
+    context = min(
+        _context(model, given, config.max_tokens, engine, "engine.max_model_len"), model.max_position_embeddings
+    )
     found: dict[str, Any] = {"engine.max_model_len": context, "max_tokens": _response(context, config.max_tokens)}
     if not cluster.gpus:
         return Fit(choices | _not_given(given, found))

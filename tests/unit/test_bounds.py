@@ -27,10 +27,11 @@ from framework.bounds import (
     count_of,
     divisors,
 )
-from framework.config import CONF, RunConfig, TargetResolver
+from framework.config import CONF, RunConfig
 from framework.convert import TARGET, Component, convert
 from framework.errors import UserError
 from framework.graph.code import nested
+from framework.targets import TargetResolver
 
 NAN, INF = math.nan, math.inf
 

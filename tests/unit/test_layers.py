@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FIRST = ("types", "artifacts", "protocols", "errors", "bounds", "convert", "keys", "files", "rotation")
+FIRST = ("inherit", "types", "artifacts", "protocols", "errors", "bounds", "convert", "keys", "files", "rotation")
 PURE = ("algorithms", "data", "rewards", "models")
 GRAPH = ("graph", "actors")  # actors: what stands between the driver and any of its Ray actors
 # A layer may import itself and what is listed. `graph` knows no stage; stages know its Runtime and ClusterConfig.
@@ -25,7 +25,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "roles": (*FIRST, *PURE, *GRAPH, "objectives", "engines", "observe"),
     "observe": (*FIRST, *PURE, *GRAPH),
     "stages": (*FIRST, *PURE, *GRAPH, "objectives", "engines", "roles", "observe"),
-    "config": (*FIRST, *PURE, *GRAPH),
+    "targets": (*FIRST, *PURE),
+    "config": (*FIRST, *PURE, *GRAPH, "targets"),
     "about": (*FIRST, *PURE, *GRAPH, "config"),
     "__main__": ("cli",),
     "commands": (*FIRST, *PURE, *GRAPH, "engines", "roles", "observe", "config", "about"),
