@@ -183,16 +183,16 @@ def test_levels_and_subjects_have_rows_of_their_own() -> None:
         return JudgedGroup(replace(judged.scored, group=replace(judged.scored.group, prompt=prompt)), judged.votes)
 
     judged = [at(10, ["4", "4"]), at(2, ["4", "5"]), at(2, ["5", "6"])]
-    result = summarise("base", judged, EvaluateConfig(k=2))
+    result = summarise("base", judged, settings(k=2))
     assert [(part.task, part.n_prompts, part.pass_at_1) for part in result.groups] == [
         ("level 2", 2, 0.25),
         ("level 10", 1, 1.0),
     ]
     named = [at("Level 1", ["4", "4"]), at("Level 2", ["4", "5"])]
-    assert [part.task for part in summarise("base", named, EvaluateConfig(k=2)).groups] == ["Level 1", "Level 2"]
+    assert [part.task for part in summarise("base", named, settings(k=2)).groups] == ["Level 1", "Level 2"]
     partly = [*judged, group(["4", "4"], "4")]
-    assert summarise("base", partly, EvaluateConfig(k=2)).groups == ()
-    assert summarise("base", judged[1:], EvaluateConfig(k=2)).groups == ()  # of one level alone
+    assert summarise("base", partly, settings(k=2)).groups == ()
+    assert summarise("base", judged[1:], settings(k=2)).groups == ()  # of one level alone
 
 
 def test_bootstrapped_intervals() -> None:
@@ -202,7 +202,7 @@ def test_bootstrapped_intervals() -> None:
     interval = bootstrap([0.0, 1.0] * 50)
     assert interval == pytest.approx((0.402, 0.598), abs=0.015)
     assert bootstrap([0.0, 1.0] * 50) == interval  # the same again
-    overall = summarise("b", [group(["4", "5"], "4"), group(["4", "4"], "4")], EvaluateConfig(k=2)).overall
+    overall = summarise("b", [group(["4", "5"], "4"), group(["4", "4"], "4")], settings(k=2)).overall
     assert overall.pass_at_1_interval == (0.5, 1.0)
     assert overall.cons_at_k_interval == (1.0, 1.0)
     file_form = json.loads(json.dumps(asdict(overall)))
