@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from framework.convert import TARGET, Resolve, settings_class
 from framework.errors import UserError, did_you_mean
@@ -36,6 +36,8 @@ def inherit(node: dict[str, Any], resolve: Resolve) -> dict[str, str]:
         cls = settings_class(target) if isinstance(target, type) else None
         for field, key in getattr(cls, "inherits", {}).items():
             common = _at(node, key)
+            if field and field not in own:
+                _check_given(cls, field, key, common)
             if common is None:
                 continue
             if field:
@@ -43,7 +45,7 @@ def inherit(node: dict[str, Any], resolve: Resolve) -> dict[str, str]:
             else:
                 _check_names(cls, common, key)
                 bare = {key: value for key, value in own.items() if key != TARGET}
-                own = {TARGET: own[TARGET], **_merged(common, bare, where, key, taken)}
+                own = {TARGET: own[TARGET], **_merged(common, bare, where, key, {})}
         stages[name] = own
     return taken
 
@@ -59,6 +61,17 @@ def _at(node: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
     return found
+
+
+def _check_given(cls: Any, field: str, key: str, common: Any) -> None:
+    """Raise UserError for what was left out or set to null above, and in the stage itself."""
+    default = getattr(cls, field, None)
+    parts = isinstance(common, Mapping) and TARGET not in common and dataclasses.is_dataclass(default)
+    names = [f"{key}.{item.name}" for item in dataclasses.fields(cast("Any", default))] if parts else [key]
+    for name in names:
+        found = common.get(name.rpartition(".")[2]) if parts else common
+        if found is None:
+            raise UserError(name, None, "must be given: a stage of this job needs it")
 
 
 def _merged(common: Any, own: Any, where: str, key: str, taken: dict[str, str]) -> Any:
