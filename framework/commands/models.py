@@ -37,7 +37,7 @@ def chat(arguments: argparse.Namespace) -> int:
 
 def serve(arguments: argparse.Namespace) -> int:
     """Serve a checkpoint behind OpenAI's protocol."""
-    _hush("WARNING")
+    _hush("ERROR")
     from framework.engines import serving
     from framework.graph.found import find_checkpoint
 
