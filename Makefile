@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-$(shell cat $(REQUIREMENTS) pyproject.toml | cksum | cut -d' ' -f1)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: help test r1-zero own lint mutants .venv
+.PHONY: help test r1-zero r1 own lint mutants .venv
 OWN := runs/models
 OWN_RUN := data.train=$(OWN)/arithmetic_train.jsonl data.heldout=$(OWN)/arithmetic_heldout.jsonl
 OWN_RUN += stage.grpo.max_tokens=32 stage.evaluate.max_tokens=32 stage.grpo.steps=30
@@ -52,6 +52,9 @@ lint: .venv ## check style and types
 
 r1-zero: .venv ## train a base model and R1-Zero from it at laptop scale, then say where the report is
 	$(BIN)/framework run job=r1_zero $(ARGS)
+
+r1: .venv ## the whole R1 recipe at laptop scale: data, cold start, fine-tuning, RL, reward models, distilled students
+	$(BIN)/framework run job=r1 $(ARGS)
 
 own: .venv ## fetch a real small model, train it by GRPO on arithmetic, evaluate before and after
 	$(BIN)/python -m jobs.own.prepare $(OWN)

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ class RunConfig:
 
     job: JobConfig
     model: ModelConfig | None = None  # sizes of a fresh model; None: those of `base`
+    models: Mapping[str, str] = field(default_factory=dict)  # stage name -> its model, by a name of conf/model
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     # What the stages have in common: a stage's own node, `stage.NAME.algorithm` and so on, goes before it.
     algorithm: Component = None
@@ -97,6 +99,17 @@ class RunConfig:
             allowed = "must be a directory name of at most 100 letters, digits, '.', '_' and '-'"
             raise UserError("run", self.run, allowed)
         object.__setattr__(self, "stage", Stages(self.stage))
+
+    @property
+    def sizes(self) -> dict[str, ModelConfig]:
+        """The models of `models`, by stage; raises UserError for a stage, or a model, that is not there."""
+        found = {}
+        for name, model in self.models.items():
+            if name not in self.stage:
+                allowed = f"{did_you_mean(name, self.stage)}must be of a stage of the job"
+                raise UserError(f"models.{name}", model, allowed)
+            found[name] = named_model(model, f"models.{name}")
+        return found
 
     @property
     def run_dir(self) -> Path:
@@ -135,11 +148,12 @@ def compose_fitted(
                 base = newest_of(run) if run is not None else find_base(str(node["base"]), weights)
                 sizes = config.model if named or not config.from_ else None  # the default is of a job's own base
                 config = replace(config, base=base, model=sizes or of_base(base))
-            fits = fit_stages(config.stage, config.model, config.cluster, _given_in(node))
+            models = config.sizes
+            fits = fit_stages(config.stage, config.model, config.cluster, _given_in(node), models)
             if fits:
                 fitted = _converted(_with_values(node, choices_of(fits)), resolve)
                 config = replace(fitted, base=config.base, model=config.model)
-            check_places(config.stage, config.model, config.cluster)
+            check_places(config.stage, config.model, config.cluster, models)
         except UserError as error:
             raise _elsewhere(as_written(error, taken), node, resolve) from None
     return config, fits
@@ -151,7 +165,7 @@ def setting_keys(overrides: Sequence[str] = (), config_dir: Path | None = None) 
     resolve = TargetResolver(plugins)
     inherit(node, resolve)
     config = _converted({**node, "job": {"name": "keys", "target": ""}}, resolve)
-    computed = choices_of(fit_stages(config.stage, config.model, config.cluster, _given_in(node)))
+    computed = choices_of(fit_stages(config.stage, config.model, config.cluster, _given_in(node), config.sizes))
     keys = list_keys(RunConfig, _with_values(node, computed), resolve)
     found = (replace(key, doc=f"{key.doc}; computed if not given") if key.name in computed else key for key in keys)
     return [replace(key, name=key.name.rstrip("_")) for key in found if not key.name.startswith("job.")]
@@ -195,13 +209,16 @@ def _plain(overrides: Sequence[str], config_dir: Path | None) -> tuple[dict[str,
     find_plugins(plugins)
     stages = node.get("stage")
     if isinstance(stages, Mapping):  # a recipe has values for the stages of every job; a user means one of this job's
-        keys = (word.lstrip("+~").partition("=")[0].split(".") for word in overrides)
+        keys = [word.lstrip("+~").partition("=")[0].split(".") for word in overrides]
         meant = {parts[1] for parts in keys if parts[0] == "stage" and parts[1:]}
         node["stage"] = {
             name: item
             for name, item in stages.items()
             if name in meant or not isinstance(item, Mapping) or TARGET in item
         }
+        named = {parts[1] for parts in keys if parts[0] == "models" and parts[1:]}
+        models = node.get("models") or {}
+        node["models"] = {name: model for name, model in models.items() if name in node["stage"] or name in named}
         for item in node["stage"].values():  # stage.NAME.algorithm=dapo: what the group's file of that name has there
             for group in BY_NAME:
                 if isinstance(item, dict) and isinstance(item.get(group), str):
@@ -389,3 +406,14 @@ def _first_line(error: Exception) -> str:
 
 def _no_target(target: str, where: str) -> Any:
     raise UserError(where, target, "must be plain values")
+
+
+@cache
+def named_model(name: str, key: str = "model") -> ModelConfig:
+    """Return the sizes that a yaml file of conf/model gives; raises UserError, naming `key`, if there is none."""
+    options = group_options("model")
+    if name not in options:
+        raise UserError(key, name, f"{did_you_mean(name, options)}must be one of {', '.join(options)}")
+    model = build_component(compose_plain([f"model={name}"])["model"])
+    assert isinstance(model, ModelConfig)
+    return model

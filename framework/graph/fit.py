@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 from framework.errors import UserError
@@ -45,10 +46,17 @@ class ChecksPlace(Protocol):
         ...
 
 
-def fit_stages(stages: Mapping[str, Any], model: Any, cluster: ClusterConfig, given: Given) -> dict[str, Fit]:
+def fit_stages(
+    stages: Mapping[str, Any],
+    model: Any,
+    cluster: ClusterConfig,
+    given: Given,
+    models: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Fit]:
     """Return what each stage computes, by stage; what one says of the cluster holds for those after it.
 
-    `given` is asked for whole keys, such as "stage.grpo.engine.learner.zero_stage".
+    `models`: of stages whose model is not the run's. `given` is asked for whole keys, such as
+    "stage.grpo.engine.learner.zero_stage".
     """
     found: dict[str, Fit] = {}
     if model is None:  # nothing to fit: a base that is missing is told of by the job
@@ -57,7 +65,8 @@ def fit_stages(stages: Mapping[str, Any], model: Any, cluster: ClusterConfig, gi
     for name in sorted(stages, key=lambda name: not getattr(stages[name], "fits_first", False)):
         settings = stages[name]
         if isinstance(settings, Fits):
-            found[name] = settings.fit(model, cluster, partial(_asked, given, frozenset(chosen), name))
+            asked = partial(_asked, given, frozenset(chosen), name)
+            found[name] = settings.fit(models.get(name, model), cluster, asked)
             said = {key: value for key, value in found[name].choices.items() if key.startswith(OF_CLUSTER)}
             cluster = replace(cluster, **{key.removeprefix(OF_CLUSTER): value for key, value in said.items()})
             chosen |= set(said)
@@ -91,12 +100,14 @@ def check_fits(fits: Mapping[str, Fit]) -> None:
             raise UserError(f"stage.{name}", "more memory than a GPU has", fit.misfit)
 
 
-def check_places(stages: Mapping[str, Any], model: Any, cluster: ClusterConfig) -> None:
+def check_places(
+    stages: Mapping[str, Any], model: Any, cluster: ClusterConfig, models: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Ask every stage whether it suits the model and the cluster; errors name the whole key."""
     for name, settings in stages.items() if model is not None else ():
         if isinstance(settings, ChecksPlace):
             try:
-                settings.check_place(model, cluster)
+                settings.check_place(models.get(name, model), cluster)
             except UserError as error:
                 raise _in_node(error, f"stage.{name}", settings) from None
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
-from framework.artifacts import Checkpoint, PromptSet, RolloutSet
+from framework.artifacts import Checkpoint, PromptSet, RewardCheckpoint, RolloutSet
 from framework.bounds import bounded
 from framework.data.chat_template import TemplateConfig, tokenize_prompts
 from framework.data.readers import read_prompts
@@ -26,6 +26,7 @@ from framework.models.families.base import ModelConfig
 from framework.objectives import grpo
 from framework.objectives.policy import PolicyObjective
 from framework.rewards.base import RewardConfig
+from framework.rewards.model_score import rule_names, with_checkpoints
 from framework.roles.rl_config import RlConfig
 from framework.roles.rl_evaluation import HeldOut
 from framework.stages.evaluate import EvaluateConfig
@@ -40,6 +41,8 @@ class GrpoInputs:
     base: Checkpoint
     prompts: PromptSet | None = None
     late: PromptSet | None = None  # further prompts for the last `late_steps`
+    helpful: RewardCheckpoint | None = None  # what the reward component of this name asks
+    safety: RewardCheckpoint | None = None
     rollouts: RolloutSet | None = None
 
 
@@ -175,7 +178,10 @@ class Grpo:
         config = self.config
         base = dequantised(inputs.base.path, runtime.work_dir / "base")  # as V3-Base is published
         tokenizer = load_tokenizer(inputs.base.path)
-        rewards, objective = self.rewards.at_limit(config.longest), self.algorithm.at_limit(config.longest)
+        models = {"helpful": inputs.helpful, "safety": inputs.safety}
+        connected = {name: model.path for name, model in models.items() if model is not None}
+        rewards = with_checkpoints(self.rewards, connected).at_limit(config.longest)
+        objective = self.algorithm.at_limit(config.longest)
         engine = replace(self.learner, keep_versions=max(self.learner.keep_versions, config.max_staleness))
         learner = LearnerConfig(base, engine, objective, config.temperature, entropy=True)
         asked = None
@@ -216,6 +222,9 @@ class Grpo:
         """The prompts to train on, and what is asked of the held-out ones; raises UserError if one does not fit."""
         assert inputs.prompts is not None  # the job's graph has one or the other
         prompts = self._tokenized(inputs.prompts, tokenizer)
+        if inputs.late is not None:  # reward models are for those: a prompt that names no rewards is scored by rules
+            rules = rule_names(self.rewards)
+            prompts = tuple(p if p.rewards else replace(p, rewards=rules) for p in prompts)
         if self.evaluate is None or not self.config.evaluate_every:
             return prompts, None
         file = inputs.prompts.path / "heldout.jsonl"

@@ -85,7 +85,7 @@ def test_images_are_pinned_and_not_root(name: str) -> None:
 def test_make_names_every_target_in_its_help() -> None:
     shown = subprocess.run(["make", "-s", "help"], cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
     targets = [line.split()[0] for line in shown.splitlines()]
-    assert targets == ["help", ".venv", "test", "lint", "r1-zero", "own", "mutants"]
+    assert targets == ["help", ".venv", "test", "lint", "r1-zero", "r1", "own", "mutants"]
 
 
 def test_make_refuses_a_wrong_python_in_one_line(tmp_path: Path) -> None:

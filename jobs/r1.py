@@ -1,0 +1,162 @@
+"""DeepSeek-R1 whole, from raw text to distilled students; node names are those of the paper's models.
+
+collect, clean, tokenizer, tokenize -> v3_base -> r1_zero -> cold_start -> dev1 -> dev2 -> rejection
+v3_base + (rejection + v3_data -> mix) -> dev3 -> helpful_rm, safety_rm
+dev3, general prompts with both reward models in the last steps -> r1
+mix -> distill_qwen, distill_llama; qwen_base -> qwen_zero, the same student by reinforcement learning alone
+every checkpoint -> eval_<its name>
+
+Source: DeepSeek-R1 (2501.12948v2) figure 2, sections B.3 and B.4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from framework.artifacts import Checkpoint
+from framework.config import RunConfig, fresh_model
+from framework.data.chat_template import TemplateConfig
+from framework.data.think_tags import ThinkTags
+from framework.graph.nodes import Edge, Graph, OutputRef
+from framework.models.families.base import ModelConfig
+from framework.models.scalar_head import check_scalar_head
+from framework.stages.chats import EncodeChats
+from framework.stages.cold_start import ColdStart
+from framework.stages.distill import DistillConfig
+from framework.stages.evaluate import Evaluate
+from framework.stages.given import GivenCheckpoint
+from framework.stages.grpo import Grpo
+from framework.stages.mix import Mix
+from framework.stages.preference_pairs import MakePairs
+from framework.stages.preferences import EncodePreferences
+from framework.stages.pretrain import Pretrain
+from framework.stages.rejection import RejectionSampling
+from framework.stages.reward_model import RewardModel
+from framework.stages.safety_labels import LabelSafety
+from framework.stages.sft import Sft, SftConfig
+from framework.stages.tokenizer import Tokenize, TrainTokenizer
+from framework.stages.v3_data import MakeV3Data
+from jobs.base_model import BaseModel, add_base_model
+
+OWN = TemplateConfig()  # the one that a checkpoint's tokenizer carries
+R1_CHAT = TemplateConfig("r1")  # of everything behind R1-Zero; it travels with each checkpoint's tokenizer
+SUMMARY_CHAT = TemplateConfig("v3")  # of the helpful reward model, which reads no reasoning
+# H800 hours that the paper gives (R1 v2 B.4.4; V3 Table 1).
+PAPER = {
+    "v3_base": "the paper's own: 2,664,000 H800 hours, and 119,000 of context extension",
+    "r1_zero": "the paper's own: 101,000 H800 hours",
+    "cold_start": "the paper's own: 5,000 H800 hours with rejection and the rest of the SFT data",
+    "rejection": "the paper's own: 5,000 H800 hours with cold_start and the rest of the SFT data",
+    "dev2": "the paper's own: 41,000 H800 hours with r1",
+    "r1": "the paper's own: 41,000 H800 hours with dev2",
+}
+
+
+def build(config: RunConfig) -> Graph:
+    """Return the graph of the R1 job; reads the prompts that are given."""
+    graph, stage, model = Graph(), config.stage, fresh_model(config)
+    for setting in ("helpful_rewards", "safety_rewards"):
+        stage["r1"].reward.check_names(getattr(stage["v3_data"], setting), f"stage.v3_data.{setting}")
+    start = add_base_model(graph, config, "v3_base", stage["r1_zero"], stage["evaluate_each"])
+    r1 = _Recipe(graph, config, start)
+    r1_zero = r1.trained("r1_zero", model, start.base, start.template)
+    cold_start = ColdStart(stage["cold_start"], model, start.template)
+    chats = graph.add("cold_start", cold_start, checkpoint=r1_zero, prompts=start.prompts).out("chats")
+    dev1 = r1.tuned("dev1", stage["dev1"], model, start.base, chats)
+    dev2 = r1.trained("dev2", model, dev1)
+    sampling = RejectionSampling(stage["rejection"], model)
+    rejection = graph.add("rejection", sampling, checkpoint=dev2, prompts=start.prompts).out("chats")
+    general = graph.add("v3_data", MakeV3Data(stage["v3_data"]))
+    mixed = graph.add("mix", Mix(stage["mix"]), reasoning=rejection, general=general.out("chats")).out("chats")
+    dev3 = r1.tuned("dev3", stage["dev3"], model, start.base, mixed)
+    asked = general.out("prompts")
+    pairs = graph.add("helpful_pairs", MakePairs(stage["helpful_pairs"], model), checkpoint=dev3, prompts=asked)
+    labels = graph.add("safety_labels", LabelSafety(stage["safety_labels"], model), checkpoint=dev3, prompts=asked)
+    helpful = r1.rewarding("helpful_rm", model, dev3, pairs.out("pairs"), SUMMARY_CHAT)
+    safety = r1.rewarding("safety_rm", model, dev3, labels.out("labels"), R1_CHAT)
+    r1.trained("r1", model, dev3, late=asked, helpful=helpful, safety=safety)
+    bases = {name: r1.student(name) for name in ("qwen", "llama")}
+    for name, base in bases.items():
+        r1.distilled(f"distill_{name}", base, mixed)
+    r1.trained("qwen_zero", config.sizes["qwen_zero"], bases["qwen"], start.template)
+    r1.evaluate()
+    graph.notes |= PAPER if model.name == "v3_671b" else {}
+    return graph
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """Adds the nodes that training takes; settings and node have the same name."""
+
+    graph: Graph
+    config: RunConfig
+    start: BaseModel
+    results: dict[str, tuple[Edge, TemplateConfig]] = field(default_factory=dict)  # what is evaluated, under which
+
+    def trained(
+        self, name: str, model: ModelConfig, base: Edge, template: TemplateConfig = OWN, **more: OutputRef
+    ) -> OutputRef:
+        """Reinforcement learning."""
+        rl, evaluating = self.config.stage[name], self.config.stage["evaluate_each"]
+        stage = Grpo(rl, model, template, evaluating if rl.evaluate_every else None)
+        policy = self.graph.add(name, stage, base=base, prompts=self.start.prompts, **more).out("policy")
+        self.results[name] = (policy, template)
+        return policy
+
+    def tuned(
+        self,
+        name: str,
+        settings: SftConfig,
+        model: ModelConfig,
+        base: Edge,
+        chats: OutputRef,
+        think_tags: ThinkTags | None = None,
+    ) -> OutputRef:
+        """Fine-tuning on conversations, which a node of its own makes tokens; a student's tokenizer gets think tags."""
+        stage = Sft(settings, model)
+        encode = EncodeChats(stage.max_tokens, R1_CHAT, think_tags)
+        tokens = self.graph.add(f"{name}_tokens", encode, base=base, chats=chats)
+        edges = {"base": base, "shards": tokens.out("shards"), "tokenizer": tokens.out("tokenizer")}
+        tuned = self.graph.add(name, stage, **edges).out("tuned")
+        self.results[name] = (tuned, OWN)
+        return tuned
+
+    def rewarding(
+        self, name: str, model: ModelConfig, base: Edge, judged: OutputRef, template: TemplateConfig
+    ) -> OutputRef:
+        """A reward model on judged answers, which a node of its own makes tokens."""
+        check_scalar_head(model.model_type)
+        settings = self.config.stage[name]
+        stage = RewardModel(settings, model)
+        encode = EncodePreferences(stage.max_tokens, settings.engine.token_budget, settings.kind, template)
+        tokens = self.graph.add(f"{name}_tokens", encode, base=base, preferences=judged)
+        edges = {"base": base, "shards": tokens.out("shards"), "tokenizer": tokens.out("tokenizer")}
+        return self.graph.add(name, stage, **edges).out("reward")
+
+    def distilled(self, name: str, base: Edge, chats: OutputRef) -> None:
+        """Fine-tuning of a student on the teacher's conversations."""
+        settings: DistillConfig = self.config.stage[name]
+        model = self.config.sizes[name]
+        self.tuned(name, settings.at_rate_of(model.name), model, base, chats, settings.think_tags)
+
+    def student(self, name: str) -> Edge:
+        """The student before it learns anything of R1: yours, or one pretrained on this run's text."""
+        stage, start, graph = self.config.stage, self.start, self.graph
+        settings, model = stage[f"distill_{name}"], self.config.sizes[f"distill_{name}"]
+        if settings.base is not None:
+            return Checkpoint(settings.base.absolute()).check()
+        if not settings.pretrained_here:
+            given = GivenCheckpoint(f"stage.distill_{name}.base", model.name)
+            return graph.add(f"{name}_base", given).out("base")
+        vocabulary = TrainTokenizer(stage["student_tokenizer"], model.max_position_embeddings, model.vocab_size)
+        tokenizer = graph.add(f"{name}_tokenizer", vocabulary, text=start.text).out("tokenizer")
+        tokens = graph.add(f"{name}_tokenize", Tokenize(stage["tokenize"]), text=start.text, tokenizer=tokenizer)
+        pretrain = Pretrain(stage[f"{name}_base"], model)
+        return graph.add(f"{name}_base", pretrain, shards=tokens.out("shards"), tokenizer=tokenizer).out("base")
+
+    def evaluate(self) -> None:
+        """Every checkpoint, on the held-out prompts."""
+        found = {"v3_base": (self.start.base, self.start.template), **self.results}
+        for name, (checkpoint, template) in found.items():
+            stage = Evaluate(self.config.stage["evaluate_each"], name, template)
+            self.graph.add(f"eval_{name}", stage, checkpoint=checkpoint, prompts=self.start.prompts)
