@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 from framework.artifacts import Checkpoint
 from framework.data.chat_template import TemplateConfig
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
+from framework.graph.fit import Fit, Given
 from framework.graph.nodes import Runtime
 from framework.graph.plan import RoleEstimate, StageEstimate
 from framework.models.families.base import ModelConfig
@@ -41,6 +43,15 @@ def sampled_groups(
             for group in sampling.run(checkpoint.path, asked, runtime, kept)
         }
     return [groups[prompt.id] for prompt in prompts]
+
+
+def fit_engine(engine: VllmConfig, longest: int, model: ModelConfig, cluster: ClusterConfig, given: Given) -> Fit:
+    """Compute what is not given of a sampling stage's engine, for responses of up to `longest` tokens."""
+    from framework.stages.fit import fit_sampling
+
+    # how long responses are is said by the stage's samplings, not to be chosen here
+    stage = SimpleNamespace(engine=engine, max_tokens=longest)
+    return fit_sampling(stage, model, cluster, lambda key: key == "max_tokens" or given(key))
 
 
 def check_sampling(name: str, config: SamplingConfig, engine: VllmConfig) -> None:

@@ -22,10 +22,17 @@ from framework.data.selection import Drop
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
+from framework.graph.fit import Fit, Given
 from framework.graph.nodes import Runtime
 from framework.graph.plan import StageEstimate
 from framework.models.families.base import ModelConfig
-from framework.stages.read_samples import check_sampling, check_sampling_gpus, sampled_groups, sampling_estimate
+from framework.stages.read_samples import (
+    check_sampling,
+    check_sampling_gpus,
+    fit_engine,
+    sampled_groups,
+    sampling_estimate,
+)
 from framework.stages.sampled_chats import write_dropped
 from framework.stages.sampling import SamplingConfig
 from framework.types import Prompt
@@ -48,6 +55,10 @@ class LabelsConfig:
     def __post_init__(self) -> None:
         if self.judging.n != 1:
             raise UserError("judging.n", self.judging.n, "must be 1: each answer is judged once")
+
+    def fit(self, model: ModelConfig, cluster: ClusterConfig, given: Given) -> Fit:
+        """Compute what is not given of the engine, for the model on the cluster."""
+        return fit_engine(self.engine, max(self.sampling.max_tokens, self.judging.max_tokens), model, cluster, given)
 
     def check_place(self, model: ModelConfig, cluster: ClusterConfig) -> None:
         """Raise UserError, with keys as they stand in this node, for what the model or the cluster can't do."""

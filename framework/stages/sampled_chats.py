@@ -21,12 +21,13 @@ from framework.data.selection import Drop, Sample, Selection, SelectionConfig, s
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
+from framework.graph.fit import Fit, Given
 from framework.graph.nodes import Runtime
 from framework.graph.plan import StageEstimate
 from framework.models.families.base import ModelConfig
 from framework.rewards.base import RewardConfig
 from framework.roles.reward import check_scores
-from framework.stages.read_samples import check_sampling, check_sampling_gpus, sampling_estimate
+from framework.stages.read_samples import check_sampling, check_sampling_gpus, fit_engine, sampling_estimate
 from framework.stages.sample_file import SampleFile
 from framework.stages.sampling import Sampling, SamplingConfig
 from framework.types import Prompt
@@ -52,6 +53,10 @@ class SampledConfig:
         if not set(self.select.right_by) <= self.reward.components.keys():
             allowed = f"must be of the stage's rewards: {', '.join(self.reward.components)}"
             raise UserError("select.right_by", list(self.select.right_by), allowed)
+
+    def fit(self, model: ModelConfig, cluster: ClusterConfig, given: Given) -> Fit:
+        """Compute what is not given of the engine, for the model on the cluster."""
+        return fit_engine(self.engine, self.sampling.max_tokens, model, cluster, given)
 
     def check_place(self, model: ModelConfig, cluster: ClusterConfig) -> None:
         """Raise UserError, with keys as they stand in this node, for what the model or the cluster can't do."""

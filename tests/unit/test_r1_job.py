@@ -134,3 +134,12 @@ def test_the_published_plan_names_the_paper_s_hours_and_what_a_run_still_lacks()
     with pytest.raises(UserError, match=r"stage\.distill_qwen\.base"):
         check_complete(graph)
     check_complete(made()[1])
+
+
+def test_every_stage_that_samples_gets_an_engine_for_the_machine() -> None:
+    stage = made()[0].stage
+    for name in ("cold_start", "rejection", "v3_data", "helpful_pairs", "safety_labels", "evaluate_each"):
+        assert not stage[name].engine.mla  # plain attention: a tiny latent suits no MLA kernel of a CPU
+    stage = published()[0].stage
+    for name in ("cold_start", "rejection"):
+        assert stage[name].engine.tensor_parallel_size > 1
