@@ -114,7 +114,7 @@ class _Recipe:
     ) -> OutputRef:
         """Fine-tuning on conversations, which a node of its own makes tokens; a student's tokenizer gets think tags."""
         stage = Sft(settings, model)
-        encode = EncodeChats(stage.max_tokens, R1_CHAT, think_tags)
+        encode = EncodeChats(stage.max_tokens, R1_CHAT, think_tags, drop_long=True)
         tokens = self.graph.add(f"{name}_tokens", encode, base=base, chats=chats)
         edges = {"base": base, "shards": tokens.out("shards"), "tokenizer": tokens.out("tokenizer")}
         tuned = self.graph.add(name, stage, **edges).out("tuned")

@@ -16,6 +16,7 @@ from framework.data.chat_template import ChatTemplate, TemplateConfig
 from framework.data.layouts.chats import load_chats
 from framework.data.layouts.columns import Columns
 from framework.data.readers import write_rows
+from framework.data.selection import Drop
 from framework.data.sources import find_source
 from framework.data.think_tags import ThinkTags, prepare_think_tags
 from framework.data.tokenizer_files import copy_files, load_tokenizer, vocabulary_size, write_template
@@ -114,10 +115,13 @@ class EncodeChats:
     max_tokens: int  # of a conversation
     template: TemplateConfig = TemplateConfig()
     think_tags: ThinkTags | None = None  # what is made sure of in a student's own tokenizer; None: nothing
+    # leave out what is too long, and say so in dropped.jsonl: a run's own samples are longer in another tokenizer
+    drop_long: bool = False
 
     def run(self, inputs: EncodeInputs, runtime: Runtime) -> EncodedChats:
         """Encode every split there is; raises UserError for a conversation that is too long, or cannot be learned.
 
+        Where those that are too long are dropped: for a split of which none is left.
         The tokenizer keeps its chat template unless another one is named.
         """
         shards, saved = runtime.artifact_dir("shards"), runtime.artifact_dir("tokenizer")
@@ -127,20 +131,30 @@ class EncodeChats:
             prepare_think_tags(saved, self.think_tags, rows, f"stage.{runtime.node}.think_tags")
         tokenizer = load_tokenizer(saved)
         template, size = ChatTemplate(tokenizer, self.template), vocabulary_size(tokenizer)
-        tokens = 0
+        tokens, dropped = 0, list[Drop]()
         for file in (inputs.chats.path / f"{split}.jsonl" for split in ("train", "validation")):
             if not file.is_file():
                 continue
             (shards / file.stem).mkdir()
-            tokens += write_chat_shards(shards / file.stem, self._encoded(file, template), size).tokens
+            meta = write_chat_shards(shards / file.stem, self._encoded(file, template, dropped), size)
+            if not meta.chats:
+                allowed = f"must have a conversation of at most {self.max_tokens} tokens"
+                raise UserError(f"stage.{runtime.node}: {file}", f"{len(dropped)} too long", allowed)
+            tokens += meta.tokens
+        if self.drop_long:
+            write_rows(shards / "dropped.jsonl", map(asdict, dropped))
         if self.template.name:
             write_template(saved, template.source)
-        runtime.tracker.progress(1, 1, f"{tokens:,} tokens")
+        more = f", {len(dropped):,} conversations too long" if dropped else ""
+        runtime.tracker.progress(1, 1, f"{tokens:,} tokens{more}")
         return EncodedChats(TokenShards(shards), TokenizerDir(saved))
 
-    def _encoded(self, file: Path, template: ChatTemplate) -> Iterator[EncodedChat]:
+    def _encoded(self, file: Path, template: ChatTemplate, dropped: list[Drop]) -> Iterator[EncodedChat]:
         for chat in read_chats(file):
             encoded = encode_chat(template, chat)
+            if len(encoded.token_ids) > self.max_tokens and self.drop_long:
+                dropped.append(Drop(chat.id, "too_long"))
+                continue
             if len(encoded.token_ids) > self.max_tokens:
                 allowed = f"must be at most {self.max_tokens}: the least of stage.sft.max_tokens, "
                 allowed += "engine.learner.token_budget and model.max_position_embeddings"

@@ -183,5 +183,14 @@ def test_a_student_gets_think_tags_in_its_own_tokenizer_and_what_was_dropped_is_
     assert [directory.name for directory in made.shards.path.iterdir()] == ["train"]
     tokenizer = load_tokenizer(made.tokenizer.path)
     assert tokenizer.convert_tokens_to_ids(["<think>", "</think>"]) == [size, size + 1]
+    long = {**row, "id": "long", "messages": [USER, {**answer, "content": answer["content"] * 2}]}
+    (chats / "train.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(long)}")
+    most = made.shards.path / "train" / "meta.json"
+    size_of_short = json.loads(most.read_text())["tokens"]
+    left = EncodeChats(size_of_short, r1, "added", drop_long=True).run(inputs, runtime(tmp_path / "left")).shards.path
+    assert json.loads((left / "train" / "meta.json").read_text())["chats"] == 1
+    assert (left / "dropped.jsonl").read_text() == '{"id": "long", "reason": "too_long"}\n'
+    with pytest.raises(UserError, match="2 too long'; must have a conversation of at most 3 tokens"):
+        EncodeChats(3, r1, "added", drop_long=True).run(inputs, runtime(tmp_path / "none"))
     with pytest.raises(UserError, match="found, but no <think> and no </think>"):
         EncodeChats(200, r1, "found").run(inputs, runtime(tmp_path / "found"))
