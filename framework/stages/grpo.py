@@ -26,7 +26,7 @@ from framework.models.families.base import ModelConfig
 from framework.objectives import grpo
 from framework.objectives.policy import PolicyObjective
 from framework.rewards.base import RewardConfig
-from framework.rewards.model_score import rule_names, with_checkpoints
+from framework.rewards.connected import rule_names, with_checkpoints
 from framework.roles.rl_config import RlConfig
 from framework.roles.rl_evaluation import HeldOut
 from framework.stages.evaluate import EvaluateConfig
