@@ -18,6 +18,7 @@ from framework.config import RunConfig, fresh_model
 from framework.data.chat_template import TemplateConfig
 from framework.data.think_tags import ThinkTags
 from framework.graph.nodes import Edge, Graph, OutputRef
+from framework.models.estimate import rl_hours, sampling_hours
 from framework.models.families.base import ModelConfig
 from framework.models.scalar_head import check_scalar_head
 from framework.stages.chats import EncodeChats
@@ -25,7 +26,7 @@ from framework.stages.cold_start import ColdStart
 from framework.stages.distill import DistillConfig
 from framework.stages.evaluate import Evaluate
 from framework.stages.given import GivenCheckpoint
-from framework.stages.grpo import Grpo
+from framework.stages.grpo import Grpo, GrpoConfig
 from framework.stages.mix import Mix
 from framework.stages.preference_pairs import MakePairs
 from framework.stages.preferences import EncodePreferences
@@ -33,6 +34,7 @@ from framework.stages.pretrain import Pretrain
 from framework.stages.rejection import RejectionSampling
 from framework.stages.reward_model import RewardModel
 from framework.stages.safety_labels import LabelSafety
+from framework.stages.sampled_chats import SampledConfig
 from framework.stages.sft import Sft, SftConfig
 from framework.stages.tokenizer import Tokenize, TrainTokenizer
 from framework.stages.v3_data import MakeV3Data
@@ -41,6 +43,7 @@ from jobs.base_model import BaseModel, add_base_model
 OWN = TemplateConfig()  # the one that a checkpoint's tokenizer carries
 R1_CHAT = TemplateConfig("r1")  # of everything behind R1-Zero; it travels with each checkpoint's tokenizer
 SUMMARY_CHAT = TemplateConfig("v3")  # of the helpful reward model, which reads no reasoning
+MEAN_TOKENS = 8000  # of a response, for comparison with the paper: the estimates themselves count its limit
 # H800 hours that the paper gives (R1 v2 B.4.4; V3 Table 1).
 PAPER = {
     "v3_base": "the paper's own: 2,664,000 H800 hours, and 119,000 of context extension",
@@ -80,8 +83,24 @@ def build(config: RunConfig) -> Graph:
         r1.distilled(f"distill_{name}", base, mixed)
     r1.trained("qwen_zero", config.sizes["qwen_zero"], bases["qwen"], start.template)
     r1.evaluate()
-    graph.notes |= PAPER if model.name == "v3_671b" else {}
+    if model.name == "v3_671b":
+        graph.notes |= {name: text + _at_mean_length(name, config, model) for name, text in PAPER.items()}
     return graph
+
+
+def _at_mean_length(name: str, config: RunConfig, model: ModelConfig) -> str:
+    """What this plan comes to where responses are as long as the paper's may have been; empty for a pretraining."""
+    settings, cluster = config.stage[name], config.cluster
+    machine = (cluster.gpus, cluster.gpu_tflops, cluster.cpus)
+    if isinstance(settings, GrpoConfig):
+        responses = settings.steps * settings.prompts_per_step * settings.group_size
+        hours = rl_hours(model, responses * MEAN_TOKENS, *machine)
+    elif isinstance(settings, SampledConfig):
+        responses = (settings.most_prompts or settings.expected_prompts) * settings.sampling.n
+        hours = sampling_hours(model, responses * MEAN_TOKENS, *machine)
+    else:
+        return ""
+    return f"; here {hours * cluster.gpus:,.0f} GPU hours at {MEAN_TOKENS:,} tokens a response"
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,14 @@ def test_the_published_plan_names_the_paper_s_hours_and_what_a_run_still_lacks()
     text = describe_plan(graph, config.cluster, "")
     for hours in ("101,000 H800 hours", "5,000 H800 hours", "41,000 H800 hours"):
         assert hours in text
+    ours = {
+        name: float(note.split("here ")[1].split(" GPU")[0].replace(",", ""))
+        for name, note in graph.notes.items()
+        if "here" in note
+    }
+    assert ours["r1_zero"] == pytest.approx(101_000, rel=0.02)  # what the utilisation was set by
+    assert ours["dev2"] + ours["r1"] == pytest.approx(41_000, rel=0.05)
+    assert ours["cold_start"] + ours["rejection"] == pytest.approx(5_000, rel=0.5)
     assert "before a run: stage.distill_qwen.base: got None; must name a checkpoint of qwen_32b" in text
     with pytest.raises(UserError, match=r"stage\.distill_qwen\.base"):
         check_complete(graph)
