@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -24,7 +24,7 @@ from framework.graph.cut import from_node, up_to
 from framework.graph.fit import Fit, check_places, choices_of, fit_stages
 from framework.graph.found import find_run, newest_of
 from framework.graph.nodes import Graph
-from framework.inherit import as_written, inherit
+from framework.inherit import as_written, given_in, inherit, with_values
 from framework.keys import SYNONYMS, Key, like, list_keys
 from framework.models.families.base import ModelConfig
 from framework.models.families.find import check_same, of_base
@@ -149,9 +149,9 @@ def compose_fitted(
                 sizes = config.model if named or not config.from_ else None  # the default is of a job's own base
                 config = replace(config, base=base, model=sizes or of_base(base))
             models = config.sizes
-            fits = fit_stages(config.stage, config.model, config.cluster, _given_in(node), models)
+            fits = fit_stages(config.stage, config.model, config.cluster, given_in(node), models)
             if fits:
-                fitted = _converted(_with_values(node, choices_of(fits)), resolve)
+                fitted = _converted(with_values(node, choices_of(fits)), resolve)
                 config = replace(fitted, base=config.base, model=config.model)
             check_places(config.stage, config.model, config.cluster, models)
         except UserError as error:
@@ -165,8 +165,8 @@ def setting_keys(overrides: Sequence[str] = (), config_dir: Path | None = None) 
     resolve = TargetResolver(plugins)
     inherit(node, resolve)
     config = _converted({**node, "job": {"name": "keys", "target": ""}}, resolve)
-    computed = choices_of(fit_stages(config.stage, config.model, config.cluster, _given_in(node), config.sizes))
-    keys = list_keys(RunConfig, _with_values(node, computed), resolve)
+    computed = choices_of(fit_stages(config.stage, config.model, config.cluster, given_in(node), config.sizes))
+    keys = list_keys(RunConfig, with_values(node, computed), resolve)
     found = (replace(key, doc=f"{key.doc}; computed if not given") if key.name in computed else key for key in keys)
     return [replace(key, name=key.name.rstrip("_")) for key in found if not key.name.startswith("job.")]
 
@@ -175,29 +175,6 @@ def _converted(node: Mapping[str, Any], resolve: TargetResolver) -> RunConfig:
     config = convert(RunConfig, node, "", resolve)
     assert isinstance(config, RunConfig)
     return config
-
-
-def _given_in(node: Mapping[str, Any]) -> Callable[[str], bool]:
-    """Whether yaml or the command line give a key."""
-
-    def given(key: str) -> bool:
-        found: Any = node
-        for part in key.split("."):
-            if not isinstance(found, Mapping) or part not in found:
-                return False
-            found = found[part]
-        return True
-
-    return given
-
-
-def _with_values(node: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a plain configuration with values set at dotted keys."""
-    changed = dict(node)
-    for key, value in values.items():
-        first, _, rest = key.partition(".")
-        changed[first] = _with_values(changed.get(first) or {}, {rest: value}) if rest else value
-    return changed
 
 
 def _plain(overrides: Sequence[str], config_dir: Path | None) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -11,7 +11,7 @@ names its own `_target_` is whole: nothing is added to it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from framework.convert import TARGET, Resolve, settings_class
@@ -99,3 +99,26 @@ def _check_names(cls: Any, common: Mapping[str, Any], key: str) -> None:
         if name not in names:
             hint = did_you_mean(str(name), names) or f"known: {', '.join(sorted(names))}"
             raise UserError(f"{key}.{name}", value, f"unknown key; {hint}")
+
+
+def given_in(node: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Whether yaml or the command line give a key."""
+
+    def given(key: str) -> bool:
+        found: Any = node
+        for part in key.split("."):
+            if not isinstance(found, Mapping) or part not in found:
+                return False
+            found = found[part]
+        return True
+
+    return given
+
+
+def with_values(node: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plain configuration with values set at dotted keys."""
+    changed = dict(node)
+    for key, value in values.items():
+        first, _, rest = key.partition(".")
+        changed[first] = with_values(changed.get(first) or {}, {rest: value}) if rest else value
+    return changed
