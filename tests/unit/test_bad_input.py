@@ -51,7 +51,7 @@ CASES = (
         "an endless time", r1_zero("reward.time_limit_s=1e30"), ("reward.time_limit_s: got 1e+30", "at most 31536000")
     ),
     Case("a seed below 0", run("seed=-1"), ("seed: got -1; must be 0 to 4294967295",)),
-    Case("no group of stages", r1_zero("stage=[]"), ("stage: got []", "must be a mapping")),
+    Case("no group of stages", r1_zero("stage=[]"), ("stage=[]", "configuration: got")),
     Case("a stage taken away", r1_zero("~stage.grpo"), ("stage.grpo: got None", "must be given")),
     Case("all stages taken away", r1_zero("~stage"), ("stage.pretrain: got None", "must be given")),
     Case("no learner", r1_zero("engine.learner=null"), ("engine.learner: got None; must be given",)),
