@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def test_every_setting_has_a_type_a_doc_and_a_source() -> None:
         for key in keys:
             file, _, line = key.source.rpartition(":")
             field = key.name.rpartition(".")[2].removesuffix("[]")
-            assert f"{field}:" in (root / file).read_text().splitlines()[int(line) - 1], key
+            assert re.search(rf"\b{field}_?:", (root / file).read_text().splitlines()[int(line) - 1]), key
             assert key.doc, key
             assert key.type, key
 
