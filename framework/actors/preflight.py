@@ -134,10 +134,12 @@ def faults(
     store, wanted = resources.get("object_store_memory", 0) / GIB, cluster.object_store_gib
     if store < STORE_SHARE * wanted:
         wrong.append(f"its object store has {store:.1f} GiB, cluster.object_store_gib={wanted:g} are counted on")
-    if found.shm < max(store * GIB, LEAST_SHM if gpus else 0):
-        needed = max(store, LEAST_SHM / GIB if gpus else 0)
-        wrong.append(f"its /dev/shm has {found.shm / GIB:.2f} GiB, {needed:.1f} are needed (docker run --shm-size)")
-    if found.gpu_memory and gpus:
+    if not gpus:
+        return wrong
+    if found.shm < (needed := max(store * GIB, LEAST_SHM)):  # a smaller one, and Ray keeps objects on the disk
+        has = f"its /dev/shm has {found.shm / GIB:.2f} GiB"
+        wrong.append(f"{has}, {needed / GIB:.1f} are needed (docker run --shm-size)")
+    if found.gpu_memory:
         if len(found.gpu_memory) < gpus:
             wrong.append(f"its driver reports {len(found.gpu_memory)} GPUs, Ray was told of {gpus}")
         least = min(found.gpu_memory) / GIB
