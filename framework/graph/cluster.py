@@ -79,6 +79,7 @@ class ClusterConfig:
         if self.gpus and rollout > self.gpus:
             asked = f"must hold {rollout} for {self.rollout_workers} rollout workers"
             raise UserError("cluster.num_nodes x cluster.gpus_per_node", self.gpus, asked)
+        self.check_tensor_parallel(tensor_parallel_size)
 
     def training_workers(self, workers: int, min_workers: int) -> int:
         """Ranks of a stage that asks for `workers` (0: as many as learners); UserError if `min_workers` is more.

@@ -61,14 +61,6 @@ def check_sampling(name: str, config: SamplingConfig, engine: VllmConfig) -> Non
         raise UserError(f"{name}.max_tokens", config.max_tokens, allowed)
 
 
-def check_sampling_gpus(engine: VllmConfig, cluster: ClusterConfig) -> None:
-    """Raise UserError if the samplers alone do not find their GPUs."""
-    needed = cluster.rollout_workers * engine.tensor_parallel_size
-    if cluster.gpus and needed > cluster.gpus:
-        asked = f"must hold {needed} for {cluster.rollout_workers} rollout workers"
-        raise UserError("cluster.num_nodes x cluster.gpus_per_node", cluster.gpus, asked)
-
-
 def sampling_estimate(
     cluster: ClusterConfig,
     engine: VllmConfig,

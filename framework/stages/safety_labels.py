@@ -26,6 +26,7 @@ from framework.graph.fit import Fit, Given
 from framework.graph.nodes import Runtime
 from framework.graph.plan import StageEstimate
 from framework.models.families.base import ModelConfig
+<<<<<<< HEAD
 from framework.stages.read_samples import (
     check_sampling,
     check_sampling_gpus,
@@ -33,6 +34,9 @@ from framework.stages.read_samples import (
     sampled_groups,
     sampling_estimate,
 )
+=======
+from framework.stages.read_samples import check_sampling, sampled_groups, sampling_estimate
+>>>>>>> 13fc80f (cluster=gpu1: one card that the roles share; every entry point of docker/ and jobs/cluster/ is planned by a test)
 from framework.stages.sampled_chats import write_dropped
 from framework.stages.sampling import SamplingConfig
 from framework.types import Prompt
@@ -64,7 +68,7 @@ class LabelsConfig:
         """Raise UserError, with keys as they stand in this node, for what the model or the cluster can't do."""
         check_sampling("sampling", self.sampling, self.engine)
         check_sampling("judging", self.judging, self.engine)
-        check_sampling_gpus(self.engine, cluster)
+        cluster.check_sampling_gpus(self.engine.tensor_parallel_size)
 
 
 @dataclass(frozen=True)

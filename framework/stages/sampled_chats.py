@@ -27,7 +27,11 @@ from framework.graph.plan import StageEstimate
 from framework.models.families.base import ModelConfig
 from framework.rewards.base import RewardConfig
 from framework.roles.reward import check_scores
+<<<<<<< HEAD
 from framework.stages.read_samples import check_sampling, check_sampling_gpus, fit_engine, sampling_estimate
+=======
+from framework.stages.read_samples import check_sampling, sampling_estimate
+>>>>>>> 13fc80f (cluster=gpu1: one card that the roles share; every entry point of docker/ and jobs/cluster/ is planned by a test)
 from framework.stages.sample_file import SampleFile
 from framework.stages.sampling import Sampling, SamplingConfig
 from framework.types import Prompt
@@ -61,7 +65,7 @@ class SampledConfig:
     def check_place(self, model: ModelConfig, cluster: ClusterConfig) -> None:
         """Raise UserError, with keys as they stand in this node, for what the model or the cluster can't do."""
         check_sampling("sampling", self.sampling, self.engine)
-        check_sampling_gpus(self.engine, cluster)
+        cluster.check_sampling_gpus(self.engine.tensor_parallel_size)
 
     def prompts(self, found: PromptSet) -> tuple[Prompt, ...]:
         """Return the train prompts to sample."""

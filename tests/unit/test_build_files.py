@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
+from framework.cli import main
 from framework.graph.deadlines import Deadlines
 from framework.graph.stop import CLEAN_UP_S
 
@@ -101,3 +105,65 @@ def test_make_refuses_a_wrong_python_in_one_line(tmp_path: Path) -> None:
 
 def lock(name: str) -> list[str]:
     return (REPOSITORY / f"requirements/{name}.txt").read_text().splitlines()
+
+
+def test_rayjobs_pods_write_to_the_volume_and_are_probed_without_a_tool_of_the_images() -> None:
+    """KubeRay's own probes exec wget; the agent answers this path without a token."""
+    cluster = yaml.safe_load((REPOSITORY / "jobs/cluster/rayjob.yaml").read_text())["spec"]["rayClusterSpec"]
+    user = (REPOSITORY / "docker/Dockerfile.gpu").read_text().split("--uid ")[1].split()[0]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsUser"] == pod["securityContext"]["fsGroup"] == int(user)
+        for container in pod["containers"]:
+            for probe in ("livenessProbe", "readinessProbe"):
+                assert container[probe]["httpGet"] == {"path": "/api/local_raylet_healthz", "port": 52365}
+                assert "exec" not in container[probe]
+
+
+def entry_points(tmp_path: Path) -> dict[str, list[str]]:
+    """The command that each file under docker/ and jobs/cluster/ starts."""
+    found = {}
+    for name in LOCKS:
+        (line,) = re.findall(r"^CMD (\[.*\])$", (REPOSITORY / f"docker/Dockerfile.{name}").read_text(), re.M)
+        found[f"Dockerfile.{name}"] = json.loads(line)
+    job = yaml.safe_load((REPOSITORY / "jobs/cluster/rayjob.yaml").read_text())["spec"]
+    found["rayjob"] = shlex.split(job["entrypoint"])
+    for case, (nodes, gpus, words) in {
+        "slurm": (1, 8, []),
+        "slurm, 4 nodes": (4, 8, ["seed=1"]),
+        "slurm, tensor-parallel models": (2, 8, ["model=qwen_32b"]),
+        "slurm, 4 GPUs a node": (2, 4, ["model=qwen_7b"]),
+        "slurm, another cluster": (32, 8, ["cluster=h200_256", "model=qwen_7b"]),
+    }.items():
+        found[case] = slurm_command(tmp_path / case, nodes, gpus, words)
+    return found
+
+
+def slurm_command(folder: Path, nodes: int, gpus: int, words: list[str]) -> list[str]:
+    """What slurm.sh runs in an allocation; Slurm, Ray and the framework are programs that only note their words."""
+    programs = {
+        "scontrol": f"seq -f node%g {nodes}",
+        "srun": "echo 10.0.0.1",
+        "python": f"echo {nodes}",
+        "framework": f'printf "%s\\n" framework "$@" > {shlex.quote(str(folder / "said"))}',
+    }
+    (folder / ".venv/bin").mkdir(parents=True)
+    for name, body in programs.items():
+        (folder / ".venv/bin" / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / ".venv/bin" / name).chmod(0o755)
+    allocation = {"SLURM_SUBMIT_DIR": str(folder), "SLURM_JOB_NODELIST": "nodes", "SLURM_GPUS_ON_NODE": str(gpus)}
+    environment = os.environ | allocation | {"SLURM_CPUS_ON_NODE": str(12 * gpus), "SLURM_GPUS_PER_NODE": f"h:{gpus}"}
+    subprocess.run(["bash", str(REPOSITORY / "jobs/cluster/slurm.sh"), *words], env=environment, check=True, timeout=60)
+    return (folder / "said").read_text().splitlines()
+
+
+def test_every_entry_point_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for case, (program, _, *words) in entry_points(tmp_path).items():
+        assert program == "framework"
+        words = [word for word in words if not word.startswith("runs_dir=")]
+        assert main(["plan", *words, f"runs_dir={tmp_path}/runs"]) == 0, (case, capsys.readouterr().err)
+        told = capsys.readouterr().out
+        if case == "slurm, 4 GPUs a node":
+            assert "2 x 4 GPUs" in told
+        if case == "slurm, another cluster":
+            assert "32 x 8 GPUs of 141 GiB" in told
