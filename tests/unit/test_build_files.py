@@ -133,6 +133,7 @@ def entry_points(tmp_path: Path) -> dict[str, list[str]]:
         "slurm, 4 nodes": (4, 8, ["seed=1"]),
         "slurm, tensor-parallel models": (2, 8, ["model=qwen_32b"]),
         "slurm, 4 GPUs a node": (2, 4, ["model=qwen_7b"]),
+        "slurm, one GPU": (1, 1, ["cluster=gpu1", "stage.pretrain.workers=1"]),
         "slurm, another cluster": (32, 8, ["cluster=h200_256", "model=qwen_7b"]),
     }.items():
         found[case] = slurm_command(tmp_path / case, nodes, gpus, words)

@@ -75,9 +75,9 @@ def test_without_gpus_nothing_is_placed() -> None:
 
 @pytest.mark.parametrize(("on", "model"), PAIRS, ids=[f"{c}-{m}" for c, m in PAIRS])
 def test_every_shipped_pair_has_a_device_for_each_actor(on: str, model: str) -> None:
-    config = compose(["job=r1_zero", f"cluster={on}", f"model={model}"])
+    config = compose(["job=r1_zero", f"cluster={on}", f"model={model}", "stage.pretrain.workers=0"])
     found = config.cluster
-    size = config.engine.rollout.tensor_parallel_size
+    size = config.stage["grpo"].engine.rollout.tensor_parallel_size
     placement = Placement(found, found.learner_workers, found.rollout_workers, size)
     if not found.gpus:
         assert placement.bundles() == ()
