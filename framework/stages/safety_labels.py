@@ -26,17 +26,12 @@ from framework.graph.fit import Fit, Given
 from framework.graph.nodes import Runtime
 from framework.graph.plan import StageEstimate
 from framework.models.families.base import ModelConfig
-<<<<<<< HEAD
 from framework.stages.read_samples import (
     check_sampling,
-    check_sampling_gpus,
     fit_engine,
     sampled_groups,
     sampling_estimate,
 )
-=======
-from framework.stages.read_samples import check_sampling, sampled_groups, sampling_estimate
->>>>>>> 13fc80f (cluster=gpu1: one card that the roles share; every entry point of docker/ and jobs/cluster/ is planned by a test)
 from framework.stages.sampled_chats import write_dropped
 from framework.stages.sampling import SamplingConfig
 from framework.types import Prompt

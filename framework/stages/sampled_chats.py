@@ -27,11 +27,7 @@ from framework.graph.plan import StageEstimate
 from framework.models.families.base import ModelConfig
 from framework.rewards.base import RewardConfig
 from framework.roles.reward import check_scores
-<<<<<<< HEAD
-from framework.stages.read_samples import check_sampling, check_sampling_gpus, fit_engine, sampling_estimate
-=======
-from framework.stages.read_samples import check_sampling, sampling_estimate
->>>>>>> 13fc80f (cluster=gpu1: one card that the roles share; every entry point of docker/ and jobs/cluster/ is planned by a test)
+from framework.stages.read_samples import check_sampling, fit_engine, sampling_estimate
 from framework.stages.sample_file import SampleFile
 from framework.stages.sampling import Sampling, SamplingConfig
 from framework.types import Prompt
