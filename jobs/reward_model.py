@@ -21,7 +21,7 @@ def build(config: RunConfig) -> Graph:
     settings.schedule(stage.steps)
     config.data.check(settings.kind, base.path, config.template)
     graph = Graph()
-    collect = CollectPreferences(config.data, config.data.files, settings.kind)
+    collect = CollectPreferences(config.data, settings.kind)
     preferences = graph.add("preferences", collect).out("preferences")
     encode = EncodePreferences(stage.max_tokens, settings.engine.token_budget, settings.kind, config.template)
     encoded = graph.add("encode", encode, base=base, preferences=preferences)

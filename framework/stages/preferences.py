@@ -47,9 +47,8 @@ class PreferencesConfig:
             raise UserError("data.train", None, "must name a file, glob, folder or hub data set of preferences")
         yield from (load_preferences if kind == "pairwise" else load_labelled)(self.train, self.columns)
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files that it reads."""
+    def named_files(self) -> tuple[Path, ...]:
+        """The files that it reads: the stage runs again when one of them changes."""
         return () if self.train is None else find_source(self.train, "data.train").files
 
     def split(self, one: Preference | Labelled) -> str:
@@ -106,7 +105,6 @@ class CollectPreferences:
     """The stage that splits the file."""
 
     config: PreferencesConfig
-    files: tuple[Path, ...]  # of `config`: the stage runs again when one of them changes
     kind: Kind
 
     def run(self, inputs: NoInputs, runtime: Runtime) -> CollectedPreferences:

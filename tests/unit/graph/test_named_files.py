@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from framework.config import RunConfig
+from framework.config import BenchmarkConfig, RunConfig
 from framework.data.chat_template import TemplateConfig
 from framework.data.tasks import TaskConfig
 from framework.graph.nodes import NamesFiles, Node
@@ -19,6 +19,7 @@ from framework.observe.wandb_sink import TrackingConfig
 from framework.stages.chats import ChatsConfig, CollectChats, EncodeChats
 from framework.stages.collect import Collect, CollectConfig
 from framework.stages.documents import CollectDocuments, DocumentsConfig
+from framework.stages.preferences import CollectPreferences, PreferencesConfig
 from framework.stages.prompts import PreparePrompts, PromptsConfig
 from tests.unit.bad_input import prompt_line
 from tests.unit.test_bounds import settings
@@ -32,6 +33,7 @@ STAGES: dict[str, Callable[[str, str], Any]] = {
     "data.heldout": lambda named, other: PreparePrompts(PromptsConfig(train=other, heldout=named)),
     "data.documents": lambda named, other: CollectDocuments(DocumentsConfig(named)),
     "data.documents, a folder": lambda named, other: CollectDocuments(DocumentsConfig(str(Path(named).parent))),
+    "data.train of preferences": lambda named, other: CollectPreferences(PreferencesConfig(named), "pairwise"),
     "data.chats_file": lambda named, other: CollectChats(ChatsConfig(named)),
     "data.documents_files": lambda named, other: Collect(CollectConfig(TASKS, documents_files=(other, named))),
     "data.train_prompts_file": lambda named, other: Collect(
@@ -75,7 +77,7 @@ def is_text(hint: Any) -> bool:
 def test_every_text_setting_that_is_said_to_name_a_file_is_known_to_do_so() -> None:
     """By what is said of it: its name, and the comment beside it or its class's first line."""
     words, found = re.compile(r"\b(files?|globs?|folders?|jinja)\b|_files?\b"), set()
-    for cls in settings() - {RunConfig, TrackingConfig}:  # which no stage holds
+    for cls in settings() - {RunConfig, TrackingConfig, BenchmarkConfig}:  # which no stage holds
         hints = get_type_hints(cls, include_extras=True)
         told = {name: comment for name, (comment, _) in documented(cls).items() if is_text(hints[name])}
         named = {name for name, comment in told.items() if words.search(f"{name} {comment}")}

@@ -82,7 +82,7 @@ def test_contradictory_pairs_are_named(tmp_path: Path) -> None:
 def test_equal_prompts_fall_on_one_side_and_what_is_written_is_read_again(tmp_path: Path) -> None:
     rows = [pair(f"{i % 20} + 1?", f"{i}", f"-{i}", margin=i / 2) for i in range(1, 60)]
     config = PreferencesConfig(written(tmp_path / "all.jsonl", *rows), validation_share=0.3)
-    directory = CollectPreferences(config, (), "pairwise").run(NoInputs(), runtime(tmp_path)).preferences.path
+    directory = CollectPreferences(config, "pairwise").run(NoInputs(), runtime(tmp_path)).preferences.path
     sides = {name: list(load_preferences(str(directory / f"{name}.jsonl"))) for name in ("train", "validation")}
     asked = {name: {one.messages[0]["content"] for one in side} for name, side in sides.items()}
     assert not asked["train"] & asked["validation"]
@@ -100,7 +100,7 @@ def test_labelled_answers(tmp_path: Path) -> None:
     for row, says in (
         ({"prompt": "a", "response": "b"}, "need prompt, answer and label"),
         ({"prompt": "a", "response": "b", "label": "good"}, "must be a number"),
-        ({"prompt": "a", "response": "b", "label": float("nan")}, "must be a number"),
+        ({"prompt": "a", "response": "b", "label": float("nan")}, "holds NaN, which is no number"),
     ):
         with pytest.raises(UserError, match=rf"bad\.jsonl:1.*{says}"):
             list(load_labelled(written(tmp_path / "bad.jsonl", row)))
