@@ -6,6 +6,7 @@ B.3.3). With a writer this stage asks that chat model; without one the answers c
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -48,10 +49,10 @@ class V3DataConfig(SampledConfig):
                 raise UserError(f"kinds.{kind}", wanted, f"{did_you_mean(kind, KINDS)}kinds are {', '.join(KINDS)}")
 
     def requests(self, seed: int) -> list[General]:
-        """Return the requests of the templates."""
-        return [
-            found for kind, wanted in self.kinds.items() for found in general_requests(kind, seed)[: wanted or None]
-        ]
+        """Return the requests of the templates, their kinds mixed: whoever takes the first of them has some of each."""
+        wanted = [found for kind, most in self.kinds.items() for found in general_requests(kind, seed)[: most or None]]
+        random.Random(seed).shuffle(wanted)
+        return wanted
 
     def scored(self, prompt: Prompt) -> Prompt:
         """Return the prompt with the rewards of its set, unless it names its own."""

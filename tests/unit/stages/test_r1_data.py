@@ -150,6 +150,7 @@ def test_v3_data_are_chats_to_learn_and_prompts_of_which_some_are_held_out(tmp_p
     chats = list(read_chats(made.chats.path / "train.jsonl"))
     assert {chat.id for chat in chats} == {f"{prompt.id}#0" for prompt in train}
     assert {prompt.task for prompt in heldout} == {f"general_{kind}" for kind in KINDS}
+    assert {prompt.task for prompt in train[:64]} == {f"general_{kind}" for kind in KINDS}  # some of each come first
     for prompt in (*train, *heldout):
         assert prompt.rewards[0] == ("safety" if prompt.task == "general_decline" else "helpful")
     again = MakeV3Data(v3_data()).run(V3DataInputs(), FakeRun(tmp_path / "again").runtime())
