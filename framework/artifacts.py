@@ -49,11 +49,18 @@ class Artifact:
         """Read the manifest; raises UserError if it is missing or not JSON."""
         file = self.path / MANIFEST
         try:
-            return Manifest(**json.loads(file.read_text()))
+            found = Manifest(**json.loads(file.read_text()))
         except FileNotFoundError:
             raise UserError(str(file), "no such file", "a finished artifact has one") from None
-        except (json.JSONDecodeError, TypeError) as error:
+        except OSError as error:
+            raise UserError(str(file), error.strerror, "must be a file that can be read") from None
+        except (ValueError, TypeError) as error:
             raise UserError(str(file), str(error), "must be a manifest as the framework writes it") from None
+        for name in ("config", "inputs", "files", "digests", "counts"):
+            if not isinstance(getattr(found, name), dict):
+                allowed = "must be a manifest as the framework writes it"
+                raise UserError(str(file), f"{name}={getattr(found, name)!r}"[:80], allowed)
+        return found
 
     def check(self) -> Self:
         """Raise UserError if a required file is missing, or any file differs in size from the manifest."""
@@ -167,8 +174,13 @@ def content_hash(directory: Path, known: Digests | None = None) -> tuple[str, di
     found = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
     names = {file.relative_to(directory).as_posix(): file for file in found}
     digests = file_digests(directory, names, known)
+    return hash_of(digests), {n: f.stat().st_size for n, f in names.items()}, digests
+
+
+def hash_of(digests: Mapping[str, str]) -> str:
+    """Return the content hash of a directory by the digests of its files, in the order of their paths."""
     lines = "".join(f"{name}\0{digest}\0" for name, digest in digests.items())
-    return hashlib.sha256(lines.encode()).hexdigest(), {n: f.stat().st_size for n, f in names.items()}, digests
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def file_digests(directory: Path, names: Iterable[str], known: Digests | None = None) -> dict[str, str]:

@@ -91,13 +91,19 @@ def _dispatch(argv: list[str]) -> int:
             raise UserError("option", options[0], f"see framework {arguments.command} --help")
         overrides.extend(rest)
     handlers = {"plan": running.plan, "run": running.run, "submit": running.submit, "keys": telling.keys}
-    handlers |= {"report": telling.report, "score": telling.score, "bench": telling.list_benchmarks}
+    handlers |= {
+        "report": telling.report,
+        "lineage": telling.lineage,
+        "score": telling.score,
+        "bench": telling.list_benchmarks,
+    }
     handlers |= {
         "sample": models.sample,
         "check": models.check,
         "chat": models.chat,
         "serve": models.serve,
         "push": models.push,
+        "lineage": telling.lineage,
         "completion": telling.complete,
     }
     return handlers[arguments.command](arguments)
@@ -173,6 +179,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--config-dir", type=Path, help="a directory with further yaml files in conf/'s groups")
     command = commands.add_parser("report", help="write a run's HTML report, or compare runs")
     command.add_argument("runs", nargs="+", metavar="run", help="its directory or name")
+    command = commands.add_parser("lineage", help="say where an artifact comes from, stage by stage")
+    command.add_argument("artifact", help="its directory, or a run's name or directory: its last checkpoint")
+    command.add_argument("--step", type=int, help="of a run: the policy after so many optimizer steps (export_every)")
     command = commands.add_parser("chat", help="talk to a checkpoint")
     _add_talk_options(command)
     for name, kind, text in (

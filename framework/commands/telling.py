@@ -1,4 +1,4 @@
-"""Commands that only tell: report, score, keys, bench, completion."""
+"""Commands that only tell: report, lineage, score, keys, bench, completion."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def report(arguments: argparse.Namespace) -> int:
 
     runs = [_run_dir(run) for run in arguments.runs]
     print(write_report(runs[0]) if len(runs) == 1 else write_comparison(runs))
+    return EXIT_DONE
+
+
+def lineage(arguments: argparse.Namespace) -> int:
+    """Print the stages behind an artifact, back to raw text."""
+    from framework.graph.lineage import describe, find_artifact
+    from framework.targets import TargetResolver
+
+    for line in describe(find_artifact(arguments.artifact, arguments.step), TargetResolver()):
+        print(line)
     return EXIT_DONE
 
 

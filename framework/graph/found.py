@@ -22,9 +22,20 @@ class FoundCheckpoint:
     what: str  # one line for people
 
 
+def given_path(name: str) -> Path:
+    """Return the path that a user gave, whether it is there or not; raises UserError for one that none can be."""
+    try:
+        path = Path(name).expanduser()
+        path.is_dir()
+    except (OSError, RuntimeError) as error:  # too long, not to be entered, of a user that is not there
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UserError("path", name if len(name) <= 200 else f"{name[:200]}...", f"cannot be read: {reason}") from None
+    return path
+
+
 def find_run(name: str, runs_dir: Path = RUNS) -> Path | None:
     """Return the directory of a run that is meant by its own path or its name; None if there is none."""
-    for path in (Path(name).expanduser(), runs_dir / name):
+    for path in (given_path(name), runs_dir / name):
         if (path / "artifacts").is_dir():
             return path
     return None
@@ -35,7 +46,7 @@ def find_checkpoint(name: str, step: int | None = None, runs_dir: Path = RUNS) -
 
     Raises UserError if there is none, or a file of it is missing or damaged.
     """
-    path, run_dir = Path(name).expanduser(), find_run(name, runs_dir)
+    path, run_dir = given_path(name), find_run(name, runs_dir)
     if run_dir is not None and step is not None:
         export = find_export(run_dir, step)
         what = f"stage {export.node} after {step} steps"
@@ -54,10 +65,19 @@ def find_checkpoint(name: str, step: int | None = None, runs_dir: Path = RUNS) -
     return FoundCheckpoint(Checkpoint(path).check().path, path.resolve().name, "a directory")
 
 
-def newest_of(run_dir: Path) -> Path:
-    """Return the last finished checkpoint of a run, the newest of its place; raises UserError if it has none yet."""
+def newest_of(run_dir: Path, damaged_too: bool = False) -> Path:
+    """Return the last finished checkpoint of a run, the newest of its place.
+
+    Raises UserError if it has none yet, or a manifest cannot be read; `damaged_too` goes by those that can.
+    """
     files = sorted(run_dir.glob(f"artifacts/[!.]*/*/{MANIFEST}"), key=lambda file: file.stat().st_mtime)
-    manifests = {file.parent: Artifact(file.parent).manifest() for file in files}
+    manifests: dict[Path, Manifest] = {}
+    for file in files:
+        try:
+            manifests[file.parent] = Artifact(file.parent).manifest()
+        except UserError:
+            if not damaged_too:
+                raise
     place = places(manifests.values())
     checkpoints = {path: manifest for path, manifest in manifests.items() if manifest.type == Checkpoint.__name__}
     if not checkpoints:

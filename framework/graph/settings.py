@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from framework.convert import TARGET, to_plain
+from framework.convert import TARGET, Resolve, settings_class, to_plain
+from framework.errors import UserError
 
 ABSENT = "absent"
 
@@ -33,6 +34,53 @@ def _is_default(field_: dataclasses.Field[Any], value: Any) -> bool:
         default = field_.default_factory()
         return type(value) is type(default) and bool(value == default)
     return False
+
+
+def beyond_defaults(plain: Any, resolve: Resolve, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of what plain settings (`to_plain`) say beyond the defaults of today's classes.
+
+    Of a class that `resolve` does not find: its name under `_target_`, and all its settings.
+    """
+    if isinstance(plain, Mapping) and plain:
+        defaults = _defaults(plain[TARGET], resolve) if TARGET in plain else {}
+        if defaults is None:
+            yield f"{where}.{TARGET}".removeprefix("."), plain[TARGET]
+        for key, value in plain.items():
+            if key == TARGET or (defaults and key in defaults and _same(defaults[key], value)):
+                continue
+            path = f"{where}.{key}".removeprefix(".").removeprefix("config.")
+            before = defaults.get(key) if defaults else None
+            kind = value.get(TARGET) if isinstance(value, Mapping) and path != "config" else None
+            if kind is not None and not (isinstance(before, Mapping) and _same(before.get(TARGET), kind)):
+                yield path, str(kind).rpartition(".")[2]
+            yield from beyond_defaults(value, resolve, path if path != "config" else "")
+    elif isinstance(plain, list) and any(isinstance(item, Mapping) for item in plain):
+        for number, item in enumerate(plain):
+            yield from beyond_defaults(item, resolve, f"{where}[{number}]")
+    else:
+        yield where, plain
+
+
+def _defaults(target: object, resolve: Resolve) -> dict[str, Any] | None:
+    """The defaults of a class by its dotted name, as JSON holds them; None if it is not there, or has no settings."""
+    try:
+        found = resolve(str(target), TARGET)
+    except UserError:
+        return None
+    settings = settings_class(found) if isinstance(found, type) else None
+    if settings is None:
+        return None
+    defaults = {}
+    for item in dataclasses.fields(settings):
+        if item.default is not dataclasses.MISSING:
+            defaults[item.name] = to_plain(item.default)
+        elif item.default_factory is not dataclasses.MISSING:
+            defaults[item.name] = to_plain(item.default_factory())
+    return defaults
+
+
+def _same(one: Any, other: Any) -> bool:
+    return not any(differences(one, other)) and isinstance(one, bool) == isinstance(other, bool)
 
 
 def without(settings: Mapping[str, Any], dotted: str) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from framework.artifacts import MANIFEST, Artifact, Manifest, read_json
+from framework.artifacts import MANIFEST, read_json
+from framework.graph.exports import EXPORTS
+from framework.graph.lineage import Origin, counts, walk
 from framework.observe.outcome import share
 from framework.types import EvalResult
 
@@ -21,33 +23,24 @@ def model_card(title: str, checkpoint: Path, run_dir: Path | None, evaluations: 
     lines += ["", f"# {title}", "", about]
     if evaluations:
         lines += ["", "## Evaluation", "", *_table(evaluations)]
-    if run_dir is not None and (stages := list(lineage(checkpoint, run_dir))):
+    told = (checkpoint / MANIFEST).is_file() or checkpoint.parent.name == EXPORTS
+    if run_dir is not None and told and (stages := list(lineage(checkpoint))):
         lines += ["", "## How it was made", "", "The last stage first:", "", *stages]
     return "\n".join(lines) + "\n"
 
 
-def lineage(checkpoint: Path, run_dir: Path) -> Iterator[str]:
-    """Yield a line for each stage that led to an artifact of a run, the last first."""
-    known: dict[str, tuple[str, Manifest]] = {}
-    for file in sorted(run_dir.glob(f"artifacts/[!.]*/*/{MANIFEST}"), key=lambda file: file.stat().st_mtime):
-        manifest = Artifact(file.parent).manifest()
-        known[manifest.content_hash] = file.parents[1].name.rpartition("-")[0], manifest
-    if not (checkpoint / MANIFEST).is_file():
-        return
-    waiting, seen = [Artifact(checkpoint).manifest().content_hash], set[str]()
-    while waiting:
-        content = waiting.pop(0)
-        if content in seen:
+def lineage(checkpoint: Path) -> Iterator[str]:
+    """Yield a line for each stage that led to a checkpoint of a run, the last first."""
+    for step in walk(checkpoint):
+        if isinstance(step, Origin):
+            yield f"- content {step.content[:12]} {step.where.partition(':')[0]}"
             continue
-        seen.add(content)
-        if content not in known:
-            yield f"- from elsewhere: content {content[:12]}"
-            continue
-        node, manifest = known[content]
-        settings = ", ".join(f"{key} {value}" for key, value in _settings(manifest.config).items())
-        made = f"- `{node}` ({manifest.stage.rpartition('.')[2]}{', ' + settings if settings else ''})"
-        yield f"{made}: content {content[:12]}, code {manifest.code_version[:12]}"
-        waiting += list(dict.fromkeys(manifest.inputs.values()))
+        made = step.made
+        settings = "".join(f", {key} {value}" for key, value in _settings(made.config).items())
+        counted = "".join(f"; {label} {text}" for one in step.outputs.values() for label, text in counts(one))
+        contents = ", ".join(one.content_hash[:12] for one in step.outputs.values())
+        stage = made.stage.rpartition(".")[2]
+        yield f"- `{step.name}` ({stage}{settings}): content {contents}, code {made.code_version[:12]}{counted}"
 
 
 def card_of(title: str, checkpoint: Path, run_dir: Path | None) -> str:

@@ -29,7 +29,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "config": (*FIRST, *PURE, *GRAPH, "targets"),
     "about": (*FIRST, *PURE, *GRAPH, "config"),
     "__main__": ("cli",),
-    "commands": (*FIRST, *PURE, *GRAPH, "engines", "roles", "observe", "config", "about"),
+    "commands": (*FIRST, *PURE, *GRAPH, "engines", "roles", "observe", "config", "about", "targets"),
     "cli": ("errors", "commands", "about"),
 }
 HYDRA = ("hydra", "omegaconf")

@@ -36,9 +36,22 @@ FILLED = {
     "base": "base", "data.train": "prompts.jsonl", "data.heldout": "prompts.jsonl", "data.chats_file": "chats.jsonl",
     "data.documents": "document*.txt", "benchmark.file": "prompts.jsonl",
     "model": "v3_tiny", "reward": "rule", "bench": "rollout",
-    "score": "responses.jsonl", "report": "runs/r1_zero",
+    "score": "responses.jsonl", "report": "runs/r1_zero", "lineage": "r1_zero",
 }  # fmt: skip
-AS_THEY_ARE = ("plan", "keys", "score", "report", "completion", "sample", "push", "chat", "serve", "check", "bench")
+AS_THEY_ARE = (
+    "plan",
+    "keys",
+    "score",
+    "report",
+    "lineage",
+    "completion",
+    "sample",
+    "push",
+    "chat",
+    "serve",
+    "check",
+    "bench",
+)
 
 
 @pytest.fixture(scope="module")
