@@ -42,7 +42,8 @@ def grpo_run(whole_run: Run, tmp_path: Path, ray_dir: Path) -> Iterator[Callable
             f"stage.start.base={whole_run.artifact('pretrain', 'base')}",
             f"stage.start.prompts={whole_run.artifact('collect', 'prompts')}",
         )
-        run = Run(tmp_path, "grpo", (*start, *SMALL, *overrides), ray_dir)
+        small = [text for text in SMALL if not text.startswith(("stage.pretrain", "stage.evaluate"))]
+        run = Run(tmp_path, "grpo", (*start, *small, *overrides), ray_dir)
         made.append(run)
         return run
 

@@ -26,9 +26,8 @@ from framework.models.families.find import of_base
 from framework.objectives.grpo import Grpo as Objective
 from framework.observe.metrics import Tracker, read_history
 from framework.rewards.base import RewardConfig
-from framework.roles.rl_config import RlConfig
 from framework.stages.evaluate import EvaluateConfig
-from framework.stages.grpo import Grpo
+from framework.stages.grpo import Engines, Grpo, GrpoConfig
 from framework.stages.grpo_roles import find_rollouts
 from framework.types import Prompt
 from tests.contract.families import CONTEXT, write_checkpoint
@@ -39,24 +38,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 CLUSTER = ClusterConfig(rollout_cpus=0.5, learner_cpus=0.5)
 LEARNED = ("loss/policy", "train/grad_norm", "kl/old", "kl/reference", "train/entropy", "mismatch/mean_abs")
 PROMPTS = tuple(Prompt(f"p{i}", f"{i}?", "sums", "2", token_ids=tuple(range(5, 12 + i))) for i in range(6))
-CONFIG = RlConfig(
+REWARDS = RewardConfig({"accuracy": EvenText()}, time_limit_s=60)
+SAMPLER = VllmConfig(dtype="float32", max_model_len=CONTEXT, max_num_seqs=8, kv_cache_gib=0.03, warm_up=False)
+LEARNER = DeepSpeedConfig(token_budget=2 * CONTEXT, threads=1, schedule=LrSchedule(lr=3e-3))
+CONFIG = GrpoConfig(
     steps=4, prompts_per_step=2, group_size=4, minibatches_per_rollout=1, max_staleness=1, max_tokens=8,
     checkpoint_every=2, evaluate_every=2, export_every=2,
+    algorithm=Objective(kl_coef=0.01, reference_reset_steps=3), reward=REWARDS, engine=Engines(SAMPLER, LEARNER),
 )  # fmt: skip
 
 
-def run(directory: Path, config: RlConfig, name: str = "run") -> tuple[Path, dict[str, dict[int, float]]]:
+def run(directory: Path, config: GrpoConfig, name: str = "run") -> tuple[Path, dict[str, dict[int, float]]]:
     """Run a graph of GRPO alone; returns its policy and what it has recorded."""
-    base, rewards = Checkpoint(directory / "base"), RewardConfig({"accuracy": EvenText()}, time_limit_s=60)
-    stage = Grpo(
-        config,
-        Objective(kl_coef=0.01, reference_reset_steps=3),
-        rewards,
-        VllmConfig(dtype="float32", max_model_len=CONTEXT, max_num_seqs=8, kv_cache_gib=0.03, warm_up=False),
-        DeepSpeedConfig(token_budget=2 * CONTEXT, threads=1, schedule=LrSchedule(lr=3e-3)),
-        of_base(base.path),
-        evaluate=EvaluateConfig(k=2, max_tokens=8, max_prompts=3) if config.evaluate_every else None,
-    )
+    base = Checkpoint(directory / "base")
+    asked = EvaluateConfig(k=2, max_tokens=8, max_prompts=3, reward=REWARDS, engine=SAMPLER)
+    stage = Grpo(config, of_base(base.path), evaluate=asked if config.evaluate_every else None)
     graph, recorded = Graph(), config.rollouts_from
     given: dict[str, Any] = {"prompts": PromptSet(directory / "prompts")}
     graph.add("grpo", stage, base=base, **({"rollouts": find_rollouts(recorded)} if recorded else given))
