@@ -49,7 +49,8 @@ TINY = DeepseekV3(
 
 
 def shipped(name: str) -> ModelConfig:
-    spec = build_component(yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()), where="model")
+    node = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())
+    spec = build_component(node.get("model", node), where="model")  # a published size names its recipe beside it
     assert isinstance(spec, ModelConfig)
     return spec
 
