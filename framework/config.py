@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +23,7 @@ from framework.graph.fit import Fit, check_places, choices_of, fit_stages
 from framework.graph.found import find_run, newest_of
 from framework.graph.nodes import Graph
 from framework.inherit import as_written, given_in, inherit, with_values
-from framework.keys import SYNONYMS, Key, like, list_keys
+from framework.keys import SYNONYMS, Key, how_to_quote, like, list_keys
 from framework.models.families.base import ModelConfig
 from framework.models.families.find import check_same, of_base
 from framework.models.find_base import find_base
@@ -120,9 +118,9 @@ class RunConfig:
 def compose(overrides: Sequence[str] = (), config_dir: Path | None = None, weights: bool = True) -> RunConfig:
     """Compose conf/config.yaml with `overrides` (Hydra's grammar) into a RunConfig.
 
-    `config_dir` holds further yaml files of the same groups, searched after conf/. Where no model is given its sizes
-    are those of `base`, which is fetched if it is a hub id (for `plan` without its weights). Raises UserError on an
-    override that does not parse, an unknown key or group option, a wrong type or a missing value.
+    `config_dir` holds further yaml files of its groups. Without a model the sizes are those of `base`, which is fetched
+    if it is a hub id (for `plan` without its weights). Raises UserError on an override that does not parse, an unknown
+    key or group option, a wrong type or a missing value.
     """
     return compose_fitted(overrides, config_dir, weights)[0]
 
@@ -157,6 +155,13 @@ def compose_fitted(
         except UserError as error:
             raise _elsewhere(as_written(error, taken), node, resolve) from None
     return config, fits
+
+
+def compose_rewards(overrides: Sequence[str], config_dir: Path | None) -> Any:
+    """Return `reward` alone: what the rest of a job asks of its rewards is nothing to a file of responses."""
+    node, plugins = _plain(overrides, config_dir)
+    with blaming_plugins(plugins):
+        return convert(Component, node.get("reward"), "reward", TargetResolver(plugins))
 
 
 def setting_keys(overrides: Sequence[str] = (), config_dir: Path | None = None) -> list[Key]:
@@ -336,7 +341,7 @@ def _as_hydra_takes_it(override: str, folders: Sequence[Path]) -> str:
         if len(value) > 1000 and value.lstrip("-").isdigit():
             raise UserError(key, f"an integer of {len(value)} digits", "must be of 64 bits") from None
         good_key = equals and _KEY.fullmatch(key.lstrip("+~"))
-        raise UserError("override", override[:200], _how_to_quote(override) if good_key else allowed) from None
+        raise UserError("override", override[:200], how_to_quote(override) if good_key else allowed) from None
     key = parsed.key_or_group
     if not _KEY.fullmatch(key):
         raise UserError("override", override[:200], allowed)
@@ -352,19 +357,6 @@ def _as_hydra_takes_it(override: str, folders: Sequence[Path]) -> str:
         options = ", ".join(group_options(key, folders))
         raise UserError(key, option, f"takes the name of one of its yaml files: {options}")
     return override if is_group or not plain_set else f"++{override}"
-
-
-def _how_to_quote(override: str) -> str:
-    """Say how a value is written in which a character means something to Hydra's grammar."""
-    key, _, value = override.partition("=")
-    if value.startswith("~/"):
-        return f"no shell fills in ~ behind a key: write {key}=$HOME/{value[2:]}"
-    is_list = value.startswith("[") and value.endswith("]")
-    items = value[1:-1].split(",") if is_list else [value]
-    quoted = [json.dumps(item.strip(" \"'"), ensure_ascii=False) for item in items]
-    example = f"{key}=[{','.join(quoted)}]" if is_list else f"{key}={quoted[0]}"
-    shown = shlex.quote(example if len(example) < 150 else 'key="value"')
-    return f"a value with a blank or any of ~ ( ) [ ] {{ }} , : = & # ' \" in it goes in quotes, twice: {shown}"
 
 
 def _composition_error(error: Exception, folders: Sequence[Path]) -> UserError:

@@ -6,6 +6,8 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import json
+import shlex
 import textwrap
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -149,3 +151,16 @@ def like(word: str, names: Iterable[str]) -> list[str]:
             return by_last[wanted]
     close = difflib.get_close_matches(word, by_last, n=2, cutoff=0.75)
     return [name for last in close for name in by_last[last]]
+
+
+def how_to_quote(override: str) -> str:
+    """Say how a value is written in which a character means something to Hydra's grammar."""
+    key, _, value = override.partition("=")
+    if value.startswith("~/"):
+        return f"no shell fills in ~ behind a key: write {key}=$HOME/{value[2:]}"
+    is_list = value.startswith("[") and value.endswith("]")
+    items = value[1:-1].split(",") if is_list else [value]
+    quoted = [json.dumps(item.strip(" \"'"), ensure_ascii=False) for item in items]
+    example = f"{key}=[{','.join(quoted)}]" if is_list else f"{key}={quoted[0]}"
+    shown = shlex.quote(example if len(example) < 150 else 'key="value"')
+    return f"a value with a blank or any of ~ ( ) [ ] {{ }} , : = & # ' \" in it goes in quotes, twice: {shown}"

@@ -30,6 +30,7 @@ def chat(arguments: argparse.Namespace) -> int:
     from framework.observe.progress import awaiting
 
     found, options = find_checkpoint(arguments.checkpoint, arguments.step), _talk_options(arguments)
+    serving.check_checkpoint(found.path)
     print(f"{found.name} ({found.what}): {found.path}", file=sys.stderr)
     serving.chat(found.path, options, found.name, lambda: awaiting("vLLM to start"))
     return EXIT_DONE

@@ -186,7 +186,7 @@ def fields() -> list[tuple[type, str, Any]]:
 
 def test_the_walk_reaches_far() -> None:
     names = {cls.__name__ for cls in settings()}
-    assert names >= {"RunConfig", "RlConfig", "LrSchedule", "StepwiseValue", "ContextPhase", "Overlong", "TaskConfig"}
+    assert names >= {"RunConfig", "GrpoConfig", "LrSchedule", "StepwiseValue", "ContextPhase", "Overlong", "TaskConfig"}
     assert len(fields()) > 120
 
 

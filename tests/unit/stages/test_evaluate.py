@@ -76,17 +76,17 @@ def test_a_winning_answer_is_right_if_most_who_gave_it_are() -> None:
 
 def test_sizes_and_cut_off_responses_are_counted() -> None:
     groups = [group(["4", "5"], "4"), group(["4", "4"], "4", finish="length"), group(["", ""], "4")]
-    overall = summarise("base", groups, EvaluateConfig(k=2)).overall
+    overall = summarise("base", groups, settings(k=2)).overall
     assert (overall.n_prompts, overall.k) == (3, 2)
     assert overall.truncated_share == pytest.approx(1 / 3)
-    assert summarise("base", groups[:1], EvaluateConfig(k=2)).overall.pass_at_1_se is None  # one prompt has no spread
+    assert summarise("base", groups[:1], settings(k=2)).overall.pass_at_1_se is None  # one prompt has no spread
 
 
 def test_a_group_without_a_verdict_is_in_no_majority() -> None:
     failed = tuple(RewardScore(0.0, error="timed out") for _ in range(2))
     unknown = group(["4", "4"], "4")
     unknown = JudgedGroup(replace(unknown.scored, scores=failed), unknown.votes)
-    assert summarise("base", [unknown, group(["4", "4"], "4")], EvaluateConfig(k=2)).overall.cons_at_k == 1.0
+    assert summarise("base", [unknown, group(["4", "4"], "4")], settings(k=2)).overall.cons_at_k == 1.0
 
 
 def test_accuracy_must_be_one_of_the_rewards() -> None:
