@@ -102,7 +102,7 @@ class RunConfig:
     def sizes(self) -> dict[str, ModelConfig]:
         """The models of `models`, by stage; raises UserError for a stage, or a model, that is not there."""
         found = {}
-        for name, model in self.models.items():
+        for name, model in self.models.items() if self.stage else ():
             if name not in self.stage:
                 allowed = f"{did_you_mean(name, self.stage)}must be of a stage of the job"
                 raise UserError(f"models.{name}", model, allowed)
@@ -115,18 +115,21 @@ class RunConfig:
         return (self.runs_dir / self.run).absolute()  # workers have another working directory
 
 
-def compose(overrides: Sequence[str] = (), config_dir: Path | None = None, weights: bool = True) -> RunConfig:
+def compose(
+    overrides: Sequence[str] = (), config_dir: Path | None = None, weights: bool = True, places: bool = True
+) -> RunConfig:
     """Compose conf/config.yaml with `overrides` (Hydra's grammar) into a RunConfig.
 
     `config_dir` holds further yaml files of its groups. Without a model the sizes are those of `base`, which is fetched
     if it is a hub id (for `plan` without its weights). Raises UserError on an override that does not parse, an unknown
-    key or group option, a wrong type or a missing value.
+    key or group option, a wrong type or a missing value; if `places`, also for a stage that does not fit its model or
+    the cluster.
     """
-    return compose_fitted(overrides, config_dir, weights)[0]
+    return compose_fitted(overrides, config_dir, weights, places)[0]
 
 
 def compose_fitted(
-    overrides: Sequence[str] = (), config_dir: Path | None = None, weights: bool = True
+    overrides: Sequence[str] = (), config_dir: Path | None = None, weights: bool = True, places: bool = True
 ) -> tuple[RunConfig, dict[str, Fit]]:
     """As `compose`, with what was computed for each stage."""
     node, plugins = _plain(overrides, config_dir)
@@ -151,7 +154,8 @@ def compose_fitted(
             if fits:
                 fitted = _converted(with_values(node, choices_of(fits)), resolve)
                 config = replace(fitted, base=config.base, model=config.model)
-            check_places(config.stage, config.model, config.cluster, models)
+            if places:
+                check_places(config.stage, config.model, config.cluster, models)
         except UserError as error:
             raise _elsewhere(as_written(error, taken), node, resolve) from None
     return config, fits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from framework.config import RunConfig, given_base
 from framework.errors import UserError
+from framework.graph.fit import naming
 from framework.graph.nodes import Graph
 from framework.models.scalar_head import check_scalar_head
 from framework.stages.preferences import CollectPreferences, EncodePreferences, PreferencesConfig
@@ -18,7 +19,8 @@ def build(config: RunConfig) -> Graph:
     check_scalar_head(model.model_type)
     settings = config.stage["reward_model"]
     stage = RewardModel(settings, model, config.data.count_train(settings.kind))
-    settings.schedule(stage.steps)
+    with naming("stage.reward_model", settings):
+        settings.schedule(stage.steps)
     config.data.check(settings.kind, base.path, config.template)
     graph = Graph()
     collect = CollectPreferences(config.data, settings.kind)

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None, out: TextIO |
     Raises UserError, before anything starts, for a wrong setting, a prompt that does not fit, a file that is there.
     """
     own, overrides = _split(arguments)
-    config = compose(["job=grpo", *overrides], config_dir)
+    config = compose(["job=grpo", *overrides], config_dir, places=False)  # lengths are cut to the model's context below
     base, model = given_base(config)
     command = _with_trainings(own, config)
     prompts = _prompts(config, command.limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from framework.config import RunConfig, given_base
 from framework.errors import UserError
+from framework.graph.fit import naming
 from framework.graph.nodes import Graph
 from framework.stages.chats import ChatsConfig, CollectChats, EncodeChats
 from framework.stages.sft import Sft
@@ -15,7 +16,8 @@ def build(config: RunConfig) -> Graph:
         raise UserError("data", type(config.data).__name__, "must be chats")
     base, model = given_base(config)
     sft = Sft(config.stage["sft"], model, config.data.count_train())
-    sft.config.schedule(sft.steps)
+    with naming("stage.sft", sft.config):
+        sft.config.schedule(sft.steps)
     config.data.check(base.path, config.template)
     graph = Graph()
     chats = graph.add("chats", CollectChats(config.data)).out("chats")

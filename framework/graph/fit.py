@@ -6,7 +6,8 @@ A setting that neither a yaml file nor the command line gives may be computed: a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
@@ -106,10 +107,17 @@ def check_places(
     """Ask every stage whether it suits the model and the cluster; errors name the whole key."""
     for name, settings in stages.items() if model is not None else ():
         if isinstance(settings, ChecksPlace):
-            try:
+            with naming(f"stage.{name}", settings):
                 settings.check_place(models.get(name, model), cluster)
-            except UserError as error:
-                raise _in_node(error, f"stage.{name}", settings) from None
+
+
+@contextmanager
+def naming(where: str, settings: Any) -> Iterator[None]:
+    """Let an error about a field of `settings`, which stand at key `where`, name the whole key."""
+    try:
+        yield
+    except UserError as error:
+        raise _in_node(error, where, settings) from None
 
 
 def _in_node(error: UserError, where: str, settings: Any) -> UserError:

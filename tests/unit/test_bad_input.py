@@ -53,7 +53,7 @@ CASES = (
     Case("a seed below 0", run("seed=-1"), ("seed: got -1; must be 0 to 4294967295",)),
     Case("no group of stages", r1_zero("stage=[]"), ("stage=[]", "configuration: got")),
     Case("a stage taken away", r1_zero("~stage.grpo"), ("stage.grpo: got None", "must be given")),
-    Case("all stages taken away", r1_zero("~stage"), ("stage.pretrain: got None", "must be given")),
+    Case("all stages taken away", r1_zero("~stage"), ("stage.grpo: got None", "must be given")),
     Case("no learner", r1_zero("engine.learner=null"), ("engine.learner: got None; must be given",)),
     Case("no sampler", r1_zero("engine.rollout=null"), ("engine.rollout: got None; must be given",)),
     Case("no rewards", own_prompts("~reward"), ("reward: got None; must be given",), prompt_files(GOOD)),
