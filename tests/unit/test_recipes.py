@@ -196,4 +196,5 @@ def test_on_a_laptop_what_rl_stages_have_in_common_is_still_said_once() -> None:
     stage = compose(["job=r1", *words]).stage
     for name in ("r1_zero", "dev2", "r1", "qwen_zero"):
         learner = stage[name].engine.learner
-        assert (stage[name].steps, stage[name].minibatches_per_rollout, learner.schedule.lr) == (80, 2, 1e-5)
+        assert (stage[name].steps, stage[name].minibatches_per_rollout) == (80, 2)
+        assert learner.schedule.lr == (2e-4 if name == "qwen_zero" else 1e-5)  # whose paper gives it a rate of its own
