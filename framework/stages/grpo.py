@@ -87,9 +87,8 @@ class GrpoConfig(RlConfig):
     def check_place(self, model: ModelConfig, cluster: ClusterConfig) -> None:
         """Raise UserError, with keys as they stand in this node, for what the model or the cluster can't do."""
         self.check_lengths(model)
-        sampler, experts = self.engine.rollout, model.n_routed_experts if model.num_moe_layers else 0
-        cluster.check_gpus(sampler.tensor_parallel_size)
-        self.engine.learner.check_topology(cluster.learner_workers, experts, "engine.learner")
+        cluster.check_gpus(self.engine.rollout.tensor_parallel_size)
+        self.engine.learner.check_topology(cluster.learner_workers, model.experts_a_layer, "engine.learner")
 
     def check_lengths(self, model: ModelConfig) -> None:
         """Raise UserError unless responses, context, rows, rewards and the algorithm fit each other."""

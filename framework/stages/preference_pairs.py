@@ -18,7 +18,6 @@ from framework.data.chat_template import TemplateConfig
 from framework.data.judging import margin_by_rule, question_for, read_verdict
 from framework.data.pairs import Candidate, Pair, PairConfig, choose_pairs, first_is_shown_first
 from framework.data.readers import read_prompts, write_rows
-from framework.data.reasoning import split_reasoning
 from framework.data.selection import Drop
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
@@ -29,6 +28,7 @@ from framework.graph.plan import StageEstimate
 from framework.models.families.base import ModelConfig
 from framework.stages.read_samples import (
     check_sampling,
+    finished_answers,
     fit_engine,
     sampled_groups,
     sampling_estimate,
@@ -162,13 +162,8 @@ def _pair(
     group: ResponseGroup, with_poor: bool, candidates: list[tuple[Prompt, Candidate]], dropped: list[Drop]
 ) -> None:
     """Pair the first answer with the second, the third with the fourth; then, if asked, each with the poor one."""
-    prompt, said = group.prompt, list[tuple[str, str]]()
-    for place, response in enumerate(group.responses):
-        found = split_reasoning(prompt.opened + response.text)
-        if found is None or response.finish_reason != "stop":
-            dropped.append(Drop(f"{prompt.id}#{place}", "no_reasoning" if found is None else "unfinished"))
-        else:
-            said.append((str(place), found.summary))
+    prompt = group.prompt
+    said = [(str(place), found.summary) for place, found in finished_answers(group, dropped)]
     pairs = list(zip(said[::2], said[1::2], strict=False))
     if with_poor:
         pairs += [(one, ("poor", str(prompt.columns["poor"]))) for one in said]

@@ -72,8 +72,7 @@ class PretrainConfig:
     def check_place(self, model: ModelConfig, cluster: ClusterConfig) -> None:
         """Raise UserError, with keys as they stand in this node, for what the model or the cluster can't do."""
         self.check_rows(model)
-        experts = model.n_routed_experts if model.num_moe_layers else 0
-        self.engine.check_topology(self.check_workers(cluster), experts)
+        self.engine.check_topology(self.check_workers(cluster), model.experts_a_layer)
 
     def check_rows(self, model: ModelConfig) -> None:
         """Raise UserError if the model's context is shorter than a row."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
 from framework.artifacts import Checkpoint
 from framework.data.chat_template import TemplateConfig
+from framework.data.reasoning import Reasoned, split_reasoning
+from framework.data.selection import Drop
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
@@ -43,6 +45,16 @@ def sampled_groups(
             for group in sampling.run(checkpoint.path, asked, runtime, kept)
         }
     return [groups[prompt.id] for prompt in prompts]
+
+
+def finished_answers(group: ResponseGroup, dropped: list[Drop]) -> Iterator[tuple[int, Reasoned]]:
+    """Place and parts of each response that ended by itself and has reasoning; `dropped` learns of the others."""
+    for place, response in enumerate(group.responses):
+        found = split_reasoning(group.prompt.opened + response.text)
+        if found is None or response.finish_reason != "stop":
+            dropped.append(Drop(f"{group.prompt.id}#{place}", "no_reasoning" if found is None else "unfinished"))
+        else:
+            yield place, found
 
 
 def fit_engine(engine: VllmConfig, longest: int, model: ModelConfig, cluster: ClusterConfig, given: Given) -> Fit:

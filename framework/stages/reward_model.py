@@ -78,8 +78,7 @@ class RewardModelConfig:
 
     def check_place(self, model: ModelConfig, cluster: ClusterConfig) -> None:
         """Raise UserError, with keys as they stand in this node, for what the model or the cluster can't do."""
-        experts = model.n_routed_experts if model.num_moe_layers else 0
-        self.engine.check_topology(self.check_workers(cluster), experts)
+        self.engine.check_topology(self.check_workers(cluster), model.experts_a_layer)
 
     def schedule(self, steps: int) -> LrSchedule:
         """The learning rate of a training of `steps` steps; raises UserError if the warm-up is no shorter."""

@@ -17,7 +17,7 @@ from framework.bounds import NonNegativeInt, PositiveInt, bounded
 from framework.data.chat_template import TemplateConfig
 from framework.data.judging import is_safe_by_rule, read_safety, safety_question
 from framework.data.readers import read_prompts, write_rows
-from framework.data.reasoning import Reasoned, split_reasoning
+from framework.data.reasoning import Reasoned
 from framework.data.selection import Drop
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
@@ -28,6 +28,7 @@ from framework.graph.plan import StageEstimate
 from framework.models.families.base import ModelConfig
 from framework.stages.read_samples import (
     check_sampling,
+    finished_answers,
     fit_engine,
     sampled_groups,
     sampling_estimate,
@@ -125,12 +126,8 @@ class LabelSafety:
         config = self.config
         for group in sampled_groups(config.sampling, config.engine, self.template, checkpoint, prompts, runtime):
             prompt = group.prompt
-            for place, response in enumerate(group.responses):
-                name, found = f"{prompt.id}#{place}", split_reasoning(prompt.opened + response.text)
-                if found is None or response.finish_reason != "stop":
-                    dropped.append(Drop(name, "no_reasoning" if found is None else "unfinished"))
-                else:
-                    yield _Answer(name, prompt, str(found.message()["content"]))
+            for place, found in finished_answers(group, dropped):
+                yield _Answer(f"{prompt.id}#{place}", prompt, str(found.message()["content"]))
             if config.with_poor:
                 poor = Reasoned("", str(prompt.columns["poor"])).message()
                 yield _Answer(f"{prompt.id}#poor", prompt, str(poor["content"]))

@@ -103,6 +103,11 @@ class ModelConfig:
         return 0
 
     @property
+    def experts_a_layer(self) -> int:
+        """Routed experts that expert parallelism divides; 0 where no layer has any."""
+        return self.n_routed_experts if self.num_moe_layers else 0
+
+    @property
     def num_nextn_predict_layers(self) -> int:
         """Modules of multi-token prediction."""
         return 0
