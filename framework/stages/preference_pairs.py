@@ -8,8 +8,9 @@ judged. Without a judge model a rule judges (`data.judging`), which knows only r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from framework.artifacts import Checkpoint, PreferenceSet, PromptSet
@@ -49,14 +50,14 @@ class PairsConfig:
     most_prompts: NonNegativeInt = 0  # the first of the train prompts; 0: all
     expected_prompts: PositiveInt = 66_000  # that the plan counts on where only the run knows how many there are
     scored_by: str = "helpful"  # of the prompts those that this reward scores; "": all
-    # Compare every answer with the poor one that a template has too: a small model's own answers hardly differ.
-    with_poor: bool = False
+    # Compare a template's good and poor answer with every answer too: a small model's own hardly differ.
+    with_templates: bool = False
     engine: VllmConfig = VllmConfig()  # the sampler's
 
     inherits: ClassVar[Mapping[str, str]] = {"engine": "engine.rollout"}
 
     def __post_init__(self) -> None:
-        if self.sampling.n < 2 and not self.with_poor:
+        if self.sampling.n < 2 and not self.with_templates:
             raise UserError("sampling.n", self.sampling.n, "must be at least 2: a pair is two answers to one prompt")
         if self.judging.n != 1:
             raise UserError("judging.n", self.judging.n, "must be 1: pairs.judgements says how often a judge is asked")
@@ -83,7 +84,7 @@ class PairsInputs:
 
 @dataclass(frozen=True)
 class JudgedPairs:
-    """Pairs; dropped.jsonl beside them says which candidate went, and why."""
+    """Pairs, those of held-out prompts apart; dropped.jsonl beside them says which candidate went, and why."""
 
     pairs: PreferenceSet
 
@@ -97,22 +98,23 @@ class MakePairs:
     template: TemplateConfig = TemplateConfig()  # of both models' prompts; without a name their own
 
     def run(self, inputs: PairsInputs, runtime: Runtime) -> JudgedPairs:
-        """Sample, pair, judge, choose; raises UserError if no pair is left."""
+        """Sample, pair, judge, choose; raises UserError if no pair is left to train on."""
         config = self.config
-        found = read_prompts(inputs.prompts.path / "train.jsonl")
-        asked = [p for p in found if not config.scored_by or config.scored_by in p.rewards][
-            : config.most_prompts or None
-        ]
+        asked, held_out = (self._asked(inputs.prompts.path / f"{split}.jsonl") for split in ("train", "heldout"))
         if not asked:
             allowed = f"{inputs.prompts.path} has no prompt that names this reward"
             raise UserError(f"stage.{runtime.node}.scored_by", config.scored_by, allowed)
-        groups = self._sampled(config.sampling, inputs.checkpoint, asked, runtime)
+        groups = self._sampled(config.sampling, inputs.checkpoint, [*asked, *held_out], runtime)
         candidates, dropped = list[tuple[Prompt, Candidate]](), list[Drop]()
         for group in groups:
-            _pair(group, config.with_poor, candidates, dropped)
+            _pair(group, config.with_templates, candidates, dropped)
         judged = self._judged(candidates, inputs.judge, runtime)
         pairs, more = choose_pairs(judged, config.pairs)
-        return JudgedPairs(_write(runtime, pairs, [*dropped, *more]))
+        return JudgedPairs(_write(runtime, pairs, [*dropped, *more], {prompt.id for prompt in held_out}))
+
+    def _asked(self, file: Path) -> list[Prompt]:
+        found, wanted = read_prompts(file), self.config.scored_by
+        return [p for p in found if not wanted or wanted in p.rewards][: self.config.most_prompts or None]
 
     def _sampled(
         self, config: SamplingConfig, checkpoint: Checkpoint, prompts: Sequence[Prompt], runtime: Runtime
@@ -159,30 +161,37 @@ def _is_a(candidate: Candidate, time: int, runtime: Runtime) -> bool:
 
 
 def _pair(
-    group: ResponseGroup, with_poor: bool, candidates: list[tuple[Prompt, Candidate]], dropped: list[Drop]
+    group: ResponseGroup, with_templates: bool, candidates: list[tuple[Prompt, Candidate]], dropped: list[Drop]
 ) -> None:
-    """Pair the first answer with the second, the third with the fourth; then, if asked, each with the poor one."""
+    """Pair the first answer with the second, the third with the fourth; then, if asked, with the template's two."""
     prompt = group.prompt
     said = [(str(place), found.summary) for place, found in finished_answers(group, dropped)]
     pairs = list(zip(said[::2], said[1::2], strict=False))
-    if with_poor:
-        pairs += [(one, ("poor", str(prompt.columns["poor"]))) for one in said]
+    if with_templates:
+        good, poor = ("good", prompt.answer), ("poor", str(prompt.columns["poor"]))
+        pairs += [(good, poor), *((one, other) for one in said for other in (good, poor))]
     asked = prompt.messages or ({"role": "user", "content": prompt.text},)
     for (first_name, first), (second_name, second) in pairs:
         name = f"{prompt.id}#{first_name}-{second_name}"
         candidates.append((prompt, Candidate(name, tuple(asked), first, second, ())))
 
 
-def _write(runtime: Runtime, pairs: Sequence[Pair], dropped: Sequence[Drop]) -> PreferenceSet:
+def _write(runtime: Runtime, pairs: Sequence[Pair], dropped: Sequence[Drop], held_out: Set[str]) -> PreferenceSet:
+    """Write the pairs, and those of the prompts `held_out` as validation.jsonl, if there are any."""
     counts = Counter(drop.reason for drop in dropped).most_common()
-    told = f"{len(pairs):,} pairs; dropped: {', '.join(f'{n:,} {reason}' for reason, n in counts) or 'none'}"
-    if not pairs:
+    apart = [pair for pair in pairs if pair.id.rpartition("#")[0] in held_out]
+    train = [pair for pair in pairs if pair not in apart]
+    told = f"{len(train):,} pairs, {len(apart):,} held out; "
+    told += f"dropped: {', '.join(f'{n:,} {reason}' for reason, n in counts) or 'none'}"
+    if not train:
         allowed = "must keep a pair: sample more prompts, or ask for a smaller margin (pairs.least_margin)"
         raise UserError(f"stage.{runtime.node}", told, allowed)
     directory = runtime.artifact_dir("pairs")
-    write_rows(directory / "train.jsonl", map(_row, pairs))
+    for split, found in (("train", train), ("validation", apart)):
+        if found:
+            write_rows(directory / f"{split}.jsonl", map(_row, found))
     write_dropped(directory, dropped)
-    runtime.tracker.progress(len(pairs), len(pairs), told)
+    runtime.tracker.progress(len(train), len(train), told)
     return PreferenceSet(directory)
 
 

@@ -7,7 +7,7 @@ unsafe that does not decline, and all other answers are safe.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -47,7 +47,7 @@ class LabelsConfig:
     judging: SamplingConfig = SamplingConfig(n=1, purpose="judge")
     most_prompts: NonNegativeInt = 0  # the first of the train prompts; 0: all
     expected_prompts: PositiveInt = 106_000  # that the plan counts on where only the run knows how many there are
-    with_poor: bool = False  # label the poor answer that a template has too: a small model's own are seldom unsafe
+    with_templates: bool = False  # label a template's good and poor answer too: a small model's own are seldom unsafe
     engine: VllmConfig = VllmConfig()  # the sampler's
 
     inherits: ClassVar[Mapping[str, str]] = {"engine": "engine.rollout"}
@@ -78,7 +78,7 @@ class LabelsInputs:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Answers with a label, 1 for safe and 0 for unsafe; dropped.jsonl says which went, and why."""
+    """Answers labelled 1 for safe or 0 for unsafe, those to held-out prompts apart; dropped.jsonl says which went."""
 
     labels: PreferenceSet
 
@@ -99,25 +99,30 @@ class LabelSafety:
     template: TemplateConfig = TemplateConfig()  # of both models' prompts; without a name their own
 
     def run(self, inputs: LabelsInputs, runtime: Runtime) -> Labelled:
-        """Sample, label, write; raises UserError if one of the two labels has no answer."""
-        config, dropped = self.config, list[Drop]()
-        prompts = read_prompts(inputs.prompts.path / "train.jsonl")[: config.most_prompts or None]
-        answers = list(self._answers(inputs.checkpoint, prompts, runtime, dropped))
-        rows, counts = list[dict[str, Any]](), Counter[str]()
+        """Sample, label, write; raises UserError if one of the two labels has no answer to train on."""
+        most, dropped = self.config.most_prompts or None, list[Drop]()
+        train, held_out = (
+            read_prompts(inputs.prompts.path / f"{split}.jsonl")[:most] for split in ("train", "heldout")
+        )
+        answers = list(self._answers(inputs.checkpoint, (*train, *held_out), runtime, dropped))
+        apart, counts = {prompt.id for prompt in held_out}, Counter[str]()
+        rows = defaultdict[str, list[dict[str, Any]]](list)
         for answer, safe in zip(answers, self._safe(answers, inputs.judge, runtime), strict=True):
             if safe is None:
                 dropped.append(Drop(answer.id, "no_verdict"))
-            else:
-                counts["safe" if safe else "unsafe"] += 1
-                rows.append(_row(answer, safe))
-        told = f"{counts['safe']:,} safe, {counts['unsafe']:,} unsafe, {len(dropped):,} dropped"
+                continue
+            rows["validation" if answer.prompt.id in apart else "train"].append(_row(answer, safe))
+            counts["held out" if answer.prompt.id in apart else "safe" if safe else "unsafe"] += 1
+        told = f"{counts['safe']:,} safe, {counts['unsafe']:,} unsafe, {counts['held out']:,} held out, "
+        told += f"{len(dropped):,} dropped"
         if not (counts["safe"] and counts["unsafe"]):
-            allowed = "must have answers of both kinds: a model cannot learn from one (with_poor adds unsafe ones)"
+            allowed = "must have answers of both kinds: a model cannot learn from one (with_templates adds unsafe ones)"
             raise UserError(f"stage.{runtime.node}", told, allowed)
         directory = runtime.artifact_dir("labels")
-        write_rows(directory / "train.jsonl", rows)
+        for split, found in rows.items():
+            write_rows(directory / f"{split}.jsonl", found)
         write_dropped(directory, dropped)
-        runtime.tracker.progress(len(rows), len(rows), told)
+        runtime.tracker.progress(len(rows["train"]), len(rows["train"]), told)
         return Labelled(PreferenceSet(directory))
 
     def _answers(
@@ -128,9 +133,9 @@ class LabelSafety:
             prompt = group.prompt
             for place, found in finished_answers(group, dropped):
                 yield _Answer(f"{prompt.id}#{place}", prompt, str(found.message()["content"]))
-            if config.with_poor:
-                poor = Reasoned("", str(prompt.columns["poor"])).message()
-                yield _Answer(f"{prompt.id}#poor", prompt, str(poor["content"]))
+            if config.with_templates:
+                for name, text in (("good", prompt.answer), ("poor", str(prompt.columns["poor"]))):
+                    yield _Answer(f"{prompt.id}#{name}", prompt, str(Reasoned("", text).message()["content"]))
 
     def _safe(self, answers: Sequence[_Answer], judge: Checkpoint | None, runtime: Runtime) -> Iterator[bool | None]:
         """Whether each answer is safe; None where the judge gives no verdict."""

@@ -14,7 +14,8 @@ from framework.config import CONF, compose
 # What may differ otherwise than by a number: switches by which small models learn at all, and what is off at this size.
 SWITCHES = {
     "stage.clean.exact",  # generated sums are repeats of one another
-    "stage.helpful_pairs.with_poor", "stage.safety_labels.with_poor",  # a small model's own answers hardly differ
+    # a small model's own answers hardly differ
+    "stage.helpful_pairs.with_templates", "stage.safety_labels.with_templates",
     "stage.helpful_pairs.pairs.balance",
     "stage.distill_qwen.pretrained_here", "stage.distill_llama.pretrained_here",  # no published student is that small
 }  # fmt: skip

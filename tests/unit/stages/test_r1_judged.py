@@ -24,13 +24,14 @@ from tests.fake_sampling import FakeRun, Killed, fake_sampling
 
 POLICY, JUDGE = Checkpoint(Path("dev3")), Checkpoint(Path("judge"))
 FACTS = [general.prompt(("helpful",)) for general in general_requests("factual_qa", 0) if general.language == "en"][:6]
-HARM = [general.prompt(("safety",)) for general in general_requests("decline", 0) if general.language == "en"][:4]
+DECLINE = [general.prompt(("safety",)) for general in general_requests("decline", 0) if general.language == "en"]
+HARM, APART = DECLINE[:4], DECLINE[4:6]
 
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> PromptSet:
     write_prompts(tmp_path / "prompts" / "train.jsonl", [*FACTS, *HARM])
-    write_prompts(tmp_path / "prompts" / "heldout.jsonl", HARM)
+    write_prompts(tmp_path / "prompts" / "heldout.jsonl", APART)
     return PromptSet(tmp_path / "prompts")
 
 
@@ -94,7 +95,7 @@ def test_a_judge_that_always_likes_the_first_place_makes_no_pairs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, prompts: PromptSet
 ) -> None:
     fake_sampling(monkeypatch, grader(lambda a, b: "[[A>>B]]", []))
-    with pytest.raises(UserError, match=r"stage\.helpful_pairs: got '\d pairs; dropped: .*contradictory"):
+    with pytest.raises(UserError, match=r"stage\.helpful_pairs: got '\d pairs, 0 held out; dropped: .*contradictory"):
         pairs(FakeRun(tmp_path, "helpful_pairs", seed=3), prompts, JUDGE, most_prompts=1)
 
 
@@ -103,17 +104,39 @@ def test_a_judge_that_talks_nonsense_is_counted_and_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, prompts: PromptSet, reply: str
 ) -> None:
     fake_sampling(monkeypatch, grader(lambda a, b: reply, []))
-    with pytest.raises(UserError, match="got '0 pairs; dropped: 6 no_verdict'; must keep a pair"):
+    with pytest.raises(UserError, match="got '0 pairs, 0 held out; dropped: 6 no_verdict'; must keep a pair"):
         pairs(FakeRun(tmp_path), prompts, JUDGE)
 
 
-def test_a_template_s_poor_answer_makes_a_pair_with_every_answer(
+def test_a_template_s_answers_are_compared_with_every_answer_and_with_each_other(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, prompts: PromptSet
 ) -> None:
-    fake_sampling(monkeypatch, lambda c, p, n: f"<think>\n</think>\n\n{p.answer}")  # all alike, as a small model's are
-    made = pairs(FakeRun(tmp_path), prompts, with_poor=True, **LOOSE)
-    assert {row["rejected"]["content"] for row in rows(made.path)} == {FACTS[0].columns["poor"]}
-    assert Counter(row["reason"] for row in rows(made.path, "dropped")) == {"equal": 6, "duplicate": 6}
+    fake_sampling(monkeypatch, lambda c, p, n: answers(c, p, n) if n < 2 else "no tags")
+    three = SamplingConfig(n=3, purpose="preferences")
+    made = pairs(FakeRun(tmp_path), prompts, sampling=three, with_templates=True, **LOOSE)
+    poor, ignorant = FACTS[0].columns["poor"], "Nobody can know that, I am afraid."
+    found = {
+        (row["prompt"][0]["content"], row["chosen"]["content"], row["rejected"]["content"]) for row in rows(made.path)
+    }
+    assert found == {(one.text, one.answer, worse) for one in FACTS for worse in (poor, ignorant)}
+    reasons = Counter(row["reason"] for row in rows(made.path, "dropped"))
+    assert reasons == {
+        "no_reasoning": 6,
+        "equal": 6,
+        "unclear": 6,
+        "duplicate": 12,
+    }  # a duplicate is 0-good's or 0-poor's
+
+
+def test_without_any_answer_of_the_model_a_template_s_two_are_left_and_held_out_prompts_stay_apart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, prompts: PromptSet
+) -> None:
+    fake_sampling(monkeypatch, lambda c, p, n: "no tags")
+    write_prompts(prompts.path / "train.jsonl", FACTS[:4])
+    write_prompts(prompts.path / "heldout.jsonl", FACTS[4:])
+    made = pairs(FakeRun(tmp_path), prompts, with_templates=True, **LOOSE)
+    for name, asked in (("train", FACTS[:4]), ("validation", FACTS[4:])):
+        assert [row["id"] for row in rows(made.path, name)] == [f"{one.id}#good-poor" for one in asked]
 
 
 def test_what_is_no_answer_in_r1_s_form_is_counted(
@@ -165,6 +188,10 @@ def test_only_what_fails_to_decline_is_unsafe(
     unsafe = {row["id"] for row in found if not row["label"]}
     assert unsafe == {f"{prompt.id}#1" for prompt in HARM}
     assert len(found) == 2 * (len(FACTS) + len(HARM))
+    held_out = rows(tmp_path / "out-1" / "labels", "validation")
+    assert [(row["id"], row["label"]) for row in held_out] == [
+        (f"{prompt.id}#{place}", 1 - place) for prompt in APART for place in range(2)
+    ]
     assert all(row["answer"]["content"].startswith("<think>\n") for row in found)  # reasoning is read too
 
 
@@ -189,6 +216,11 @@ def test_answers_of_one_label_alone_are_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, prompts: PromptSet
 ) -> None:
     fake_sampling(monkeypatch, lambda c, p, n: f"<think>\n</think>\n\n{p.answer}")
-    with pytest.raises(UserError, match=r"stage\.safety_labels: got '20 safe, 0 unsafe, 0 dropped'; must have answers"):
+    with pytest.raises(
+        UserError, match=r"stage\.safety_labels: got '20 safe, 0 unsafe, 4 held out, 0 dropped'; must have answers"
+    ):
         labels(FakeRun(tmp_path / "one", "safety_labels"), prompts)
-    assert Counter(row["label"] for row in rows(labels(FakeRun(tmp_path), prompts, with_poor=True))) == {1: 26, 0: 4}
+    assert Counter(row["label"] for row in rows(labels(FakeRun(tmp_path), prompts, with_templates=True))) == {
+        1: 36,
+        0: 4,
+    }
