@@ -235,6 +235,15 @@ class SampleRow:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A number measured of prompts: 0.8 ± 0.1 over two whose responses have 0.9 and 0.7 on average."""
+
+    mean: float  # over prompts of the mean over a prompt's responses
+    error: float | None  # one standard error of it over prompts; None: fewer than two
+    n_prompts: int
+
+
+@dataclass(frozen=True)
 class EvalTask:
     """How one checkpoint does on one task, from k sampled responses to each of n prompts (R1 paper, section 3.1).
 
@@ -258,6 +267,7 @@ class EvalTask:
     # 95% intervals, bootstrapped over prompts; None: fewer than two prompts
     pass_at_1_interval: tuple[float, float] | None = None
     cons_at_k_interval: tuple[float, float] | None = None
+    scores: Mapping[str, Measured] = field(default_factory=dict)  # reward component -> its value; of those asked
 
 
 @dataclass(frozen=True)
@@ -273,3 +283,4 @@ class EvalResult:
     sampling: Mapping[str, float] = field(default_factory=dict)  # temperature, top_p, max_tokens, seed
     right_share: Mapping[str, float] = field(default_factory=dict)  # prompt id -> right of its judged responses
     groups: tuple[EvalTask, ...] = ()  # by columns of the prompts, e.g. "level 5", "subject Algebra"
+    domains: tuple[EvalTask, ...] = ()  # math, programs, options, logic, general; empty: all prompts are of one

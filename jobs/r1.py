@@ -11,6 +11,7 @@ Source: DeepSeek-R1 (2501.12948v2) figure 2, sections B.3 and B.4.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from framework.artifacts import Checkpoint
@@ -21,6 +22,7 @@ from framework.graph.nodes import Edge, Graph, OutputRef
 from framework.models.estimate import rl_hours, sampling_hours
 from framework.models.families.base import ModelConfig
 from framework.models.scalar_head import check_scalar_head
+from framework.rewards.connected import lacking_models
 from framework.stages.chats import EncodeChats
 from framework.stages.cold_start import ColdStart
 from framework.stages.distill import DistillConfig
@@ -59,7 +61,8 @@ def build(config: RunConfig) -> Graph:
     """Return the graph of the R1 job; reads the prompts that are given."""
     graph, stage, model = Graph(), config.stage, fresh_model(config)
     for setting in ("helpful_rewards", "safety_rewards"):
-        stage["r1"].reward.check_names(getattr(stage["v3_data"], setting), f"stage.v3_data.{setting}")
+        for name in ("r1", "evaluate_each"):
+            stage[name].reward.check_names(getattr(stage["v3_data"], setting), f"stage.v3_data.{setting}")
     start = add_base_model(graph, config, "v3_base", stage["r1_zero"], stage["evaluate_each"])
     r1 = _Recipe(graph, config, start)
     r1_zero = r1.trained("r1_zero", model, start.base, start.template)
@@ -82,7 +85,7 @@ def build(config: RunConfig) -> Graph:
     for name, base in bases.items():
         r1.distilled(f"distill_{name}", base, mixed)
     r1.trained("qwen_zero", config.sizes["qwen_zero"], bases["qwen"], start.template)
-    r1.evaluate()
+    r1.evaluate(asked, {"helpful": helpful, "safety": safety})
     if model.name == "v3_671b":
         graph.notes |= {name: text + _at_mean_length(name, config, model) for name, text in PAPER.items()}
     return graph
@@ -173,9 +176,10 @@ class _Recipe:
         pretrain = Pretrain(stage[f"{name}_base"], model)
         return graph.add(f"{name}_base", pretrain, shards=tokens.out("shards"), tokenizer=tokenizer).out("base")
 
-    def evaluate(self) -> None:
-        """Every checkpoint, on the held-out prompts."""
-        found = {"v3_base": (self.start.base, self.start.template), **self.results}
-        for name, (checkpoint, template) in found.items():
-            stage = Evaluate(self.config.stage["evaluate_each"], name, template)
-            self.graph.add(f"eval_{name}", stage, checkpoint=checkpoint, prompts=self.start.prompts)
+    def evaluate(self, general: OutputRef, models: Mapping[str, OutputRef]) -> None:
+        """Every checkpoint, on held-out prompts and general requests; by reward models where the settings have some."""
+        evaluating, found = self.config.stage["evaluate_each"], {"v3_base": (self.start.base, self.start.template)}
+        more = {"general": general} | {name: models[name] for name in lacking_models(evaluating.reward, models)}
+        for name, (checkpoint, template) in (found | self.results).items():
+            stage = Evaluate(evaluating, name, template)
+            self.graph.add(f"eval_{name}", stage, checkpoint=checkpoint, prompts=self.start.prompts, **more)

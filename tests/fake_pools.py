@@ -54,7 +54,7 @@ def score(group: ResponseGroup) -> tuple[RewardScore, ...]:
     return tuple(RewardScore(value, {"odd": value}, extracted=str(value)) for value in values)
 
 
-def judge(group: ResponseGroup, accuracy: str) -> tuple[tuple[RewardScore, ...], tuple[int, ...]]:
+def judge(group: ResponseGroup, names: tuple[str, ...]) -> tuple[tuple[RewardScore, ...], tuple[int, ...]]:
     """As `score`, each response a vote of its own."""
     return score(group), tuple(range(len(group.responses)))
 

@@ -14,7 +14,7 @@ from framework.artifacts import MANIFEST, Artifact, Manifest
 from framework.errors import UserError
 from framework.graph.found import places
 from framework.observe.metrics import METRICS, RunHistory, read_history
-from framework.types import EvalResult, EvalTask
+from framework.types import EvalResult, EvalTask, Measured
 
 MAX_ANSWERS = 1000  # lines of samples.jsonl that are read
 CONFIG = "config.json"  # the run's whole configuration, as the store writes it
@@ -73,14 +73,20 @@ def read_evaluation(path: Path) -> EvalResult:
         raw = json.loads(path.read_text())
         return EvalResult(
             label=str(raw["label"]),
-            overall=EvalTask(**raw["overall"]),
-            tasks=tuple(EvalTask(**task) for task in raw["tasks"]),
+            overall=_task(raw["overall"]),
+            tasks=tuple(map(_task, raw["tasks"])),
             sampling=raw.get("sampling", {}),
             right_share=raw.get("right_share", {}),
-            groups=tuple(EvalTask(**task) for task in raw.get("groups", ())),
+            groups=tuple(map(_task, raw.get("groups", ()))),
+            domains=tuple(map(_task, raw.get("domains", ()))),
         )
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(str(path), f"{type(error).__name__}: {error}", "must be an evaluation's report.json") from None
+
+
+def _task(raw: Mapping[str, Any]) -> EvalTask:
+    scores = {name: Measured(**found) for name, found in raw.get("scores", {}).items()}
+    return EvalTask(**{**raw, "scores": scores})
 
 
 def _artifacts(run_dir: Path, notes: list[str]) -> list[FoundArtifact]:

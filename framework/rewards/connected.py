@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,12 @@ def with_checkpoints(config: RewardConfig, found: Mapping[str, Path]) -> RewardC
             raise UserError(f"reward.components.{name}", type(reward).__name__, allowed)
         components[name] = replace(reward, checkpoint=checkpoint)
     return replace(config, components=components)
+
+
+def lacking_models(config: RewardConfig, names: Iterable[str]) -> tuple[str, ...]:
+    """Return those of these components that are reward models for which no checkpoint is given."""
+    found = ((name, config.components.get(name)) for name in names)
+    return tuple(name for name, reward in found if isinstance(reward, PreferenceModel) and reward.checkpoint is None)
 
 
 def rule_names(config: RewardConfig) -> tuple[str, ...]:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from framework.bounds import bounded
-from framework.rewards.accuracy import Accuracy
+from framework.rewards.accuracy import MATH_TASKS, TEXT_TASKS, Accuracy
 from framework.rewards.base import Reward
 from framework.rewards.code import Code
 from framework.rewards.code_tests import has_tests
 from framework.rewards.options import TASK, Options
 from framework.types import Prompt, Response
+
+DOMAINS = ("math", "programs", "options", "logic", "general")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,4 +55,30 @@ class Right(Reward):
     def _judge(self, prompt: Prompt) -> Reward:
         if has_tests(prompt):
             return self.code
-        return self.options if prompt.task == TASK or prompt.columns.get("options") else self.answers
+        return self.options if _has_options(prompt) else self.answers
+
+
+def domain_of(prompt: Prompt) -> str:
+    """Return what a prompt is about, as R1's data is divided (R1 v2 Tables 4 and 5): DOMAINS, or another word.
+
+    A task of reasoning-gym belongs to the part of it where it stands (graphs, games, …); one that nobody knows, to
+    its own name.
+    """
+    if prompt.task.split("_")[0] == "general":
+        return "general"
+    if has_tests(prompt):
+        return "programs"
+    if _has_options(prompt):
+        return "options"
+    if prompt.task in TEXT_TASKS:
+        return "logic"
+    if prompt.task in MATH_TASKS:
+        return "math"
+    from reasoning_gym.factory import DATASETS
+
+    part = DATASETS[prompt.task][0].__module__.split(".")[1] if prompt.task in DATASETS else prompt.task
+    return "math" if part in ("arithmetic", "algebra", "geometry", "probability") else part
+
+
+def _has_options(prompt: Prompt) -> bool:
+    return prompt.task == TASK or bool(prompt.columns.get("options"))

@@ -39,9 +39,15 @@ class RewardWorker:
         """Return G scores; bad rewards are reported in them, never raised."""
         return self._scorer.score(group)
 
-    def judge(self, group: ResponseGroup, accuracy: str) -> tuple[tuple[RewardScore, ...], tuple[int, ...]]:
-        """Return G scores, and G votes by reward `accuracy`; see `IsolatedScorer.votes`."""
-        return self._scorer.score(group), self._scorer.votes(group, accuracy)
+    def judge(self, group: ResponseGroup, names: tuple[str, ...]) -> tuple[tuple[RewardScore, ...], tuple[int, ...]]:
+        """Return G scores, and G votes by the first of these rewards that scores the prompt.
+
+        See `IsolatedScorer.votes`; where none of them scores it, nobody votes.
+        """
+        asked = group.prompt.rewards or tuple(self._config.components)
+        name = next((name for name in names if name in asked), None)
+        votes = (-1,) * len(group.responses) if name is None else self._scorer.votes(group, name)
+        return self._scorer.score(group), votes
 
     def ping(self) -> str:
         """Answer a health check."""

@@ -9,7 +9,7 @@ from math import comb
 
 import numpy as np
 
-from framework.types import EvalTask, ScoredGroup
+from framework.types import EvalTask, Measured, ScoredGroup
 
 RESAMPLES = 2000
 COLUMNS = ("level", "difficulty", "subject", "type", "category", "high-level domain", "subdomain")
@@ -33,12 +33,12 @@ def pass_at(right: int, total: int, k: int) -> float:
     return 1.0 - comb(total - right, k) / comb(total, k)
 
 
-def verdicts(group: ScoredGroup, name: str) -> list[float | None]:
-    """Component `name` of each response; None where it was not asked, or failed."""
-    return [score.components.get(name) for score in group.scores]
+def verdicts(group: ScoredGroup, names: Sequence[str]) -> list[float | None]:
+    """Of each response the first of these components that scored it; None where none was asked, or it failed."""
+    return [next((s.components[name] for name in names if name in s.components), None) for s in group.scores]
 
 
-def majority_is_right(group: JudgedGroup, accuracy: str) -> bool | None:
+def majority_is_right(group: JudgedGroup, right_by: Sequence[str]) -> bool | None:
     """Whether the most frequent answer is right; of equally frequent ones the first given. No answer is no vote.
 
     It is right if most of the responses that give it and could be scored are. None: none of them could be scored.
@@ -47,17 +47,17 @@ def majority_is_right(group: JudgedGroup, accuracy: str) -> bool | None:
     if not votes:
         return False
     winner = votes.most_common(1)[0][0]
-    found = verdicts(group.scored, accuracy)
+    found = verdicts(group.scored, right_by)
     members = [found[place] for place, vote in enumerate(group.votes) if vote == winner]
     known = [value >= 1 for value in members if value is not None]
     return 2 * sum(known) > len(known) if known else None
 
 
-def right_shares(groups: Sequence[JudgedGroup], accuracy: str) -> dict[str, float]:
+def right_shares(groups: Sequence[JudgedGroup], right_by: Sequence[str]) -> dict[str, float]:
     """The share of right ones of each prompt's responses with a verdict; prompts without any stay out."""
     shares = {}
     for group in groups:
-        known = [float(value >= 1) for value in verdicts(group.scored, accuracy) if value is not None]
+        known = [float(value >= 1) for value in verdicts(group.scored, right_by) if value is not None]
         if known:
             shares[group.scored.group.prompt.id] = float(np.mean(known))
     return shares
@@ -98,19 +98,19 @@ def _natural(value: object) -> tuple[int, float, str]:
     return (0, float(str(value)), "") if number else (1, 0.0, str(value))
 
 
-def task_numbers(name: str, groups: Sequence[JudgedGroup], accuracy: str, form: str) -> EvalTask:
+def task_numbers(name: str, groups: Sequence[JudgedGroup], right_by: Sequence[str], form: str) -> EvalTask:
     """Each number is over what it can be told of: responses that failed, or whose prompt asks for less, stay out."""
     k = max(len(group.votes) for group in groups)
     counts = []  # of each prompt that has a verdict: right ones, known ones
     majorities: list[bool] = []
     for group in groups:
-        known = [value >= 1 for value in verdicts(group.scored, accuracy) if value is not None]
+        known = [value >= 1 for value in verdicts(group.scored, right_by) if value is not None]
         if known:
             counts.append((sum(known), len(known)))
-            majority = majority_is_right(group, accuracy)
+            majority = majority_is_right(group, right_by)
             majorities += [] if majority is None else [majority]
     responses = [response for group in groups for response in group.scored.group.responses]
-    formats = [value for group in groups for value in verdicts(group.scored, form) if value is not None]
+    formats = [value for group in groups for value in verdicts(group.scored, (form,)) if value is not None]
     pass_N = [right / total for right, total in counts]
     sizes = sorted({k, *(size for size in (4**power for power in range(12)) if size <= k)})
     passes = {size: float(np.mean([pass_at(*count, size) for count in counts])) for size in sizes if counts}
@@ -119,7 +119,7 @@ def task_numbers(name: str, groups: Sequence[JudgedGroup], accuracy: str, form: 
         n_prompts=len(groups),
         k=k,
         pass_at_1=_mean(pass_N),
-        pass_at_1_se=float(np.std(pass_N, ddof=1) / np.sqrt(len(pass_N))) if len(pass_N) > 1 else None,
+        pass_at_1_se=_standard_error(pass_N),
         cons_at_k=_mean(majorities),
         pass_at_k=passes.get(k),
         format_rate=_mean(formats),
@@ -130,7 +130,24 @@ def task_numbers(name: str, groups: Sequence[JudgedGroup], accuracy: str, form: 
         pass_at_1_interval=bootstrap(pass_N),
         cons_at_k_interval=bootstrap([float(value) for value in majorities]),
         pass_at={str(size): value for size, value in passes.items()},
+        scores=component_scores(groups),
     )
+
+
+def component_scores(groups: Sequence[JudgedGroup]) -> dict[str, Measured]:
+    """Reward component -> its mean over the prompts that it scored, for all components of these groups."""
+    found: dict[str, list[float]] = {}
+    for group in groups:
+        scores = group.scored.scores
+        for name in dict.fromkeys(name for score in scores for name in score.components):
+            values = [score.components[name] for score in scores if name in score.components]
+            found.setdefault(name, []).append(float(np.mean(values)))
+    return {name: Measured(float(np.mean(v)), _standard_error(v), len(v)) for name, v in found.items()}
+
+
+def _standard_error(values_N: Sequence[float]) -> float | None:
+    """Of the mean over prompts; None: fewer than two."""
+    return float(np.std(values_N, ddof=1) / np.sqrt(len(values_N))) if len(values_N) > 1 else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from typing import Annotated, ClassVar
 
-from framework.artifacts import Checkpoint, EvalReport, PromptSet
+from framework.artifacts import Checkpoint, EvalReport, PromptSet, RewardCheckpoint
 from framework.bounds import Bound, FilledStr, NonNegativeInt, PositiveInt, bounded
 from framework.data.chat_template import TemplateConfig
 from framework.data.readers import read_prompts, write_rows
@@ -20,12 +21,15 @@ from framework.graph.nodes import Runtime
 from framework.graph.plan import RoleEstimate, StageEstimate
 from framework.models.families.base import ModelConfig
 from framework.rewards.base import RewardConfig
+from framework.rewards.connected import with_checkpoints
+from framework.rewards.right import DOMAINS, domain_of
 from framework.roles.reward import check_scores
 from framework.stages.eval_numbers import JudgedGroup, by_columns, right_shares, task_numbers
 from framework.stages.sample_file import SampleFile
 from framework.stages.sampling import Sampling, SamplingConfig
-from framework.types import EvalResult, ScoredGroup
+from framework.types import EvalResult, EvalTask, Prompt, ScoredGroup
 
+RIGHT_BY = ("accuracy", "options", "code")
 logger = logging.getLogger("framework")
 
 
@@ -39,8 +43,10 @@ class EvaluateConfig:
     top_p: Annotated[float, Bound(above=0, most=1)] = 0.95
     max_tokens: PositiveInt = 32_768
     max_prompts: NonNegativeInt = 0  # 0: all
-    accuracy: FilledStr = "accuracy"  # reward component that says whether a response is right
+    # reward components that say whether a response is right: the first of them that scores a prompt
+    right_by: tuple[str, ...] = RIGHT_BY
     format: FilledStr = "format"
+    general_by: tuple[str, ...] = ("helpful", "safety")  # components that score no prompt but those that name them
     groups_in_flight: PositiveInt = 64  # per rollout worker
     reward: RewardConfig = field(kw_only=True)  # what scores a response
     engine: VllmConfig = VllmConfig()  # the sampler's
@@ -50,9 +56,10 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.temperature == 0 and self.k > 1:
             raise UserError("k", self.k, "must be 1 at temperature 0: all responses would be alike")
-        if self.accuracy not in self.reward.components:
-            allowed = f"must be one of the run's rewards: {', '.join(self.reward.components)}"
-            raise UserError("accuracy", self.accuracy, allowed)
+        unknown = [name for name in self.right_by if name not in (*self.reward.components, *RIGHT_BY)]
+        if unknown or not set(self.right_by) & self.reward.components.keys():
+            allowed = f"must be of the run's rewards: {', '.join(self.reward.components)}"
+            raise UserError("right_by", unknown[0] if unknown else list(self.right_by), allowed)
 
     def sampling(self) -> SamplingConfig:
         """The same, for `Sampling`."""
@@ -63,7 +70,7 @@ class EvaluateConfig:
             max_tokens=self.max_tokens,
             groups_in_flight=self.groups_in_flight,
             purpose="evaluate",
-            votes_by=self.accuracy,
+            votes_by=self.right_by,
         )
 
     def check_lengths(self) -> None:
@@ -90,6 +97,9 @@ class EvaluateInputs:
 
     checkpoint: Checkpoint
     prompts: PromptSet
+    general: PromptSet | None = None  # requests that no rule of reasoning judges; their held-out part too
+    helpful: RewardCheckpoint | None = None  # what the reward component of this name asks
+    safety: RewardCheckpoint | None = None
 
 
 @dataclass(frozen=True)
@@ -129,8 +139,11 @@ class Evaluate:
         config = self.config
         if self.note:
             logger.info("%s: %s", runtime.node, self.note)
-        prompts = read_prompts(inputs.prompts.path / "heldout.jsonl")[: config.max_prompts or None]
-        sampling = Sampling(config.sampling(), self.engine, self.rewards, self.template)
+        models = {"helpful": inputs.helpful, "safety": inputs.safety}
+        connected = {name: model.path for name, model in models.items() if model is not None}
+        rewards = with_checkpoints(self.rewards, connected)
+        prompts = self._prompts(inputs)
+        sampling = Sampling(config.sampling(), self.engine, rewards, self.template)
         with SampleFile(runtime.work_dir / "samples.jsonl") as kept:
             groups = {
                 group.scored.group.prompt.id: group
@@ -145,6 +158,17 @@ class Evaluate:
         write_rows(directory / "samples.jsonl", (_row(group) for group in scored))
         return Evaluated(EvalReport(directory))
 
+    def _prompts(self, inputs: EvaluateInputs) -> list[Prompt]:
+        """The held-out prompts of both sets; one that names no rewards is scored by all but those of general ones."""
+        sets = [found for found in (inputs.prompts, inputs.general) if found is not None]
+        read = chain.from_iterable(
+            read_prompts(found.path / "heldout.jsonl")[: self.config.max_prompts or None] for found in sets
+        )
+        others = tuple(name for name in self.rewards.components if name not in self.config.general_by)
+        prompts = [prompt if prompt.rewards else replace(prompt, rewards=others) for prompt in read]
+        self.rewards.check_prompts(prompts)
+        return prompts
+
     def estimate(self, cluster: ClusterConfig) -> StageEstimate:
         """Sampling only."""
         workers = cluster.rollout_workers
@@ -155,19 +179,31 @@ class Evaluate:
 
 
 def summarise(label: str, judged: Sequence[JudgedGroup], config: EvaluateConfig) -> EvalResult:
-    """Overall and per-task numbers."""
-    by_task: dict[str, list[JudgedGroup]] = {}
+    """Overall numbers, and those of each task, domain, level and the like."""
+
+    def numbers(found: Mapping[str, Sequence[JudgedGroup]]) -> tuple[EvalTask, ...]:
+        return tuple(task_numbers(name, groups, config.right_by, config.format) for name, groups in found.items())
+
+    by_task = dict(sorted(_grouped(judged, lambda prompt: prompt.task).items()))
+    domains = _grouped(judged, domain_of)
+    ordered = {name: domains[name] for name in (*DOMAINS, *sorted(domains)) if name in domains}
+    (overall,) = numbers({"all": judged})
+    return EvalResult(
+        label,
+        overall,
+        numbers(by_task),
+        {"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.max_tokens},
+        right_shares(judged, config.right_by),
+        numbers(by_columns(judged)),
+        numbers(ordered) if len(ordered) > 1 else (),
+    )
+
+
+def _grouped(judged: Sequence[JudgedGroup], key: Callable[[Prompt], str]) -> dict[str, list[JudgedGroup]]:
+    found: dict[str, list[JudgedGroup]] = {}
     for group in judged:
-        by_task.setdefault(group.scored.group.prompt.task, []).append(group)
-    sampling = {"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.max_tokens}
-    tasks = tuple(
-        task_numbers(name, groups, config.accuracy, config.format) for name, groups in sorted(by_task.items())
-    )
-    overall = task_numbers("all", judged, config.accuracy, config.format)
-    groups = tuple(
-        task_numbers(name, found, config.accuracy, config.format) for name, found in by_columns(judged).items()
-    )
-    return EvalResult(label, overall, tasks, sampling, right_shares(judged, config.accuracy), groups)
+        found.setdefault(key(group.scored.group.prompt), []).append(group)
+    return found
 
 
 def _row(scored: ScoredGroup) -> dict[str, object]:

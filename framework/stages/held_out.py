@@ -25,7 +25,7 @@ def held_out(file: Path, tokenizer: Any, context: int, template: TemplateConfig,
     found = read_prompts(file)[: config.max_prompts or None]
     prompts = tokenize_prompts(tokenizer, found, context, config.max_tokens, template)
     params = SamplingParams(config.temperature, config.top_p, config.max_tokens, config.k)
-    return HeldOut(prompts, params, HeldOutNumbers(config.accuracy, config.format))
+    return HeldOut(prompts, params, HeldOutNumbers(config.right_by, config.format))
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class HeldOutNumbers:
     The numbers are those of an evaluation, votes left out: they cost a comparison of every two answers.
     """
 
-    accuracy: str
+    right_by: tuple[str, ...]
     format: str
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> dict[str, float]:
         """Return the numbers of these groups by the names under which they are recorded."""
         unjudged = [JudgedGroup(group, (-1,) * len(group.scores)) for group in groups]
-        found = task_numbers("all", unjudged, self.accuracy, self.format)
+        found = task_numbers("all", unjudged, self.right_by, self.format)
         rewards = [score.total for group in groups for score in group.scores if not score.error]
         numbers = {
             "evaluation/pass_at_1": found.pass_at_1,

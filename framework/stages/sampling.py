@@ -43,7 +43,8 @@ class SamplingConfig:
     max_tokens: PositiveInt = 256
     groups_in_flight: PositiveInt = 64  # per rollout worker
     purpose: str = "sample"  # part of every seed: two stages of a run do not draw alike
-    votes_by: str = ""  # reward whose answers are compared for a majority vote; "": no votes are counted
+    # rewards whose answers are compared for a majority vote: of several the first that scores a prompt; none: no votes
+    votes_by: tuple[str, ...] = ()
 
     def params(self, run_seed: int, prompt: Prompt) -> SamplingParams:
         """Of one prompt; its n responses count on from the seed."""

@@ -135,7 +135,7 @@ def test_plugins_beside_the_caller_need_no_path(tmp_path: Path) -> None:
     (tmp_path / "conf" / "reward").mkdir(parents=True)
     (tmp_path / "conf" / "reward" / "short.yml").write_text(REWARD_YAML)
     command = [sys.executable, "-m", "framework.cli", "plan", "job=r1_zero", "reward=short", "--config-dir", "conf"]
-    command += ["stage.evaluate.accuracy=short"]
+    command += ["stage.evaluate.right_by=[short]"]
     found = subprocess.run([*command, "plugins=[my_rewards]"], cwd=tmp_path, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     missing = subprocess.run([*command, "plugins=[my_reward]"], cwd=tmp_path, capture_output=True, text=True)

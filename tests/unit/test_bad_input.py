@@ -232,8 +232,8 @@ CASES = (
     Case("unknown reward", r1_zero("reward=ruel"), ("reward: got 'ruel'", "did you mean 'rule'?")),
     Case(
         "accuracy that is no reward of the run",
-        r1_zero("stage.evaluate.accuracy=acuracy"),
-        ("stage.evaluate.accuracy: got 'acuracy'", "accuracy, format"),
+        r1_zero("stage.evaluate.right_by=[acuracy]"),
+        ("stage.evaluate.right_by: got 'acuracy'", "accuracy, format"),
     ),
     Case(
         "temperature that no sampler takes",

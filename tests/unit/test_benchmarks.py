@@ -105,7 +105,7 @@ def test_a_benchmark_is_read_as_it_is_published(name: str, base: Path, tmp_path:
         assert f"\n{letter}) Neon\n" in prompt.text + "\n"
     else:
         assert prompt.answer == answer
-    evaluate.rewards.components[config.accuracy].check(prompt)
+    next(map(evaluate.rewards.components.get, config.right_by)).check(prompt)
 
 
 def test_what_is_given_on_the_command_line_counts(base: Path, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_limits_that_contradict_the_responses_are_refused_by_the_plan() -> None:
     with pytest.raises(UserError, match=r"algorithm\.constant_length: got 64; must be at least"):
         build_graph(compose(["algorithm=dr_grpo", "algorithm.constant_length=64", *FULL]))
     with pytest.raises(UserError, match=r"algorithm\.filter_on: got 'accuracy'"):
-        build_graph(compose(["algorithm=dapo", "~reward.components.accuracy", "stage.evaluate.accuracy=overlong"]))
+        build_graph(compose(["algorithm=dapo", "~reward.components.accuracy", "stage.evaluate.right_by=[overlong]"]))
     chosen = compose(["algorithm=dapo", "reward=rule"])  # what the user says goes before
     assert set(chosen.reward.components) == {"accuracy", "format"}  # type: ignore[union-attr]
 

@@ -218,10 +218,10 @@ def test_the_recorded_numbers_are_those_of_the_evaluation() -> None:
         scores = tuple(RewardScore(1 + value, {"accuracy": value, "format": 1.0}) for value in right)
         return ScoredGroup(group_of(*["text"] * len(right)), scores)
 
-    found = HeldOutNumbers("accuracy", "format")([scored(1.0, 0.0), scored(0.0, 0.0)])
+    found = HeldOutNumbers(("accuracy",), "format")([scored(1.0, 0.0), scored(0.0, 0.0)])
     assert next(iter(found)) == "evaluation/pass_at_1"
     assert (found["evaluation/pass_at_1"], found["evaluation/pass_at_k"]) == (0.25, 0.5)
     assert found["evaluation/reward"] == pytest.approx(1.25)
     assert found["evaluation/pass_at_1_se"] == pytest.approx(np.std([0.5, 0.0], ddof=1) / np.sqrt(2))
-    unjudged = HeldOutNumbers("mine", "format")([scored(1.0, 0.0)])  # a reward of one's own alone
+    unjudged = HeldOutNumbers(("mine",), "format")([scored(1.0, 0.0)])  # a reward of one's own alone
     assert next(iter(unjudged)) == "evaluation/reward"

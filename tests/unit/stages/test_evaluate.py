@@ -19,6 +19,7 @@ from framework.models import public_layout
 from framework.observe.collect import read_evaluation
 from framework.rewards.base import RewardConfig
 from framework.rewards.format import Format
+from framework.roles.reward import RewardWorker
 from framework.stages import sampling
 from framework.stages.eval_numbers import JudgedGroup, bootstrap, majority_is_right, pass_at
 from framework.stages.evaluate import Evaluate, EvaluateConfig, EvaluateInputs, summarise
@@ -62,7 +63,7 @@ def test_numbers_by_hand() -> None:
     [(["4", "5"], True), (["5", "4"], False), (["", "", "", "4"], True), (["", ""], False)],
 )
 def test_majority_takes_the_first_of_equals_and_ignores_silence(answers: list[str], right: bool) -> None:
-    assert majority_is_right(group(answers, "4"), "accuracy") is right
+    assert majority_is_right(group(answers, "4"), ("accuracy",)) is right
 
 
 def test_a_winning_answer_is_right_if_most_who_gave_it_are() -> None:
@@ -71,7 +72,7 @@ def test_a_winning_answer_is_right_if_most_who_gave_it_are() -> None:
         scores = tuple(RewardScore(0.0, {"accuracy": float(verdict)}) for verdict in verdicts)
         judged = group(["4"] * len(verdicts), "4")
         judged = JudgedGroup(replace(judged.scored, scores=scores), judged.votes)
-        assert majority_is_right(judged, "accuracy") is right
+        assert majority_is_right(judged, ("accuracy",)) is right
 
 
 def test_sizes_and_cut_off_responses_are_counted() -> None:
@@ -89,9 +90,9 @@ def test_a_group_without_a_verdict_is_in_no_majority() -> None:
     assert summarise("base", [unknown, group(["4", "4"], "4")], settings(k=2)).overall.cons_at_k == 1.0
 
 
-def test_accuracy_must_be_one_of_the_rewards() -> None:
+def test_what_says_right_must_be_of_the_rewards() -> None:
     rewards = RewardConfig({"format": Format()})
-    with pytest.raises(UserError, match=r"^accuracy: got 'accuracy'; must be one of the run's rewards: format"):
+    with pytest.raises(UserError, match=r"^right_by: got \['accuracy', .*\]; must be of the run's rewards: format"):
         EvaluateConfig(reward=rewards)
 
 
@@ -109,11 +110,11 @@ def test_a_failed_verdict_is_no_wrong_vote_and_is_counted() -> None:
     failed = RewardScore(0.0, error="timed out")
     scores = (failed, *judged.scored.scores[1:])
     judged = JudgedGroup(replace(judged.scored, scores=scores), judged.votes)
-    assert majority_is_right(judged, "accuracy") is True
+    assert majority_is_right(judged, ("accuracy",)) is True
     overall = summarise("base", [judged], settings(k=5)).overall
     assert (overall.pass_at_1, overall.cons_at_k, overall.format_rate, overall.failed_samples) == (1.0, 1.0, 1.0, 1)
     unknown = JudgedGroup(replace(judged.scored, scores=(failed,) * 5), judged.votes)
-    assert majority_is_right(unknown, "accuracy") is None
+    assert majority_is_right(unknown, ("accuracy",)) is None
     assert summarise("base", [unknown, group(["4"] * 5, "4")], settings(k=5)).overall.pass_at_1 == 1.0
 
 
@@ -130,7 +131,7 @@ def test_each_component_has_its_own_denominator() -> None:
 def test_the_vote_decides_by_value_not_by_text() -> None:
     judged = group(["1/2", "0.5", "3", "3", "0.50"], "1/2")
     scores = tuple(RewardScore(0.0, {"accuracy": float(place in (0, 1, 4))}) for place in range(5))
-    assert majority_is_right(JudgedGroup(replace(judged.scored, scores=scores), (0, 0, 2, 2, 0)), "accuracy") is True
+    assert majority_is_right(JudgedGroup(replace(judged.scored, scores=scores), (0, 0, 2, 2, 0)), ("accuracy",)) is True
 
 
 def test_only_held_out_prompts_are_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +145,7 @@ def test_only_held_out_prompts_are_evaluated(tmp_path: Path, monkeypatch: pytest
         sampled.append(prompt.id)
         return replace(group(["4"] * params.n, "4").scored.group, prompt=prompt)
 
-    def judge(sampled: ResponseGroup, accuracy: str) -> tuple[tuple[RewardScore, ...], tuple[int, ...]]:
+    def judge(sampled: ResponseGroup, names: tuple[str, ...]) -> tuple[tuple[RewardScore, ...], tuple[int, ...]]:
         return group(["4"] * len(sampled.responses), "4").scored.scores, (0,) * len(sampled.responses)
 
     pools = SimpleNamespace(rollout=FakePool(generate=generate), reward=FakePool(judge=judge))
@@ -207,3 +208,63 @@ def test_bootstrapped_intervals() -> None:
     assert overall.cons_at_k_interval == (1.0, 1.0)
     file_form = json.loads(json.dumps(asdict(overall)))
     assert EvalTask(**file_form).pass_at_1_interval == [0.5, 1.0]
+
+
+def scored(prompt: Prompt, *components: dict[str, float]) -> JudgedGroup:
+    """Responses with these components, which give no answer."""
+    ids = np.arange(4, dtype=np.int32)
+    responses = tuple(Response(ids, ids.astype(np.float32), ids, "stop", "x") for _ in components)
+    scores = tuple(RewardScore(0.0, found) for found in components)
+    return JudgedGroup(ScoredGroup(ResponseGroup(prompt, responses), scores), (-1,) * len(components))
+
+
+def test_a_prompt_is_right_by_what_judges_its_kind_and_each_domain_has_a_row() -> None:
+    program = Prompt("p", "?", "mine", "", columns={"tests": [{"input": "1", "output": "1"}]})
+    choice = Prompt("o", "?", "options", "B", columns={"options": {"A": "x", "B": "y"}})
+    asked = Prompt("g", "?", "general_decline", "")
+    judged = [
+        scored(program, {"code": 1.0, "format": 0.0}, {"code": 0.0, "format": 1.0}),
+        scored(choice, {"options": 1.0, "language": 0.5}, {"options": 1.0, "language": 1.0}),
+        scored(Prompt("m", "?", "math", "4"), {"accuracy": 0.0, "language": 0.25}, {"accuracy": 0.0, "language": 0.25}),
+        scored(Prompt("c", "?", "chain_sum", "4"), {"accuracy": 1.0}, {"accuracy": 1.0}),
+        scored(Prompt("l", "?", "logic", "yes"), {"accuracy": 1.0}, {"accuracy": 0.0}),
+        scored(asked, {"safety": 1.0}, {"safety": 0.0}),
+    ]
+    result = summarise("base", judged, settings(k=2))
+    assert [(row.task, row.n_prompts, row.pass_at_1) for row in result.domains] == [
+        ("math", 2, 0.5), ("programs", 1, 0.5), ("options", 1, 1.0), ("logic", 1, 0.5), ("general", 1, None),
+    ]  # fmt: skip
+    assert (result.overall.pass_at_1, result.overall.n_judged) == (0.6, 5)
+    language = result.overall.scores["language"]
+    assert (language.mean, language.n_prompts) == (0.5, 2)  # 0.75 and 0.25
+    assert language.error == pytest.approx(np.std([0.75, 0.25], ddof=1) / np.sqrt(2))
+    assert (result.overall.scores["safety"].mean, result.overall.scores["safety"].error) == (0.5, None)
+    assert summarise("base", judged[2:4], settings(k=2)).domains == ()  # all of one
+
+
+def test_votes_are_of_what_judges_the_prompt_s_kind() -> None:
+    asked: list[str] = []
+    fake = SimpleNamespace(
+        score=lambda group: (), votes=lambda group, name: asked.append(name) or (0,) * len(group.responses)
+    )
+    worker = RewardWorker(RewardConfig({name: Format() for name in ("accuracy", "code", "format")}))
+    worker.__dict__["_scorer"] = fake
+    for rewards, votes in ((("code", "format"), (0, 0)), ((), (0, 0)), (("format",), (-1, -1))):
+        group = scored(Prompt("p", "?", "t", "", rewards), {}, {}).scored.group
+        assert worker.judge(group, ("accuracy", "options", "code"))[1] == votes
+    assert asked == ["code", "accuracy"]
+
+
+def test_general_requests_are_asked_too_and_reasoning_is_not_asked_for_their_rewards(tmp_path: Path) -> None:
+    rows = {"reasoning": {"task": "math"}, "general": {"task": "general_decline", "rewards": ["safety", "format"]}}
+    for name, row in rows.items():
+        (tmp_path / name).mkdir()
+        write_rows(tmp_path / name / "heldout.jsonl", [{"id": name, "text": name, "answer": "4", **row}])
+    rewards = RewardConfig({name: Format() for name in ("accuracy", "format", "safety")})
+    stage = Evaluate(EvaluateConfig(max_tokens=64, engine=VllmConfig(max_model_len=128), reward=rewards), "base")
+    sets = (PromptSet(tmp_path / "reasoning"), PromptSet(tmp_path / "general"))
+    found = stage._prompts(EvaluateInputs(Checkpoint(tmp_path), *sets))
+    assert {prompt.id: prompt.rewards for prompt in found} == {
+        "reasoning": ("accuracy", "format"),
+        "general": ("safety", "format"),
+    }

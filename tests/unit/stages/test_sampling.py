@@ -95,7 +95,7 @@ def test_a_killed_sampling_goes_on_where_it_was(tmp_path: Path, started: list[Sa
 
 
 def test_votes_are_kept(tmp_path: Path, started: list[SamplingPools]) -> None:
-    voting = replace(SAMPLING, config=replace(SAMPLING.config, votes_by="odd"))
+    voting = replace(SAMPLING, config=replace(SAMPLING.config, votes_by=("odd",)))
     for _ in range(2):
         with SampleFile(tmp_path / "kept.jsonl") as kept:
             assert {group.votes for group in voting.run(tmp_path, PROMPTS, runtime(tmp_path), kept)} == {(0, 1, 2)}
