@@ -13,7 +13,8 @@ from framework.errors import UserError
 from framework.observe.charts import Series, line_chart
 from framework.observe.collect import RunFiles, collect
 from framework.observe.curves import CURVES, GROUPS, Curves
-from framework.observe.outcome import share
+from framework.observe.gains import share
+from framework.observe.stage_table import columns, over_seeds
 from framework.observe.verdict import verdict
 
 COMPARISON = "comparison.html"
@@ -24,7 +25,7 @@ def write_comparison(run_dirs: Sequence[Path]) -> Path:
     """Write `comparison.html` into the first run's directory; raises UserError unless all are runs' directories."""
     runs = {name: collect(run_dir) for name, run_dir in zip(_names(run_dirs), run_dirs, strict=True)}
     title = f"{', '.join(runs)}: compared"
-    sections = [f"<h1>{escape(title)}</h1>", _evaluations(runs), _settings(runs), *_charts(runs)]
+    sections = [f"<h1>{escape(title)}</h1>", _evaluations(runs), _over_runs(runs), _settings(runs), *_charts(runs)]
     page = Template(files("framework.observe").joinpath("report.html").read_text(encoding="utf-8"))
     path = run_dirs[0] / COMPARISON
     try:
@@ -54,6 +55,23 @@ def _evaluations(runs: Mapping[str, RunFiles]) -> str:
         '<h2>Outcome</h2><div class="scroll"><table><thead><tr><th>run</th><th>checkpoint</th><th>pass@1</th>'
         f'<th class="left">verdict</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
+
+
+def _over_runs(runs: Mapping[str, RunFiles]) -> str:
+    """The stage table of what all runs have evaluated: of several seeds the mean, and its error by their spread."""
+    by_run = [{result.label: result for result in run.evaluations} for run in runs.values()]
+    labels = [label for label in by_run[0] if all(label in results for results in by_run)] if by_run else []
+    if len(by_run) < 2 or not labels:
+        return ""
+    shown = columns([results[label] for results in by_run for label in labels])
+    rows = []
+    for label in labels:
+        cells = [share(*over_seeds(column.of(results[label]) for results in by_run)) for column in shown]
+        rows.append(_row(label, cells))
+    heads = "".join(f"<th>{escape(column.title)}</th>" for column in shown)
+    table = f"<table><thead><tr><th>checkpoint</th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    note = f"Means over {len(by_run)} runs; ± is one standard error by their spread."
+    return f'<h2>Checkpoints over all runs</h2><div class="scroll">{table}</div><p class="soft">{note}</p>'
 
 
 def _settings(runs: Mapping[str, RunFiles]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from framework.artifacts import MANIFEST, read_json
 from framework.graph.exports import EXPORTS
 from framework.graph.lineage import Origin, counts, walk
-from framework.observe.outcome import share
+from framework.observe.gains import share
 from framework.types import EvalResult
 
 _TOLD = ("steps", "prompts_per_step", "group_size", "max_tokens", "epochs", "batch_rows", "k")  # settings of a stage

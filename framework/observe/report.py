@@ -14,13 +14,17 @@ from framework.errors import UserError
 from framework.observe import charts
 from framework.observe.collect import EvalSample, FoundArtifact, RunFiles, collect
 from framework.observe.curves import stage_charts
+from framework.observe.effects import effects
+from framework.observe.gains import gain, share
 from framework.observe.metrics import StageHistory
-from framework.observe.outcome import gain, share
 from framework.observe.progress import format_seconds
+from framework.observe.recipe_section import recipe_section
+from framework.observe.stage_table import vote_error
 from framework.observe.verdict import verdict
 from framework.types import EvalResult, EvalTask, SampleRow
 
 REPORT = "report.html"
+FEW = 3  # checkpoints whose numbers by task stand side by side without being asked for
 SAMPLE_STEPS, SAMPLES_PER_STEP, SAMPLE_CHARACTERS, ANSWERS = 8, 8, 3000, 8
 escape = html.escape
 
@@ -45,8 +49,8 @@ def render(run: RunFiles) -> str:
     """Return the page."""
     name = run.run_dir.resolve().name
     page = Template(files("framework.observe").joinpath("report.html").read_text(encoding="utf-8"))
-    sections = [_header(name, run), _verdict(run), _tiles(run), _notes(run.notes), _evaluation(run.evaluations)]
-    sections.append(_answers(run))
+    sections = [_header(name, run), _verdict(run), _tiles(run), _notes(run.notes), recipe_section(run)]
+    sections += [_evaluation(run.evaluations), _answers(run)]
     # Last stage first: it is what people look for.
     stages = list(run.history.stages.values())
     sections += [_stage(stage) for stage in reversed(stages) if _has_recorded(stage)]
@@ -104,7 +108,7 @@ def _tiles(run: RunFiles) -> str:
     tiles = []
     for result in run.evaluations:
         tiles.append((f"pass@1, {result.label}", share(result.overall.pass_at_1)))
-    if len(run.evaluations) > 1:
+    if len(run.evaluations) > 1 and not effects(run.evaluations):
         last = run.evaluations[-1]
         found = gain(run.evaluations[0], last)
         tiles.append(("gain in pass@1, points", f"{found.points * 100:+.1f}" if found else "–"))
@@ -147,8 +151,10 @@ def _evaluation(results: Sequence[EvalResult]) -> str:
     )
     sampling = "; ".join(f"{result.label}: {_mapping(result.sampling)}" for result in results if result.sampling)
     body = "".join(_evaluation_row(name, tasks, sizes, i == 0) for i, (name, tasks) in enumerate(rows))
+    opened = " open" if len(results) <= FEW else ""
     return (
-        f'<h2>Evaluation</h2><div class="scroll"><table class="dense"><thead><tr><th rowspan="2">task</th>'
+        f"<h2>Evaluation</h2><details{opened}><summary>by task and level</summary>"
+        f'<div class="scroll"><table class="dense"><thead><tr><th rowspan="2">task</th>'
         f'<th rowspan="2">prompts</th>{heads}'
         f"{gain_head}</tr><tr>{subheads}</tr></thead><tbody>{body}</tbody></table></div>"
         f'<p class="soft">Held-out prompts, {k} sampled responses to each. ± is one standard error over prompts, '
@@ -156,14 +162,14 @@ def _evaluation(results: Sequence[EvalResult]) -> str:
         f"cons@{k}: the majority answer is right; pass@n: at least one of n drawn from them is; "
         f"format: share of responses in the demanded format; tokens: mean response length. "
         f"{escape(sampling + failed)}</p>"
-        f"<br>{charts.evaluation_chart(rows, labels)}"
+        f"<br>{charts.evaluation_chart(rows, labels)}</details>"
     )
 
 
 def _evaluation_row(name: str, tasks: Sequence[EvalTask | None], sizes: Sequence[int], is_all: bool) -> str:
     cells = [
         [_share(t.pass_at_1, t.pass_at_1_se, t.pass_at_1_interval) if t else "–" for t in tasks],
-        [_share(t.cons_at_k, _vote_error(t)) if t else "–" for t in tasks],
+        [_share(t.cons_at_k, vote_error(t)) if t else "–" for t in tasks],
         *([share(_pass_at(t, size)) if t else "–" for t in tasks] for size in sizes),
         [share(t.format_rate) if t else "–" for t in tasks],
         [charts.format_number(t.mean_response_tokens) if t else "–" for t in tasks],
@@ -190,14 +196,6 @@ def _share(value: float | None, error: float | None, interval: Sequence[float] |
 
 def _pass_at(task: EvalTask, size: int) -> float | None:
     return task.pass_at.get(str(size), task.pass_at_k if size == task.k else None)
-
-
-def _vote_error(task: EvalTask) -> float | None:
-    """One standard error of the share of prompts whose majority is right, over the prompts with a verdict."""
-    if task.cons_at_k is None:
-        return None
-    judged = task.n_judged if task.n_judged > 0 else task.n_prompts
-    return float((task.cons_at_k * (1 - task.cons_at_k) / judged) ** 0.5)
 
 
 def _stage(stage: StageHistory) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from framework.observe.collect import RunFiles
+from framework.observe.effects import effects
+from framework.observe.effects import told as effect_told
+from framework.observe.gains import gain, share
 from framework.observe.metrics import StageHistory
-from framework.observe.outcome import gain, share
 
 TREND_SHARE = 10  # the first and the last tenth of a stage's steps are compared
 
@@ -31,6 +33,10 @@ def verdict(run: RunFiles) -> tuple[Finding, ...]:
 
 
 def _gain(run: RunFiles) -> Iterator[Finding]:
+    if shown := effects(run.evaluations):
+        tones: Mapping[str, Literal["good", "bad", "plain"]] = {"yes": "good", "no": "plain", "opposite": "bad"}
+        yield from (Finding(tones[one.shows], effect_told(one)) for one in shown)
+        return
     if len(run.evaluations) < 2:
         return
     first, last = run.evaluations[0], run.evaluations[-1]

@@ -9,9 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from framework.artifacts import Checkpoint, EvalReport, PromptSet, TextSet, write_manifest
+from framework.artifacts import (
+    Checkpoint,
+    EvalReport,
+    PreferenceSet,
+    PromptSet,
+    RewardCheckpoint,
+    TextSet,
+    TokenShards,
+    write_manifest,
+)
 from framework.observe.metrics import Tracker
-from framework.types import EvalResult, EvalTask, SampleRow
+from framework.types import EvalResult, EvalTask, Measured, SampleRow
 
 COMPONENTS = ("accuracy", "format")
 
@@ -87,6 +96,43 @@ def grpo(run_dir: Path, steps: int, layers: int, experts: int, finished: bool) -
         tracker.close()
 
 
+# checkpoint -> pass@1, language consistency, helpfulness, each of 200 prompts
+RECIPE = {
+    "v3_base": (0.30, 0.7, 0.1), "r1_zero": (0.80, 0.7, 0.1), "dev1": (0.60, 0.95, 0.2), "dev2": (0.75, 0.99, 0.2),
+    "dev3": (0.76, 0.98, 0.6), "r1": (0.78, 0.99, 0.9), "distill_qwen": (0.70, 0.98, 0.6),
+    "qwen_zero": (0.72, 0.7, 0.1),
+}  # fmt: skip
+
+
+def write_recipe(run_dir: Path, shift: float = 0.0) -> Path:
+    """Write what a run of the whole recipe leaves of its evaluations and its helpful reward model."""
+    for label, (right, language, helpful) in RECIPE.items():
+        tracker = Tracker(run_dir, label)
+        tracker.close()
+        recipe_evaluation(run_dir, label, right + shift, language, helpful)
+    pairs = write_artifact(run_dir, "helpful_pairs", PreferenceSet, {"train.jsonl": "{}\n"}, {}, {"validation": 100.0})
+    shards = write_artifact(run_dir, "helpful_rm_tokens", TokenShards, {"x": ""}, {"preferences": pairs})
+    with Tracker(run_dir, "helpful_rm") as tracker:
+        for step, accuracy in ((10, 0.6), (20, 0.9)):
+            tracker.log(step, {"validation/accuracy": accuracy, "validation/loss": 1 - accuracy})
+    files = {"config.json": "{}", "tokenizer.json": "{}"}
+    write_artifact(run_dir, "helpful_rm", RewardCheckpoint, files, {"shards": shards})
+    return run_dir
+
+
+def recipe_evaluation(run_dir: Path, label: str, right: float, language: float, helpful: float) -> None:
+    scores = {"accuracy": Measured(right, 0.02, 200), "format": Measured(0.9, 0.01, 200),
+              "language": Measured(language, 0.01, 200), "helpful": Measured(helpful, 0.03, 50)}  # fmt: skip
+    overall = EvalTask("all", 250, 16, right, 0.02, right + 0.08, 1.0, 0.9, 30.0, 0.0, n_judged=200, scores=scores)
+    domains = (
+        EvalTask("math", 150, 16, right - 0.01, 0.03, right, 1.0, 0.9, 30.0, 0.0),
+        EvalTask("programs", 50, 16, 0.25, 0.05, 0.3, 1.0, 0.9, 30.0, 0.0),
+        EvalTask("general", 50, 16, None, None, None, None, 0.9, 30.0, 0.0),
+    )
+    files = {"report.json": json.dumps(asdict(EvalResult(label, overall, (), domains=domains))), "samples.jsonl": ""}
+    write_artifact(run_dir, f"eval_{label}", EvalReport, files, {})
+
+
 def sample(i: int, step: int) -> SampleRow:
     """A response that tries to break out of the page."""
     prompt = f"A conversation between User and Assistant. User: What is {i} + {step}? Assistant:"
@@ -108,13 +154,22 @@ def evaluate(run_dir: Path, label: str, level: float, inputs: dict[str, str]) ->
     write_artifact(run_dir, f"evaluate_{label}", EvalReport, files, inputs)
 
 
-def write_artifact(run_dir: Path, node: str, kind: type, files: dict[str, str], inputs: dict[str, str]) -> str:
+def write_artifact(
+    run_dir: Path,
+    node: str,
+    kind: type,
+    files: dict[str, str],
+    inputs: dict[str, str],
+    counts: dict[str, float] | None = None,
+) -> str:
     """Write a finished artifact as the store does; returns its content hash."""
     directory = run_dir / "artifacts" / f"{node}-0123456789ab" / "out"
     directory.mkdir(parents=True)
     for name, content in files.items():
         (directory / name).write_text(content)
-    return write_manifest(kind(directory), f"framework.stages.{node}", {}, inputs, "c0de", {"train": 1.0}).content_hash
+    return write_manifest(
+        kind(directory), f"framework.stages.{node}", {}, inputs, "c0de", counts or {"train": 1.0}
+    ).content_hash
 
 
 def answers(label: str) -> str:

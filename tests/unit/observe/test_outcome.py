@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from framework.observe.outcome import gain, outcome
+from framework.observe.gains import gain
+from framework.observe.outcome import outcome
 from framework.types import EvalResult, EvalTask
 
 
