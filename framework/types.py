@@ -94,6 +94,8 @@ class RewardScore:
     error: str = ""
     extracted: str | None = None  # the answer that a reward found in the response, if one looks for it
     tokens: int = 0  # that other models read and wrote for it
+    # where votes are counted: the first response of the group whose answer says the same; -1: it gives no answer
+    vote: int | None = None
 
 
 @dataclass(frozen=True)

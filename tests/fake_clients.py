@@ -78,7 +78,7 @@ class FakeRewards:
         self.score, self.dies_at, self.polls = score, set(dies_at), 0
         self.held: list[tuple[int, ResponseGroup]] = []
 
-    def submit(self, ticket: int, group: ResponseGroup) -> None:
+    def submit(self, ticket: int, group: ResponseGroup, votes_by: tuple[str, ...] = ()) -> None:
         self.held.append((ticket, group))
 
     def poll(self) -> list[tuple[int, tuple[RewardScore, ...] | None]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -54,9 +55,9 @@ def score(group: ResponseGroup) -> tuple[RewardScore, ...]:
     return tuple(RewardScore(value, {"odd": value}, extracted=str(value)) for value in values)
 
 
-def judge(group: ResponseGroup, names: tuple[str, ...]) -> tuple[tuple[RewardScore, ...], tuple[int, ...]]:
+def judge(group: ResponseGroup, names: tuple[str, ...]) -> tuple[RewardScore, ...]:
     """As `score`, each response a vote of its own."""
-    return score(group), tuple(range(len(group.responses)))
+    return tuple(replace(found, vote=place) for place, found in enumerate(score(group)))
 
 
 def fake_pools(rollout_dies_at: Sequence[int] = (), reward_dies_at: Sequence[int] = ()) -> SamplingPools:

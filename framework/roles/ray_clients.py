@@ -135,11 +135,11 @@ class RayRewards:
     def __init__(self, pool: WorkerPool) -> None:
         self._pool = pool
         self._era = 0
-        self._waiting: deque[tuple[int, ResponseGroup]] = deque()
+        self._waiting: deque[tuple[int, ResponseGroup, tuple[str, ...]]] = deque()
 
-    def submit(self, ticket: int, group: ResponseGroup) -> None:
+    def submit(self, ticket: int, group: ResponseGroup, votes_by: tuple[str, ...] = ()) -> None:
         """Give the group to a free worker, now or later."""
-        self._waiting.append((ticket, group))
+        self._waiting.append((ticket, group, votes_by))
         self._hand_out()
 
     def poll(self) -> list[tuple[int, tuple[RewardScore, ...] | None]]:
@@ -160,8 +160,9 @@ class RayRewards:
         if self._waiting:
             for worker in free_workers(self._pool):
                 if self._waiting:
-                    ticket, group = self._waiting.popleft()
-                    self._pool.call(worker, "score", group, tag=_Generate(self._era, ticket))
+                    ticket, group, votes_by = self._waiting.popleft()
+                    verb = ("judge", group, votes_by) if votes_by else ("score", group)
+                    self._pool.call(worker, *verb, tag=_Generate(self._era, ticket))
 
 
 def free_workers(pool: WorkerPool) -> list[int]:

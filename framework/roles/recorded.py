@@ -55,8 +55,8 @@ class RecordedRewards:
     groups: Sequence[ScoredGroup]
     _held: list[int] = field(default_factory=list, init=False)
 
-    def submit(self, ticket: int, group: ResponseGroup) -> None:
-        """Take the ticket."""
+    def submit(self, ticket: int, group: ResponseGroup, votes_by: tuple[str, ...] = ()) -> None:
+        """Take the ticket: nobody votes on what is past."""
         self._held.append(ticket)
 
     def poll(self) -> list[tuple[int, tuple[RewardScore, ...] | None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -39,15 +40,16 @@ class RewardWorker:
         """Return G scores; bad rewards are reported in them, never raised."""
         return self._scorer.score(group)
 
-    def judge(self, group: ResponseGroup, names: tuple[str, ...]) -> tuple[tuple[RewardScore, ...], tuple[int, ...]]:
-        """Return G scores, and G votes by the first of these rewards that scores the prompt.
+    def judge(self, group: ResponseGroup, names: tuple[str, ...]) -> tuple[RewardScore, ...]:
+        """Return G scores, each with its vote by the first of these rewards that scores the prompt.
 
         See `IsolatedScorer.votes`; where none of them scores it, nobody votes.
         """
         asked = group.prompt.rewards or tuple(self._config.components)
         name = next((name for name in names if name in asked), None)
         votes = (-1,) * len(group.responses) if name is None else self._scorer.votes(group, name)
-        return self._scorer.score(group), votes
+        scores = self._scorer.score(group)
+        return tuple(replace(score, vote=vote) for score, vote in zip(scores, votes, strict=True))
 
     def ping(self) -> str:
         """Answer a health check."""

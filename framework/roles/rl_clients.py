@@ -49,7 +49,9 @@ class Rollouts(Protocol):
 class Rewards(Protocol):
     """The reward workers as the loop sees them."""
 
-    def submit(self, ticket: int, group: ResponseGroup) -> None: ...
+    def submit(self, ticket: int, group: ResponseGroup, votes_by: tuple[str, ...] = ()) -> None:
+        """Have a group scored; given `votes_by`, with votes by the first of these rewards that scores its prompt."""
+        ...
 
     def poll(self) -> list[tuple[int, tuple[RewardScore, ...] | None]]: ...
 

@@ -23,6 +23,7 @@ class HeldOut:
     params: SamplingParams  # n responses to each
     # Names and values of what is recorded; the first one's is the score by which the best checkpoint is chosen.
     numbers: Callable[[Sequence[ScoredGroup]], Mapping[str, float]]
+    votes_by: tuple[str, ...] = ()  # rewards by which answers are compared for a majority vote; none: no votes
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -69,12 +70,12 @@ class Evaluation:
             self._waiting.append(-1 - ticket)
         else:
             self._groups[ticket] = group
-            rewards.submit(ticket, group)
+            rewards.submit(ticket, group, self.held_out.votes_by)
 
     def scored(self, ticket: int, scores: tuple[RewardScore, ...] | None, rewards: Rewards) -> ScoredGroup | None:
         """Take a group's scores; None: their worker died, and they are asked for again."""
         if scores is None:
-            rewards.submit(ticket, self._groups[ticket])
+            rewards.submit(ticket, self._groups[ticket], self.held_out.votes_by)
             return None
         self._scored[-1 - ticket] = found = ScoredGroup(self._groups.pop(ticket), scores)
         return found

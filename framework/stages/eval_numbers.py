@@ -24,6 +24,11 @@ class JudgedGroup:
     votes: tuple[int, ...]  # G
 
 
+def judged(scored: ScoredGroup) -> JudgedGroup:
+    """Return the group with the votes that its scores carry; without any where none were counted."""
+    return JudgedGroup(scored, tuple(score.vote for score in scored.scores if score.vote is not None))
+
+
 def pass_at(right: int, total: int, k: int) -> float:
     """Chance that one of k responses, drawn without replacement from `total`, is right: unbiased for k <= total.
 
@@ -41,8 +46,11 @@ def verdicts(group: ScoredGroup, names: Sequence[str]) -> list[float | None]:
 def majority_is_right(group: JudgedGroup, right_by: Sequence[str]) -> bool | None:
     """Whether the most frequent answer is right; of equally frequent ones the first given. No answer is no vote.
 
-    It is right if most of the responses that give it and could be scored are. None: none of them could be scored.
+    It is right if most of the responses that give it and could be scored are. None: none of them could be scored, or
+    no votes were counted.
     """
+    if not group.votes:
+        return None
     votes = Counter(vote for vote in group.votes if vote >= 0)  # in the order in which they were first given
     if not votes:
         return False
@@ -100,7 +108,7 @@ def _natural(value: object) -> tuple[int, float, str]:
 
 def task_numbers(name: str, groups: Sequence[JudgedGroup], right_by: Sequence[str], form: str) -> EvalTask:
     """Each number is over what it can be told of: responses that failed, or whose prompt asks for less, stay out."""
-    k = max(len(group.votes) for group in groups)
+    k = max(len(group.scored.scores) for group in groups)
     counts = []  # of each prompt that has a verdict: right ones, known ones
     majorities: list[bool] = []
     for group in groups:

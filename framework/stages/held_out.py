@@ -12,7 +12,7 @@ import numpy as np
 from framework.data.chat_template import TemplateConfig, tokenize_prompts
 from framework.data.readers import read_prompts
 from framework.roles.rl_evaluation import HeldOut
-from framework.stages.eval_numbers import JudgedGroup, task_numbers
+from framework.stages.eval_numbers import judged, task_numbers
 from framework.stages.evaluate import EvaluateConfig
 from framework.types import SamplingParams, ScoredGroup
 
@@ -25,28 +25,25 @@ def held_out(file: Path, tokenizer: Any, context: int, template: TemplateConfig,
     found = read_prompts(file)[: config.max_prompts or None]
     prompts = tokenize_prompts(tokenizer, found, context, config.max_tokens, template)
     params = SamplingParams(config.temperature, config.top_p, config.max_tokens, config.k)
-    return HeldOut(prompts, params, HeldOutNumbers(config.right_by, config.format))
+    return HeldOut(prompts, params, HeldOutNumbers(config.right_by, config.format), config.right_by)
 
 
 @dataclass(frozen=True)
 class HeldOutNumbers:
-    """pass@1 first, by which the best checkpoint is chosen; the mean reward where no prompt has a verdict.
-
-    The numbers are those of an evaluation, votes left out: they cost a comparison of every two answers.
-    """
+    """pass@1 first, by which the best checkpoint is chosen; the mean reward where no prompt has a verdict."""
 
     right_by: tuple[str, ...]
     format: str
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> dict[str, float]:
         """Return the numbers of these groups by the names under which they are recorded."""
-        unjudged = [JudgedGroup(group, (-1,) * len(group.scores)) for group in groups]
-        found = task_numbers("all", unjudged, self.right_by, self.format)
+        found = task_numbers("all", list(map(judged, groups)), self.right_by, self.format)
         rewards = [score.total for group in groups for score in group.scores if not score.error]
         numbers = {
             "evaluation/pass_at_1": found.pass_at_1,
             "evaluation/reward": float(np.mean(rewards)) if rewards else None,
             "evaluation/pass_at_1_se": found.pass_at_1_se,
+            "evaluation/cons_at_k": found.cons_at_k,
             "evaluation/pass_at_k": found.pass_at_k,
             "evaluation/format_rate": found.format_rate,
             "evaluation/response_tokens": found.mean_response_tokens,

@@ -26,7 +26,7 @@ from framework.rewards.base import RewardConfig
 from framework.roles.ray_clients import free_workers
 from framework.roles.reward import failures
 from framework.roles.reward_watch import RewardWatch
-from framework.stages.eval_numbers import JudgedGroup
+from framework.stages.eval_numbers import JudgedGroup, judged
 from framework.stages.sample_file import SampleFile
 from framework.stages.workers import SamplingPools, sampling_pools
 from framework.types import Prompt, ResponseGroup, SamplingParams, ScoredGroup
@@ -133,8 +133,7 @@ def sample_groups(
         for outcome in reward.poll(0):
             index = int(outcome.tag)  # type: ignore[call-overload]
             if isinstance(outcome, Done):
-                scores, votes = outcome.result if config.votes_by else (outcome.result, ())
-                group = JudgedGroup(ScoredGroup(groups.pop(index), scores), votes)
+                group = judged(ScoredGroup(groups.pop(index), outcome.result))
                 watch.arrived(group.scored)
                 finished += 1
                 yield group

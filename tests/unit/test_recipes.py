@@ -118,7 +118,7 @@ OURS = {
       "safety_labels") for key in ("n", "temperature", "top_p", "max_tokens")),
     *(f"stage.{stage}.judging.{key}" for stage in ("helpful_pairs", "safety_labels")
       for key in ("n", "temperature", "top_p", "max_tokens")),
-    "stage.helpful_pairs.pairs.longest_ratio",
+    "stage.helpful_pairs.pairs.longest_ratio", "stage.r1_zero.evaluate_every",
     "rl.checkpoint_every", "engine.rollout.max_model_len", "engine.learner.schedule.warmup_steps",
 } - {"stage.cold_start.sampling.temperature"}  # fmt: skip
 # Students that a laptop pretrains: a published run is given theirs, and reads none of these.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -223,5 +224,9 @@ def test_the_recorded_numbers_are_those_of_the_evaluation() -> None:
     assert (found["evaluation/pass_at_1"], found["evaluation/pass_at_k"]) == (0.25, 0.5)
     assert found["evaluation/reward"] == pytest.approx(1.25)
     assert found["evaluation/pass_at_1_se"] == pytest.approx(np.std([0.5, 0.0], ddof=1) / np.sqrt(2))
+    assert "evaluation/cons_at_k" not in found  # no votes were counted
+    voted = scored(1.0, 0.0, 1.0)
+    scores = tuple(replace(score, vote=vote) for score, vote in zip(voted.scores, (0, 1, 0), strict=True))
+    assert HeldOutNumbers(("accuracy",), "format")([ScoredGroup(voted.group, scores)])["evaluation/cons_at_k"] == 1.0
     unjudged = HeldOutNumbers(("mine",), "format")([scored(1.0, 0.0)])  # a reward of one's own alone
     assert next(iter(unjudged)) == "evaluation/reward"

@@ -145,8 +145,8 @@ def test_only_held_out_prompts_are_evaluated(tmp_path: Path, monkeypatch: pytest
         sampled.append(prompt.id)
         return replace(group(["4"] * params.n, "4").scored.group, prompt=prompt)
 
-    def judge(sampled: ResponseGroup, names: tuple[str, ...]) -> tuple[tuple[RewardScore, ...], tuple[int, ...]]:
-        return group(["4"] * len(sampled.responses), "4").scored.scores, (0,) * len(sampled.responses)
+    def judge(sampled: ResponseGroup, names: tuple[str, ...]) -> tuple[RewardScore, ...]:
+        return tuple(replace(score, vote=0) for score in group(["4"] * len(sampled.responses), "4").scored.scores)
 
     pools = SimpleNamespace(rollout=FakePool(generate=generate), reward=FakePool(judge=judge))
     monkeypatch.setattr(sampling, "sampling_pools", lambda *_: nullcontext(pools))
@@ -244,14 +244,17 @@ def test_a_prompt_is_right_by_what_judges_its_kind_and_each_domain_has_a_row() -
 
 def test_votes_are_of_what_judges_the_prompt_s_kind() -> None:
     asked: list[str] = []
-    fake = SimpleNamespace(
-        score=lambda group: (), votes=lambda group, name: asked.append(name) or (0,) * len(group.responses)
-    )
+
+    def votes(group: ResponseGroup, name: str) -> tuple[int, ...]:
+        asked.append(name)
+        return (0,) * len(group.responses)
+
+    fake = SimpleNamespace(score=lambda group: (RewardScore(0.0),) * len(group.responses), votes=votes)
     worker = RewardWorker(RewardConfig({name: Format() for name in ("accuracy", "code", "format")}))
     worker.__dict__["_scorer"] = fake
-    for rewards, votes in ((("code", "format"), (0, 0)), ((), (0, 0)), (("format",), (-1, -1))):
+    for rewards, told in ((("code", "format"), (0, 0)), ((), (0, 0)), (("format",), (-1, -1))):
         group = scored(Prompt("p", "?", "t", "", rewards), {}, {}).scored.group
-        assert worker.judge(group, ("accuracy", "options", "code"))[1] == votes
+        assert tuple(score.vote for score in worker.judge(group, ("accuracy", "options", "code"))) == told
     assert asked == ["code", "accuracy"]
 
 

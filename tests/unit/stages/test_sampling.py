@@ -153,9 +153,9 @@ def test_a_file_of_other_settings_or_in_use_is_one_line(tmp_path: Path) -> None:
 def test_a_damaged_line_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "kept.jsonl"
     group = respond(PROMPTS[0], SAMPLING.config.params(0, PROMPTS[0]))
-    scores, votes = judge(group, "")
+    scores = judge(group, ())
     with SampleFile(path) as kept:
-        kept.append(JudgedGroup(sampling.ScoredGroup(group, scores), votes))
+        kept.append(JudgedGroup(sampling.ScoredGroup(group, scores), (0, 1, 2)))
     lines = path.read_text().splitlines()
     digest = json.loads(lines[1])["prompt"]
     path.write_text("\n".join([lines[0], damage.replace("DIGEST", digest), lines[1], ""]))
