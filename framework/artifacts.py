@@ -15,6 +15,7 @@ from framework.errors import UserError
 from framework.files import shares
 
 MANIFEST = "manifest.json"
+SHARDS = "shards.json"  # of a set in shards: the bytes, digest, counts and sources of each
 INDEX = "model.safetensors.index.json"
 JSON_FILES = (
     *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"),
@@ -36,6 +37,14 @@ class Manifest:
     files: Mapping[str, int]  # relative path -> bytes
     digests: Mapping[str, str] = field(default_factory=dict)  # relative path -> SHA-256
     counts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FileNote:
+    """What is known of a file since it was written."""
+
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -93,9 +102,9 @@ class Artifact:
 
 
 class TextSet(Artifact):
-    """Documents: train.jsonl and validation.jsonl, a {"id", "text"} a line."""
+    """Documents: train-00000.jsonl and on, validation-00000.jsonl and on, a {"id", "text"} a line (see `data.text`)."""
 
-    required = ("train.jsonl",)
+    required = ("train-00000.jsonl",)
 
 
 class PromptSet(Artifact):
@@ -202,6 +211,26 @@ def file_digests(directory: Path, names: Iterable[str], known: Digests | None = 
         return dict(zip(listed, pool.map(digest, listed), strict=True))
 
 
+def read_listing(directory: Path) -> tuple[dict[str, FileNote], dict[str, int]]:
+    """Return the files of a set in shards, name -> bytes and digest, and the counts of all; nothing of another set."""
+    file = directory / SHARDS
+    if not file.is_file():
+        return {}, {}
+    found = read_json(file)
+    notes = {name: FileNote(**note) for shard in found["shards"] for name, note in shard["files"].items()}
+    return notes, found["counts"]
+
+
+def _noted(directory: Path) -> Digests:
+    """Digests that were taken while the shards were written: nobody reads them once more for that."""
+    found: Digests = {}
+    for name, note in read_listing(directory)[0].items():
+        stat = (directory / name).stat()
+        if stat.st_size == note.bytes:
+            found[str((directory / name).absolute())] = (note.bytes, stat.st_mtime_ns, stat.st_ino, note.sha256)
+    return found
+
+
 def file_digest(file: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     with file.open("rb") as handle:
@@ -293,7 +322,7 @@ def write_manifest(
     counts: Mapping[str, float] | None = None,
 ) -> Manifest:
     """Finish `artifact`: hash its content and write its manifest atomically, last."""
-    digest, files, digests = content_hash(artifact.path)
+    digest, files, digests = content_hash(artifact.path, _noted(artifact.path))
     manifest = Manifest(
         type(artifact).__name__,
         digest,

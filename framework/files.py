@@ -83,3 +83,11 @@ def write_atomically(file: Path, text: str) -> None:
     temporary = file.with_name(f"{file.name}.tmp")
     temporary.write_text(text)
     os.replace(temporary, file)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy on another file system, or one without links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,4 +1,4 @@
-"""Cleaning of a corpus: decontamination against held-out prompts, exact and near-duplicate removal, in one pass.
+"""Rules of a corpus' cleaning: what is a word, what is a copy, what shares a passage with a held-out prompt.
 
 Words are compared without case: runs of letters and digits, single CJK characters (they carry no blanks), and the
 operators before numbers, so that 1+5 is not 1-5; other punctuation is skipped, and with it markup and hyphens. Letters
@@ -10,19 +10,13 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-import numpy as np
-import numpy.typing as npt
+from typing import Annotated
 
 from framework.bounds import Bound, NonNegativeInt, PositiveInt, bounded
-from framework.data.readers import Document
+from framework.errors import UserError
 from framework.types import Prompt
-
-Reason = Literal["contaminated", "exact_duplicate", "near_duplicate"]
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[^\W{_CJK}]+|[{_CJK}]|(?<![-+*/=<>^])[-+*/=<>^×÷−](?=\s*[\d(])")
@@ -36,49 +30,16 @@ class CleanConfig:
     published.
     """
 
-    exact: bool = True  # one of those that differ only in case, white space and how accents are stored
-    # Jaccard similarity of word shingles from which the later one goes; None: off
+    exact: bool = True  # all but one of those that differ only in case, white space and how accents are stored
+    # Jaccard similarity of word shingles from which all but one go; None: off
     near_threshold: Annotated[float, Bound(least=0.1, most=0.95)] | None = 0.8
     shingle_words: PositiveInt = 5
-    permutations: Annotated[int, Bound(least=32, most=4096)] = 128
+    permutations: Annotated[int, Bound(least=32, most=4096)] = 128  # an even number
     decontamination_words: NonNegativeInt = 10  # n of the n-grams shared with a held-out prompt; 0: off
 
-
-@dataclass(frozen=True)
-class Dropped:
-    """Why a document went, and of which kept document or held-out prompt it is a copy."""
-
-    id: str
-    reason: Reason
-    of: str
-
-
-class Cleaner:
-    """Judges documents in the order in which they come: of duplicates the first stays.
-
-    Memory grows with the documents kept: about 0.2 kB each for exact duplicates and 5.5 kB more for near ones at 128
-    permutations (signature and LSH buckets). A corpus beyond memory is cleaned in parts.
-    """
-
-    def __init__(self, config: CleanConfig, heldout: Iterable[Prompt] = ()) -> None:
-        words = config.decontamination_words
-        self._contamination = Contamination(heldout, words) if words else None
-        self._exact: dict[bytes, str] | None = {} if config.exact else None
-        self._near = None if config.near_threshold is None else NearDuplicates(config, config.near_threshold)
-
-    def judge(self, document: Document) -> Dropped | None:
-        """Return why the document goes, or None: it stays, and later ones are compared with it."""
-        digest = _digest(document.text)
-        if self._exact is not None and digest in self._exact:
-            return Dropped(document.id, "exact_duplicate", self._exact[digest])
-        found = words(document.text) if self._contamination or self._near else []
-        if self._contamination and (prompt := self._contamination.prompt_in(found)) is not None:
-            return Dropped(document.id, "contaminated", prompt)
-        if self._near and (first := self._near.first_like(document.id, found)) is not None:
-            return Dropped(document.id, "near_duplicate", first)
-        if self._exact is not None:
-            self._exact[digest] = document.id
-        return None
+    def __post_init__(self) -> None:
+        if self.permutations % 2:
+            raise UserError("stage.clean.permutations", self.permutations, "must be even")
 
 
 class Contamination:
@@ -110,44 +71,15 @@ class Contamination:
         return None
 
 
-class NearDuplicates:
-    """MinHash LSH over word shingles; what it proposes is compared by all permutations with the threshold."""
-
-    def __init__(self, config: CleanConfig, threshold: float) -> None:
-        from datasketch import MinHash, MinHashLSH
-
-        self._threshold, self._shingle_words = threshold, config.shingle_words
-        # CRC-32 is enough and fast: datasketch mixes hashes before it permutes them
-        self._empty = MinHash(config.permutations, seed=1, hashfunc=zlib.crc32)
-        # false proposals are found out below, so the bands are chosen to miss little
-        self._index = MinHashLSH(threshold, config.permutations, weights=(0.1, 0.9))
-        self._kept: list[tuple[str, npt.NDArray[np.uint32]]] = []  # id and signature
-
-    def first_like(self, document_id: str, text: Sequence[str]) -> str | None:
-        """Return the id of the first document kept that is like this one; otherwise keep this one and return None."""
-        if not text:  # nothing but punctuation: all of those would be alike
-            return None
-        n = min(self._shingle_words, len(text))
-        sketch: Any = self._empty.copy()
-        sketch.update_batch({" ".join(text[i : i + n]).encode() for i in range(len(text) - n + 1)})
-        signature: npt.NDArray[np.uint32] = sketch.hashvalues
-        alike: list[int] = sorted(self._index.query(sketch))
-        for place in alike:
-            first, other = self._kept[place]
-            if (signature == other).mean() >= self._threshold:
-                return first
-        self._index.insert(len(self._kept), sketch, check_duplication=False)
-        self._kept.append((document_id, signature))
-        return None
-
-
 def words(text: str) -> list[str]:
     """Words as the module's first lines define them."""
     return _WORD.findall(_folded(text))
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(" ".join(_folded(text).split()).encode(), digest_size=16).digest()
+def exact_key(text: str) -> tuple[int, int]:
+    """Return 128 bits that are equal for texts that differ only in case, white space and how accents are stored."""
+    digest = hashlib.blake2b(" ".join(_folded(text).split()).encode(), digest_size=16).digest()
+    return int.from_bytes(digest[:8]), int.from_bytes(digest[8:])
 
 
 def _folded(text: str) -> str:

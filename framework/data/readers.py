@@ -18,14 +18,6 @@ from framework.types import Prompt
 
 
 @dataclass(frozen=True)
-class Document:
-    """One text of a TextSet."""
-
-    id: str
-    text: str
-
-
-@dataclass(frozen=True)
 class Row:
     """One JSON object of a file, with `where` it stands ("file:line") for error messages."""
 
@@ -37,9 +29,9 @@ _STRINGS = "a list of strings"
 _TOKENS = "a list of token ids (integers of at least 0)"
 _MESSAGES, _OBJECT = "a list of objects", "an object"
 # field -> what its value must be
-_DOCUMENT = {"id": "a string", "text": "a string"}
 _PROMPT = {
-    **_DOCUMENT,
+    "id": "a string",
+    "text": "a string",
     "task": "a string",
     "answer": "a string",
     "rewards": _STRINGS,
@@ -67,22 +59,10 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     return tuple(prompts)
 
 
-def read_documents(path: Path) -> Iterator[Document]:
-    """Yield the documents (`id`, `text`) one by one; raises UserError as `read_prompts` does, once it gets there."""
-    for row in _unique(read_rows(path)):
-        _check(row, _DOCUMENT, tuple(_DOCUMENT))
-        yield Document(**row.fields)
-
-
 def write_prompts(path: Path, prompts: Iterable[Prompt]) -> int:
     """Write one prompt a line, whole or not at all; returns how many."""
     rows = map(asdict, prompts)
     return write_rows(path, ({key: value for key, value in row.items() if key != "where"} for row in rows))
-
-
-def write_documents(path: Path, documents: Iterable[Document]) -> int:
-    """Write one document a line, whole or not at all; returns how many."""
-    return write_rows(path, map(asdict, documents))
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -92,14 +72,18 @@ def read_rows(path: Path) -> Iterator[Row]:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            where = f"{path}:{number}"
-            fields = parse_json(line.rstrip(), where, first=number == 1)
-            if not isinstance(fields, dict):
-                raise UserError(where, _excerpt(line), "must be a JSON object, one a line")
             found = True
-            yield Row(where, fields)
+            yield parse_row(line, f"{path}:{number}", first=number == 1)
     if not found:
         raise UserError(str(path), "an empty file", "needs at least one line")
+
+
+def parse_row(line: bytes, where: str, first: bool) -> Row:
+    """Return the JSON object in a line; raises UserError as `parse_json`, and for what is no object."""
+    fields = parse_json(line.rstrip(), where, first)
+    if not isinstance(fields, dict):
+        raise UserError(where, _excerpt(line), "must be a JSON object, one a line")
+    return Row(where, fields)
 
 
 def parse_json(content: bytes, where: str, first: bool) -> Any:

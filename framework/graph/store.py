@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from framework.artifacts import MANIFEST, Artifact, Digests, content_hash, file_digests, write_manifest
+from framework.artifacts import MANIFEST, Artifact, Digests, content_hash, file_digests, read_listing, write_manifest
 from framework.convert import to_plain
 from framework.errors import UserError
-from framework.files import clear_way, write_atomically
+from framework.files import clear_way, link_or_copy, write_atomically
 from framework.graph.code import code_version, nested
 from framework.graph.nodes import NamesFiles, Node, OutputRef
 from framework.graph.ownership import OWNER, Ownership
@@ -329,11 +329,11 @@ def _files_of(value: Any) -> tuple[Path, ...]:
 
 def _link(source: str, target: str) -> str:
     """Link a file, or copy it where that can't be; a manifest is copied: its age says when this run got it."""
-    if Path(source).name != MANIFEST:
-        with suppress(OSError):  # another file system, or one without links
-            os.link(source, target)
-            return target
-    return shutil.copyfile(source, target)
+    if Path(source).name == MANIFEST:
+        shutil.copyfile(source, target)
+    else:
+        link_or_copy(Path(source), Path(target))
+    return target
 
 
 @contextmanager
@@ -370,7 +370,12 @@ def _shown(value: Any) -> str:
 
 
 def _counts(directory: Path) -> dict[str, float]:
-    """Lines of each jsonl file, those of dropped.jsonl by their reason too: what a person wants to know of a set."""
+    """Lines of each jsonl file, those of dropped.jsonl by their reason too: what a person wants to know of a set.
+
+    A set in shards brings its own.
+    """
+    if noted := read_listing(directory)[1]:
+        return {name: float(count) for name, count in noted.items()}
     counts: Counter[str] = Counter()
     for file in sorted(directory.glob("*.jsonl")):
         with file.open("rb") as handle:

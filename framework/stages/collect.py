@@ -11,17 +11,18 @@ from typing import Annotated
 from framework.artifacts import PromptSet, TextSet
 from framework.bounds import Bound, PositiveInt, bounded
 from framework.data.layouts.columns import Columns
-from framework.data.layouts.documents import load_documents
 from framework.data.layouts.prompts import load_prompts
-from framework.data.readers import Document, write_documents, write_prompts
+from framework.data.readers import write_prompts
 from framework.data.solutions import StyleConfig, check_solvable, document
 from framework.data.sources import find_source
 from framework.data.splits import check_disjoint
 from framework.data.tasks import TaskConfig, check_task, generate, split_of, unique_prompts
+from framework.data.text.shard_files import Document, document_id, write_text
 from framework.data.tokenizer_training import TokenizerConfig, least_tokens
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
 from framework.rewards.base import RewardConfig
+from framework.stages.read_text import read_corpus
 from framework.stages.references import judge_all, judge_given, judge_tasks
 from framework.types import Prompt
 
@@ -32,7 +33,7 @@ class CollectConfig:
     """Tasks and sizes. `train_prompts_file` and `heldout_prompts_file` replace the generated prompts.
 
     `documents_files`, all of their documents, replace the `documents` that are generated; `validation_documents` of
-    them are set apart at random. Each names a file, glob, folder or hub data set (`data.sources`).
+    them, at most a tenth, are set apart at random. Each names a file, glob, folder or hub data set (`data.sources`).
     """
 
     tasks: Mapping[str, TaskConfig] = field(default_factory=dict)
@@ -45,6 +46,7 @@ class CollectConfig:
     train_prompts_file: str | None = None
     heldout_prompts_file: str | None = None
     documents_files: tuple[str, ...] = ()
+    shard_mb: PositiveInt = 64  # MiB of those files that are worked on together; no result depends on it
     columns: Columns = field(default_factory=dict)  # of the prompts: our name -> the file's
 
     def __post_init__(self) -> None:
@@ -123,12 +125,12 @@ class Collect:
         write_prompts(prompts / "train.jsonl", train)
         write_prompts(prompts / "heldout.jsonl", heldout)
         if config.documents_files:
-            size = self._write_corpus(runtime.seed, text)
+            size = self._write_corpus(runtime, text)
         else:
             banned = {prompt.text for prompt in heldout}
             documents = self._documents(runtime.seed, banned, config.documents + config.validation_documents)
-            write_documents(text / "validation.jsonl", documents[: config.validation_documents])
-            write_documents(text / "train.jsonl", documents[config.validation_documents :])
+            apart = config.validation_documents
+            write_text(text, {"validation": documents[:apart], "train": documents[apart:]})
             size = len(documents)
         runtime.tracker.progress(size, size, f"{len(train)} prompts")
         return Collected(TextSet(text), PromptSet(prompts))
@@ -149,17 +151,13 @@ class Collect:
         )
         return train, heldout
 
-    def _write_corpus(self, seed: int, directory: Path) -> int:
+    def _write_corpus(self, runtime: Runtime, directory: Path) -> int:
         """Write the given documents in their order, those of validation drawn at random; returns how many."""
-        files, apart = self.config.documents_files, self.config.validation_documents
-        size = sum(1 for _ in _documents(files))
-        if size <= apart:
-            raise UserError("data.documents_files", f"{size} documents", f"must be more than the {apart} of validation")
-        chosen = set(random.Random(seed).sample(range(size), apart))
-        for split in ("validation", "train"):
-            wanted = (doc for place, doc in enumerate(_documents(files)) if (place in chosen) == (split != "train"))
-            write_documents(directory / f"{split}.jsonl", wanted)
-        return size
+        key, apart = "data.documents_files", self.config.validation_documents
+        files = self.config.documents_files
+        sources = [(str(place), find_source(name, key).files) for place, name in enumerate(files, start=1)]
+        counts = read_corpus(sources, {}, key, apart, self.config.shard_mb, runtime, directory)
+        return counts["train"] + counts["validation"]
 
     def _documents(self, seed: int, banned: set[str], size: int) -> list[Document]:
         """Documents on questions of the train side, the tasks in proportion to their weights, in random order."""
@@ -171,7 +169,7 @@ class Collect:
             prompts = self._train_side(name, task, 104_729 * (seed + 1) + place, wanted, banned)
             texts += [document(prompt, self.config.styles, rng) for prompt in prompts]
         rng.shuffle(texts)
-        return [Document(f"doc-{index:07d}", text) for index, text in enumerate(texts[:size])]
+        return [Document(document_id("", text), text) for text in texts[:size]]
 
     def _train_side(self, name: str, task: TaskConfig, seed: int, wanted: int, banned: set[str]) -> Iterator[Prompt]:
         found = 0
@@ -207,10 +205,3 @@ def check_given_prompts(
                 worst = max(prompt.token_ids, key=lambda token: abs(token - tokenizer.vocab_size / 2))
                 allowed = f"must be 0 to {tokenizer.vocab_size - 1}: stage.tokenizer.vocab_size={tokenizer.vocab_size}"
                 raise UserError(f"{file}: prompt {prompt.id}: token", worst, allowed)
-
-
-def _documents(names: Sequence[str]) -> Iterator[Document]:
-    """All documents; an id begins with the place of its source in the list."""
-    for place, name in enumerate(names, start=1):
-        for found in load_documents(name, key="data.documents_files"):
-            yield Document(f"{place}-{found.id}", found.text)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from pathlib import Path
 
 from framework.artifacts import TextSet
 from framework.bounds import PositiveInt, bounded
-from framework.data.layouts.documents import load_documents
-from framework.data.readers import write_documents
 from framework.data.sources import find_source
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
 from framework.stages.collect import NoInputs
+from framework.stages.read_text import read_corpus
 
 
 @dataclass(frozen=True)
@@ -23,6 +21,7 @@ class DocumentsConfig:
 
     documents: str | None = None
     validation_documents: PositiveInt = 64  # drawn at random; at most a tenth
+    shard_mb: PositiveInt = 64  # MiB of files that are worked on together; no result depends on it
 
     @property
     def source(self) -> str:
@@ -38,7 +37,7 @@ class DocumentsConfig:
 
 @dataclass(frozen=True)
 class CollectedDocuments:
-    """train.jsonl and validation.jsonl."""
+    """Train and validation shards."""
 
     text: TextSet
 
@@ -51,15 +50,8 @@ class CollectDocuments:
 
     def run(self, inputs: NoInputs, runtime: Runtime) -> CollectedDocuments:
         """Write both splits in the documents' order; raises UserError naming what cannot be read."""
-        source, directory = self.config.source, runtime.artifact_dir("text")
-        size = sum(1 for _ in load_documents(source, key="data.documents"))
-        if size < 2:
-            raise UserError("data.documents", f"{size} documents", "must be 2 or more: one is for validation")
-        share = max(1, min(self.config.validation_documents, size // 10))
-        apart = set(random.Random(runtime.seed).sample(range(size), share))
-        for split in ("validation", "train"):
-            documents = enumerate(load_documents(source, key="data.documents"))
-            wanted = (doc for place, doc in documents if (place in apart) == (split != "train"))
-            write_documents(directory / f"{split}.jsonl", wanted)
-        runtime.tracker.progress(size, size, "documents")
+        config, directory = self.config, runtime.artifact_dir("text")
+        sources = [("1", find_source(config.source, "data.documents").files)]
+        apart = config.validation_documents
+        read_corpus(sources, {}, "data.documents", apart, config.shard_mb, runtime, directory)
         return CollectedDocuments(TextSet(directory))

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from framework.artifacts import PromptSet, TextSet, TokenizerDir, TokenShards
-from framework.bounds import Probability, bounded
 from framework.data.chat_template import TemplateConfig, tokenize_prompts
-from framework.data.control import ControlTokens
-from framework.data.fim import combined_tokens, cut_for_fim, fim_ids, fim_marks, split_combined
-from framework.data.readers import read_documents, read_prompts, read_rows
-from framework.data.shards import write_shards
+from framework.data.readers import read_prompts
+from framework.data.shards import TokenFile, write_meta
 from framework.data.shuffle import sampled
 from framework.data.templates import R1_ZERO_CHAT_TEMPLATE
+from framework.data.text.shard_files import read_text, text_files, train_sizes, write_listing
+from framework.data.text.token_steps import DrawDocuments, TokenizeConfig, TokenizeShards
 from framework.data.tokenizer_files import load_tokenizer, vocabulary_size
 from framework.data.tokenizer_training import TokenizerConfig, train_tokenizer
 from framework.errors import UserError
+from framework.files import link_or_copy
 from framework.graph.nodes import Runtime
+from framework.stages.shard_runs import run_shards
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,24 @@ class TrainTokenizer:
 
     def run(self, inputs: TokenizerInputs, runtime: Runtime) -> TrainedTokenizer:
         """Train on `train_documents` of all documents, drawn by the seed: a corpus stands file by file."""
-        directory, file = runtime.artifact_dir("tokenizer"), inputs.text.path / "train.jsonl"
-        size = sum(1 for _ in read_rows(file))
-        drawn = sampled(read_documents(file), size, self.config.train_documents, runtime.seed)
-        texts = (document.text for document in drawn)
+        directory = runtime.artifact_dir("tokenizer")
+        draw = self._draw(inputs.text.path, runtime)
+        run_shards(draw, len(draw.files), runtime, "shards sampled")
+        texts = (document.text for document in read_text(draw.directory, "sample"))
         size = train_tokenizer(texts, self.config, directory, self.context, R1_ZERO_CHAT_TEMPLATE)
         runtime.tracker.progress(1, 1, f"{size} tokens")
         return TrainedTokenizer(TokenizerDir(directory))
+
+    def _draw(self, text: Path, runtime: Runtime) -> DrawDocuments:
+        """Which documents of each shard are learned from: places in the whole corpus, however it is cut."""
+        files = text_files(text, "train")
+        sizes = train_sizes(text)
+        drawn = np.fromiter(sampled(range(sum(sizes)), sum(sizes), self.config.train_documents, runtime.seed), np.int64)
+        ends = np.cumsum(sizes)
+        owner = np.searchsorted(ends, drawn, side="right")
+        begins = ends - sizes
+        rows = tuple(tuple((drawn[owner == n] - begins[n]).tolist()) for n in range(len(files)))
+        return DrawDocuments(runtime.work_dir / "sample", tuple(files), rows)
 
 
 @dataclass(frozen=True)
@@ -75,19 +86,6 @@ class Tokenized:
     """The result."""
 
     shards: TokenShards
-
-
-@dataclass(frozen=True)
-@bounded
-class TokenizeConfig:
-    """What happens to train documents on the way; both are drawn by the seed and the document's id.
-
-    V3 trained with a FIM rate of 0.1 (section 4.1); the models before it had none. The share of split tokens is not
-    published.
-    """
-
-    fim_rate: Probability = 0.0  # documents rearranged for filling in the middle
-    split_rate: Probability = 0.0  # tokens of punctuation and line breaks cut in two
 
 
 @dataclass(frozen=True)
@@ -110,31 +108,26 @@ class Tokenize:
             for split in ("train", "heldout"):
                 prompts = read_prompts(inputs.prompts.path / f"{split}.jsonl")
                 tokenize_prompts(tokenizer, prompts, self.context, self.max_new_tokens, self.template)
-        directory = runtime.artifact_dir("shards")
-        configs = {"train": self.config, "validation": TokenizeConfig()}
-        splits = {
-            split: _encoded(inputs.text.path / f"{split}.jsonl", tokenizer, config, runtime.seed)
-            for split, config in configs.items()
-        }
-        meta = write_shards(directory, dict(splits), vocabulary_size(tokenizer))
-        runtime.tracker.progress(1, 1, f"{meta.tokens['train']:,} tokens")
+        directory, text = runtime.artifact_dir("shards"), inputs.text.path
+        files = {split: text_files(text, split) for split in ("train", "validation")}
+        everything = (*files["train"], *files["validation"])
+        tokenize = TokenizeShards(
+            runtime.work_dir / "tokens",
+            everything,
+            len(files["train"]),
+            inputs.tokenizer.path,
+            self.config,
+            runtime.seed,
+        )
+        done = run_shards(tokenize, len(everything), runtime, "shards of tokens")
+        splits = dict[str, tuple[TokenFile, ...]]()
+        for shard in done:
+            ((name, _),) = shard.files.items()
+            link_or_copy(tokenize.directory / name, directory / name)
+            ((count, tokens),) = shard.counts.items()
+            split = count.removesuffix("_tokens")
+            splits[split] = (*splits.get(split, ()), TokenFile(name, tokens))
+        meta = write_meta(directory, splits, vocabulary_size(tokenizer))
+        write_listing(directory, done)
+        runtime.tracker.progress(1, 1, f"{meta.tokens('train'):,} tokens")
         return Tokenized(TokenShards(directory))
-
-
-def _encoded(file: Path, tokenizer: Any, config: TokenizeConfig, seed: int, batch: int = 1000) -> Iterator[list[int]]:
-    """Token ids of each document. Names of special tokens in a text are text there, not those tokens."""
-    halves = combined_tokens(tokenizer) if config.split_rate else {}
-    marks = fim_marks(tokenizer.get_vocab()) if config.fim_rate else []
-    begin, control = tokenizer("")["input_ids"], ControlTokens(tokenizer)
-    documents = read_documents(file)
-    while chunk := list(itertools.islice(documents, batch)):
-        keys = [f"{seed} {document.id}" for document in chunk]
-        cuts = [
-            cut_for_fim(document.text, config.fim_rate, key) if marks else (document.text,)
-            for document, key in zip(chunk, keys, strict=True)
-        ]
-        texts = [part for parts in cuts for part in parts]
-        encoded = iter(control.encode_plain(texts))
-        for key, parts in zip(keys, cuts, strict=True):
-            ids = fim_ids(list(itertools.islice(encoded, len(parts))), marks)
-            yield [*begin, *split_combined(ids, halves, config.split_rate, key), tokenizer.eos_token_id]

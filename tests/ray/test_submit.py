@@ -84,7 +84,7 @@ def test_a_submitted_job_runs_on_the_cluster(head: tuple[str, str], tmp_path: Pa
         assert "failed" not in said.stdout, said.stdout
         assert time.monotonic() < deadline, said.stdout + said.stderr
         time.sleep(1)
-    (written,) = tmp_path.glob("runs/sent/artifacts/write-*/text/train.jsonl")
+    (written,) = tmp_path.glob("runs/sent/artifacts/write-*/text/train-00000.jsonl")
     assert "sent along" in written.read_text()
 
     refused = submit(dashboard, tmp_path, RAY_AUTH_TOKEN="f" * 64)

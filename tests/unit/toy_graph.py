@@ -54,7 +54,7 @@ class Write:
     def run(self, inputs: Nothing, runtime: Runtime) -> Texts:
         directory = runtime.artifact_dir("text")
         rows = [json.dumps({"id": str(i), "text": self.word}) for i in range(self.lines)]
-        (directory / "train.jsonl").write_text("\n".join(rows) + "\n")
+        (directory / "train-00000.jsonl").write_text("\n".join(rows) + "\n")
         return Texts(TextSet(directory))
 
 

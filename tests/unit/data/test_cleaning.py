@@ -1,17 +1,25 @@
 from __future__ import annotations
 
+import json
 import random
+import tempfile
 import unicodedata
 from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framework.data.cleaning import CleanConfig, Cleaner, Dropped, words
-from framework.data.readers import Document
+from framework.artifacts import PromptSet, TextSet
+from framework.data.cleaning import CleanConfig, words
+from framework.data.readers import write_prompts
+from framework.data.text.shard_files import Document, read_text, write_text
 from framework.errors import UserError
+from framework.stages.clean import Clean, CleanInputs
 from framework.types import Prompt
+from tests.unit.stages.test_collect import runtime
 
 ONLY_10_GRAMS = CleanConfig(exact=False, near_threshold=None)
 ONLY_NEAR = CleanConfig(exact=False, decontamination_words=0)
@@ -19,10 +27,24 @@ ONLY_NEAR = CleanConfig(exact=False, decontamination_words=0)
 
 def judged(config: CleanConfig, texts: Iterable[str], *heldout: Prompt) -> list[tuple[str, str] | None]:
     """Reason and origin of each document, None for those that stay; ids are places."""
-    cleaner = Cleaner(config, heldout)
-    found = [cleaner.judge(Document(str(place), text)) for place, text in enumerate(texts)]
-    assert all(drop is None or drop.id == str(place) for place, drop in enumerate(found))
-    return [drop and (drop.reason, drop.of) for drop in found]
+    asked = [replace(prompt, id=f"{prompt.id}{place or ''}") for place, prompt in enumerate(heldout)]
+    documents = [Document(f"{place:032x}", text) for place, text in enumerate(texts)]
+    with tempfile.TemporaryDirectory() as folder:
+        tmp = Path(folder)
+        stays = [Document("f" * 32, "never a copy of anything")]
+        write_text(tmp / "text", {"train": [*documents, *stays], "validation": [Document("e" * 32, "nor is this")]})
+        write_prompts(tmp / "prompts" / "heldout.jsonl", asked or [question("never asked of any one")])
+        write_prompts(tmp / "prompts" / "train.jsonl", [question("x")])
+        inputs = CleanInputs(TextSet(tmp / "text"), PromptSet(tmp / "prompts"))
+        text = Clean(config).run(inputs, runtime(tmp)).text.path
+        kept = [document.text for document in read_text(text, "train")]
+        rows = [json.loads(line) for line in (text / "dropped-00000.jsonl").open()]
+    found = {int(row["id"], 16): (row["reason"], row["of"]) for row in rows}
+    assert kept == [document.text for place, document in enumerate(documents) if place not in found] + [stays[0].text]
+    return [
+        (reason, of if reason == "contaminated" else str(int(of, 16))) if (reason, of) != ("", "") else None
+        for reason, of in (found.get(place, ("", "")) for place in range(len(documents)))
+    ]
 
 
 def question(text: str, answer: str = "1") -> Prompt:
@@ -92,8 +114,7 @@ def test_texts_shorter_than_a_shingle_and_without_words() -> None:
 
 def test_a_contaminated_document_stands_for_no_duplicate() -> None:
     text = "calculate 1 + 5"
-    found = Cleaner(CleanConfig(), [question(text)])
-    assert [found.judge(Document(i, text)) for i in "ab"] == [Dropped(i, "contaminated", "q") for i in "ab"]
+    assert judged(CleanConfig(), [text, text, "else"], question(text)) == [*[("contaminated", "q")] * 2, None]
 
 
 LETTERS = st.lists(st.sampled_from("abc"), min_size=1, max_size=8).map(" ".join)

@@ -10,11 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framework.data.readers import (
-    Document,
-    read_documents,
     read_prompts,
     read_rows,
-    write_documents,
     write_prompts,
     write_rows,
 )
@@ -42,17 +39,6 @@ def test_prompts_survive_a_round_trip(tmp_path: Path) -> None:
     assert write_prompts(path, prompts) == 3
     assert read_prompts(path) == prompts
     assert [file.name for file in path.parent.iterdir()] == ["prompts.jsonl"]
-
-
-def test_documents_are_read_one_by_one(tmp_path: Path) -> None:
-    path = tmp_path / "train.jsonl"
-    assert write_documents(path, [Document("a", "x"), Document("b", "y")]) == 2
-    with path.open("a") as file:
-        file.write("{broken\n")
-    documents = read_documents(path)
-    assert [next(documents), next(documents)] == [Document("a", "x"), Document("b", "y")]
-    with pytest.raises(UserError, match=r"train\.jsonl:3"):
-        next(documents)
 
 
 @pytest.mark.parametrize(

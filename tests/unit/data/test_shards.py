@@ -38,7 +38,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     make(tmp_path)
     with pytest.raises(UserError, match="at least one row"):
         TokenRows(tmp_path, "validation", 200, 0)
-    (tmp_path / "train.bin").write_bytes((tmp_path / "train.bin").read_bytes()[:-2])
+    (tmp_path / "train-00000.bin").write_bytes((tmp_path / "train-00000.bin").read_bytes()[:-2])
     with pytest.raises(UserError, match="damaged"):
         TokenRows(tmp_path, "train", 10, 0)
     (tmp_path / "meta.json").unlink()

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from framework.data import hub
-from framework.data.layouts.documents import load_documents
+from framework.data.layouts.columns import Columns
 from framework.data.layouts.prompts import load_prompts
-from framework.data.readers import Document
 from framework.data.rows import file_rows
 from framework.data.sources import find_source
+from framework.data.text.pieces import cut, texts_of
 from framework.errors import UserError
 
 ROWS = [{"question": "1+1?", "answer": "2"}, {"question": "二\n?", "answer": "3"}]
@@ -100,7 +100,7 @@ def test_a_string_of_a_table_that_is_no_text_names_its_row(tmp_path: Path) -> No
     bad = pa.array([b"good", b"\xff\xfe"], pa.binary()).cast(pa.binary()).view(pa.string())
     parquet.write_table(pa.table({"text": bad}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"a\.parquet: row 2: text: got 'byte 1'; is not UTF-8"):
-        list(load_documents(str(tmp_path / "a.parquet")))
+        read(tmp_path / "a.parquet")
 
 
 def test_globs_and_folders(tmp_path: Path) -> None:
@@ -140,21 +140,28 @@ def test_what_is_not_there(name: str, says: str, tmp_path: Path) -> None:
     assert "data.train" in str(caught.value)
 
 
+def read(path: Path, columns: Columns | None = None) -> list[str]:
+    """The texts of all rows; raises what is wrong with the first that has none."""
+    found = []
+    for (piece,) in cut([("1", find_source(str(path), "data.documents").files)], 1):
+        for text in texts_of(piece, columns or {}, "data.documents"):
+            if isinstance(text, UserError):
+                raise text
+            found.append(text)
+    return found
+
+
 def test_documents_of_every_kind(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfthree\n\nlines of it\n")
     (tmp_path / "b.jsonl").write_text('{"text": "\\ufeffone", "url": "x"}\n\n{"text": "two"}\n')
-    assert list(load_documents(str(tmp_path))) == [
-        Document("1-a.txt:1", "three\n\nlines of it\n"),
-        Document("2-b.jsonl:1", "one"),
-        Document("2-b.jsonl:3", "two"),
-    ]
+    assert read(tmp_path) == ["three\n\nlines of it\n", "one", "two"]
     (tmp_path / "c.jsonl").write_text('{"body": "x"}\n')
-    assert [d.text for d in load_documents(str(tmp_path / "c.jsonl"), {"text": "body"})] == ["x"]
+    assert read(tmp_path / "c.jsonl", {"text": "body"}) == ["x"]
     (tmp_path / "d.jsonl").write_text('{"txt": "x"}\n')
     for name, says in (("d.jsonl", r"d\.jsonl:1.*columns txt'; documents need"), ("e.txt", r"e\.txt: got 'byte 4'")):
         (tmp_path / "e.txt").write_bytes(b"abc\xff")
         with pytest.raises(UserError, match=says):
-            list(load_documents(str(tmp_path / name)))
+            read(tmp_path / name)
 
 
 FILES = ["main/train-0.parquet", "main/test-0.parquet", "README.md"]

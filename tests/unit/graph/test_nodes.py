@@ -82,7 +82,7 @@ def test_edge_from_a_node_of_another_graph() -> None:
 def test_existing_artifact_is_checked_before_anything_starts(tmp_path: Path) -> None:
     graph = Graph()
     graph.add("train", Train(), corpus=TextSet(tmp_path))
-    with pytest.raises(UserError, match=r"train\.jsonl"):
+    with pytest.raises(UserError, match=r"train-00000\.jsonl"):
         graph.check()
-    (tmp_path / "train.jsonl").write_text("{}\n")
+    (tmp_path / "train-00000.jsonl").write_text("{}\n")
     graph.check()

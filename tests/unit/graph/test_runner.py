@@ -152,7 +152,7 @@ class Long:
         (runtime.work_dir / "begun_at").write_text(str(done))
         file.write_text("." * self.steps)
         directory = runtime.artifact_dir("text")
-        (directory / "train.jsonl").write_text("x\n" * self.steps)
+        (directory / "train-00000.jsonl").write_text("x\n" * self.steps)
         return Texts(TextSet(directory))
 
 
@@ -162,7 +162,7 @@ def long(tmp_path: Path, **settings: Any) -> tuple[int, int]:
     graph.add("long", Long(**settings))
     text = runner(tmp_path, graph).run()["long"].text
     newest = max((tmp_path / "run" / "state").glob("long-*/begun_at"), key=lambda file: file.stat().st_mtime_ns)
-    return len((text.path / "train.jsonl").read_text().splitlines()), int(newest.read_text())
+    return len((text.path / "train-00000.jsonl").read_text().splitlines()), int(newest.read_text())
 
 
 def test_a_finished_stage_can_be_extended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -226,7 +226,7 @@ def test_what_another_run_has_made_is_taken_over_and_outlives_it(
 
 def test_what_is_damaged_or_unfinished_elsewhere_is_made_here(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     outputs = runner(tmp_path).run()
-    (outputs["write"].text.path / "train.jsonl").write_text("short")
+    (outputs["write"].text.path / "train-00000.jsonl").write_text("short")
     (outputs["evaluate"].report.path / MANIFEST).unlink()
     started(caplog)
     Runner(toy(), Store(tmp_path / "other"), ClusterConfig()).run()
@@ -266,7 +266,7 @@ def test_manifest_tells_where_an_artifact_comes_from(tmp_path: Path) -> None:
     outputs = runner(tmp_path).run()
     text = outputs["write"].text.manifest()
     model = outputs["train"].checkpoint.manifest()
-    assert text.counts == {"train": 3.0}
+    assert text.counts == {"train-00000": 3.0}
     assert model.inputs == {"corpus": text.content_hash}
     assert model.stage == "tests.unit.toy_graph.Train"
     assert model.config["lr"] == 1e-3

@@ -30,7 +30,7 @@ def write_run(run_dir: Path, steps: int = 120, layers: int = 3, experts: int = 1
     run_dir.mkdir(parents=True)
     config = {"job": {"name": "r1_zero"}, "model": {"name": "v3_tiny"}, "cluster": {"name": "laptop"}, "seed": 0}
     (run_dir / "config.json").write_text(json.dumps(config))
-    text = write_artifact(run_dir, "collect", TextSet, {"train.jsonl": '{"id": "0", "text": "2 + 2 = 4"}\n'}, {})
+    text = write_artifact(run_dir, "collect", TextSet, {"train-00000.jsonl": '{"id": "0", "text": "2 + 2 = 4"}\n'}, {})
     prompts = write_artifact(run_dir, "prompts", PromptSet, {"train.jsonl": "{}\n", "heldout.jsonl": "{}\n"}, {})
     pretrain(run_dir, 4 * steps, layers, experts)
     base = write_artifact(

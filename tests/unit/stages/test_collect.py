@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from framework.config import compose
-from framework.data.readers import read_documents, read_prompts
+from framework.data.readers import read_prompts
 from framework.data.solutions import SOLVERS
 from framework.data.splits import check_disjoint
 from framework.data.tasks import TaskConfig, generate, split_of, unique_prompts
+from framework.data.text.shard_files import read_text
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
@@ -37,7 +38,7 @@ def test_heldout_questions_reach_neither_text_nor_train_prompts(tmp_path: Path) 
     assert (len(train), len(heldout)) == (300, 60)
     assert not {p.id for p in train} & {p.id for p in heldout}
     assert not {p.text for p in train} & {p.text for p in heldout}
-    documents = list(read_documents(collected.text.path / "train.jsonl"))
+    documents = list(read_text(collected.text.path, "train"))
     assert len(documents) == 600
     for document in documents:
         assert not any(f"User: {prompt.text} Assistant:" in document.text for prompt in heldout)

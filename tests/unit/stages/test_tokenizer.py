@@ -9,8 +9,9 @@ import pytest
 
 from framework.artifacts import PromptSet, TextSet
 from framework.data.chat_template import ChatTemplate
-from framework.data.readers import Document, write_documents, write_prompts
+from framework.data.readers import write_prompts
 from framework.data.shards import TokenRows
+from framework.data.text.shard_files import Document, write_text
 from framework.data.tokenizer_training import EOS, FIM_HOLE, SPECIAL_TOKENS, TokenizerConfig, least_tokens, pre_tokens
 from framework.errors import UserError
 from framework.stages.tokenizer import Tokenize, TokenizeInputs, TokenizerInputs, TrainTokenizer
@@ -24,8 +25,8 @@ CONFIG = TokenizerConfig(vocab_size=300, digits_per_token=1)
 def tokenized(tmp_path_factory: pytest.TempPathFactory) -> TokenizeInputs:
     """A text set and the tokenizer trained on it."""
     tmp = tmp_path_factory.mktemp("toy")
-    for split in ("train", "validation"):
-        write_documents(tmp / "text" / f"{split}.jsonl", [Document(str(i), f"{i} plus {i}.") for i in range(20)])
+    documents = [Document(str(i), f"{i} plus {i}.") for i in range(20)]
+    write_text(tmp / "text", {"train": documents, "validation": documents})
     (tmp / "out").mkdir()
     trained = TrainTokenizer(CONFIG, 64, 300).run(TokenizerInputs(TextSet(tmp / "text")), runtime(tmp))
     return TokenizeInputs(TextSet(tmp / "text"), trained.tokenizer)
@@ -49,13 +50,12 @@ def test_names_of_special_tokens_in_a_text_stay_text(tokenized: TokenizeInputs, 
     from transformers import AutoTokenizer
 
     text = f"an end {EOS} or {FIM_HOLE} in a web page"
-    for split in ("train", "validation"):
-        write_documents(tmp_path / "text" / f"{split}.jsonl", [Document("a", text)])
+    write_text(tmp_path / "text", {"train": [Document("a", text)], "validation": [Document("a", text)]})
     inputs = TokenizeInputs(TextSet(tmp_path / "text"), tokenized.tokenizer)
     shards = Tokenize().run(inputs, runtime(tmp_path)).shards
     tokenizer, ids = (
         AutoTokenizer.from_pretrained(tokenized.tokenizer.path),
-        np.fromfile(shards.path / "train.bin", "uint16"),
+        np.fromfile(shards.path / "train-00000.bin", "uint16"),
     )
     special = [int(token) for token in ids if token < len(SPECIAL_TOKENS)]
     assert special == [tokenizer.bos_token_id, tokenizer.eos_token_id]
@@ -119,7 +119,7 @@ def test_text_is_cut_by_deepseeks_rules(digits: int, text: str, expected: list[s
 def test_the_tokenizer_learns_from_the_whole_corpus(tmp_path: Path) -> None:
     """A corpus stands file by file: half the documents, drawn by the seed, hold words of its start and of its end."""
     texts = ["alpha alpha"] * 20 + ["omega omega"] * 20
-    write_documents(tmp_path / "text" / "train.jsonl", [Document(str(i), text) for i, text in enumerate(texts)])
+    write_text(tmp_path / "text", {"train": [Document(str(i), text) for i, text in enumerate(texts)]})
     (tmp_path / "out").mkdir()
     stage = TrainTokenizer(TokenizerConfig(vocab_size=300, train_documents=20), 64, 300)
     vocabulary = stage.run(TokenizerInputs(TextSet(tmp_path / "text")), runtime(tmp_path)).tokenizer.path

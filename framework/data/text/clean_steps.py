@@ -1,0 +1,324 @@
+"""The steps of cleaning: judge each shard by itself, find duplicates by partitions, write what stays."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from framework.data.cleaning import CleanConfig, Contamination, exact_key, words
+from framework.data.readers import read_prompts
+from framework.data.text.duplicates import (
+    DROP,
+    EDGE,
+    EXACT,
+    PLACE,
+    MinHash,
+    component_drops,
+    exact_drops,
+    id_halves,
+    id_of,
+    near_edges,
+)
+from framework.data.text.partitions import Dealer, dealt, of_shard, save
+from framework.data.text.shard_files import Document, Done, ShardWriter, read_shard, shard_name, whole_file
+from framework.errors import UserError
+
+SPLITS = ("train", "validation")
+SAMPLES = 5  # dropped documents of each reason whose text is kept for people
+_EXCERPT = 500  # characters of it
+_TOGETHER = 256  # documents whose signatures are dealt at once
+_PARTITION = 2**20  # records of a partition that are compared at once
+MOST_FAILED = 0.01  # share of documents that a rule may fail on
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Shards of both splits under one numbering, train first, and how many partitions their duplicates make."""
+
+    files: tuple[Path, ...]
+    train: int  # shards
+    documents: int
+    config: CleanConfig
+
+    def split(self, number: int) -> int:
+        """0 for a shard of train, 1 for one of validation."""
+        return int(number >= self.train)
+
+    def name(self, number: int) -> str:
+        """The file of shard `number` in a set of text."""
+        split = self.split(number)
+        return shard_name(SPLITS[split], number - split * self.train)
+
+    @property
+    def minhash(self) -> MinHash | None:
+        config = self.config
+        if config.near_threshold is None:
+            return None
+        return MinHash(config.permutations, config.shingle_words, config.near_threshold)
+
+    @property
+    def exact_partitions(self) -> int:
+        return 1 + self.documents // _PARTITION
+
+    @property
+    def near_partitions(self) -> int:
+        return 1 + (self.documents * self.minhash.bands[0] if self.minhash else 0) // _PARTITION
+
+
+@dataclass(frozen=True)
+class JudgeShards:
+    """Each shard: the documents that stay by what is in them, signatures of those, and the dropped with reasons."""
+
+    directory: Path
+    corpus: Corpus
+    heldout: Path | None
+
+    def __call__(self, number: int) -> Done:
+        """Judge shard `number`."""
+        corpus, split = self.corpus, self.corpus.split(number)
+        name, gone = corpus.name(number), Gone(SPLITS[split])
+        contamination = _contamination(self.heldout, corpus.config.decontamination_words)
+        names = [name, shard_name("dropped", number), *signature_names(number)]
+        with (
+            whole_file(self.directory / names[0]) as kept,
+            whole_file(self.directory / names[1]) as dropped,
+            whole_file(self.directory / names[2]) as exact,
+            whole_file(self.directory / names[3]) as near,
+            whole_file(self.directory / names[4]) as exact_ends,
+            whole_file(self.directory / names[5]) as near_ends,
+        ):
+            signatures, row = Signatures(corpus, exact, near), 0
+            for document in read_shard(corpus.files[number]):
+                reason, of, found = _judged(document, contamination, corpus.minhash is not None)
+                if reason:
+                    gone.add(dropped, document, reason, of)
+                    continue
+                kept.write_document(document)
+                signatures.add(document, found, (split, *id_halves(document.id), number, row))
+                row += 1
+            for writer, ends in zip((exact_ends, near_ends), signatures.finish(), strict=True):
+                save(writer, ends)
+            writers = (kept, dropped, exact, near, exact_ends, near_ends)
+            samples = gone.write_samples(self.directory, number)
+        files = {name: writer.note() for name, writer in zip(names, writers, strict=True)} | samples
+        return Done(files, {SPLITS[split]: row, **gone.counts}, {}, (corpus.files[number].name,))
+
+
+def _judged(document: Document, contamination: Contamination | None, near: bool) -> tuple[str, str, Sequence[str]]:
+    """Return why a document goes and of what it is a copy, or two empty texts; and its words, where they are needed.
+
+    A document that a rule fails on goes, and is counted: it must not end the run of all others.
+    """
+    try:
+        found = words(document.text) if contamination or near else ()
+        if contamination and (prompt := contamination.prompt_in(found)) is not None:
+            return "contaminated", prompt, found
+        return "", "", found
+    except Exception as error:
+        return "failed", f"{type(error).__name__}: {error}", ()
+
+
+class Signatures:
+    """Deals the signatures of documents, some at a time, to the partitions in which copies meet."""
+
+    def __init__(self, corpus: Corpus, exact: ShardWriter, near: ShardWriter) -> None:
+        self._config, self._minhash = corpus.config, corpus.minhash
+        self._exact = Dealer(exact, corpus.exact_partitions)
+        self._near = Dealer(near, corpus.near_partitions)
+        self._keys: list[tuple[Any, ...]] = []
+        self._sketches: list[Any] = []
+        self._places: list[tuple[int, ...]] = []
+
+    def add(self, document: Document, found: Sequence[str], place: tuple[int, ...]) -> None:
+        """Take a document that stays; `found` are its words. One without any is no near duplicate of another."""
+        if self._config.exact:
+            self._keys.append((*exact_key(document.text), *place))
+        if self._minhash and found:
+            self._sketches.append(self._minhash.signature(found))
+            self._places.append(place)
+        if max(len(self._keys), len(self._places)) >= _TOGETHER:
+            self._deal()
+
+    def finish(self) -> tuple[Any, Any]:
+        """Return where the records of each partition end, of exact and near ones."""
+        self._deal()
+        return self._exact.finish(), self._near.finish()
+
+    def _deal(self) -> None:
+        if self._keys:
+            self._exact.add(np.array(self._keys, EXACT))
+        if self._minhash and self._places:
+            self._near.add(self._minhash.entries(np.array(self._sketches), np.array(self._places, PLACE)))
+        self._keys, self._sketches, self._places = [], [], []
+
+
+@dataclass
+class Gone:
+    """Dropped documents of a shard: a line each, counts by reason, and a sample with their text."""
+
+    split: str
+    counts: Counter[str] = field(default_factory=Counter)
+    _samples: dict[str, list[tuple[str, dict[str, str]]]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, writer: ShardWriter, document: Document, reason: str, of: str) -> None:
+        """Write the document's line."""
+        row = {"split": self.split, "id": document.id, "reason": reason, "of": of}
+        writer.write_row(row)
+        self.counts["dropped"] += 1
+        self.counts[f"dropped.{reason}"] += 1
+        self._samples[reason].append((document.id, {**row, "text": document.text[:_EXCERPT]}))
+        if len(self._samples[reason]) > 100:
+            self._samples[reason] = _smallest(self._samples[reason])
+
+    def write_samples(self, directory: Path, number: int) -> dict[str, Any]:
+        """Write those with the smallest ids: they are the same however documents are cut into shards."""
+        name = shard_name("samples", number)
+        with whole_file(directory / name) as writer:
+            for reason in sorted(self._samples):
+                for _, row in _smallest(self._samples[reason]):
+                    writer.write_row(row)
+        return {name: writer.note()}
+
+
+def _smallest(rows: list[tuple[str, dict[str, str]]]) -> list[tuple[str, dict[str, str]]]:
+    return heapq.nsmallest(SAMPLES, rows, key=lambda row: row[0])
+
+
+def signature_names(number: int) -> tuple[str, str, str, str]:
+    """Files of a shard's exact and near signatures, and of where their partitions end."""
+    kinds = ("exact", "near", "exact_ends", "near_ends")
+    exact, near, exact_ends, near_ends = (shard_name(kind, number, "bin") for kind in kinds)
+    return exact, near, exact_ends, near_ends
+
+
+@dataclass(frozen=True)
+class FindExact:
+    """Each partition: which documents of all shards go as exact duplicates."""
+
+    directory: Path
+    judged: Path
+    corpus: Corpus
+
+    def __call__(self, number: int) -> Done:
+        """Compare partition `number`."""
+        shards = range(len(self.corpus.files))
+        entries = [_read(self.judged, shard, 0, EXACT, number, self.corpus.exact_partitions) for shard in shards]
+        drops, name = exact_drops(np.concatenate(entries)), shard_name("exact", number, "bin")
+        with whole_file(self.directory / name) as writer:
+            note = save(writer, drops)
+        return Done({name: note})
+
+
+@dataclass(frozen=True)
+class FindNear:
+    """Each partition: which documents that meet in a band are alike."""
+
+    directory: Path
+    judged: Path
+    corpus: Corpus
+
+    def __call__(self, number: int) -> Done:
+        """Compare partition `number`."""
+        minhash, shards = self.corpus.minhash, range(len(self.corpus.files))
+        assert minhash is not None
+        partitions = self.corpus.near_partitions
+        entries = [_read(self.judged, shard, 1, minhash.dtype, number, partitions) for shard in shards]
+        name = shard_name("edges", number, "bin")
+        with whole_file(self.directory / name) as writer:
+            note = save(writer, near_edges(np.concatenate(entries), minhash))
+        return Done({name: note})
+
+
+@dataclass(frozen=True)
+class Connect:
+    """All edges: the clusters that they make. In one process: it takes about 150 bytes an edge."""
+
+    directory: Path
+    near: Path
+    partitions: int
+
+    def __call__(self, number: int) -> Done:
+        """Write which documents go, by shard."""
+        files = [self.near / shard_name("edges", part, "bin") for part in range(self.partitions)]
+        drops, clusters = component_drops(np.unique(np.concatenate([np.fromfile(file, EDGE) for file in files])))
+        name = shard_name("near", number, "bin")
+        with whole_file(self.directory / name) as writer:
+            note = save(writer, drops)
+        return Done({name: note}, {}, {f"near duplicates, cluster of {size}": n for size, n in clusters.items()})
+
+
+@dataclass(frozen=True)
+class WriteKept:
+    """Each shard without its duplicates; lines are copied as they are."""
+
+    directory: Path
+    judged: Path
+    exact: Path | None
+    near: Path | None
+    corpus: Corpus
+
+    def __call__(self, number: int) -> Done:
+        """Write shard `number`."""
+        corpus, split = self.corpus, self.corpus.split(number)
+        name, listed = corpus.name(number), shard_name("dropped", number)
+        drops, gone, row = self._drops(number), Gone(SPLITS[split]), 0
+        with (
+            (self.judged / name).open("rb") as lines,
+            whole_file(self.directory / name) as kept,
+            whole_file(self.directory / listed) as dropped,
+        ):
+            dropped.write((self.judged / listed).read_bytes())
+            for place, line in enumerate(lines):
+                if place in drops:
+                    gone.add(dropped, Document(**json.loads(line)), *drops[place])
+                else:
+                    kept.write(line)
+                    row += 1
+        samples = gone.write_samples(self.directory, number)
+        return Done({name: kept.note(), listed: dropped.note()} | samples, {SPLITS[split]: row, **gone.counts})
+
+    def _drops(self, number: int) -> dict[int, tuple[str, str]]:
+        """Row -> why it goes and of what it is a copy. A copy to the letter is called that."""
+        found = {}
+        for reason, directory, parts in (
+            ("near_duplicate", self.near, 1),
+            ("exact_duplicate", self.exact, self.corpus.exact_partitions),
+        ):
+            kind = reason.partition("_")[0]
+            for part in range(parts if directory is not None else 0):
+                assert directory is not None
+                for drop in of_shard(directory / shard_name(kind, part, "bin"), DROP, number):
+                    found[int(drop["row"])] = (reason, id_of(drop["of_high"], drop["of_low"]))
+        return found
+
+
+def _read(judged: Path, shard: int, kind: int, dtype: np.dtype[Any], partition: int, partitions: int) -> Any:
+    names = signature_names(shard)
+    ends = np.fromfile(judged / names[kind + 2], np.int64).reshape(-1, partitions)
+    return dealt(judged / names[kind], ends, dtype, partition)
+
+
+def check_failed(shards: Sequence[Done]) -> None:
+    """Raise UserError if rules failed on more documents than single broken ones explain."""
+    counts = Counter[str]()
+    for done in shards:
+        counts.update(done.counts)
+    seen = sum(counts[name] for name in (*SPLITS, "dropped"))
+    if counts["dropped.failed"] > MOST_FAILED * seen:
+        found = f"{counts['dropped.failed']} of {seen} documents on which a rule failed"
+        raise UserError(
+            "stage.clean", found, f"must be at most {MOST_FAILED:.0%}: see the samples of dropped documents"
+        )
+
+
+@lru_cache(maxsize=1)
+def _contamination(heldout: Path | None, n: int) -> Contamination | None:
+    return None if heldout is None or not n else Contamination(read_prompts(heldout), n)

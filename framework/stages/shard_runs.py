@@ -1,0 +1,130 @@
+"""Runs a step on many shards: what is done stays done, several at once on Ray Data, one alone in this process.
+
+A step is a picklable function of a shard's number. It writes its files whole and returns a `Done`, which is recorded
+beside them; a shard that has its record is not made again. Ray Data hands the numbers out, starts a task that died with
+its node again, and holds back what nobody takes; documents themselves never pass through Ray, only files.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from framework.artifacts import FileNote
+from framework.data.text.shard_files import Done
+from framework.errors import RunFailed
+from framework.files import write_atomically
+from framework.graph.nodes import Runtime
+
+
+class Step(Protocol):
+    """What is done to each shard."""
+
+    @property
+    def directory(self) -> Path:
+        """Where its files and records go."""
+        ...
+
+    def __call__(self, number: int) -> Done:
+        """Make the files of one shard."""
+        ...
+
+
+def run_shards(step: Step, count: int, runtime: Runtime, unit: str) -> list[Done]:
+    """Do `step` for shards 0 to `count` - 1; returns what was done, in their order.
+
+    Raises what the step raises of the first shard that fails, Stopped once the run is asked to stop.
+    """
+    step.directory.mkdir(parents=True, exist_ok=True)
+    found = {number: done for number in range(count) if (done := _recorded(step.directory, number)) is not None}
+    waiting = [number for number in range(count) if number not in found]
+    if len(found) and waiting:
+        logging.getLogger("framework.data").info("%s: %d of %d shards were done before", unit, len(found), count)
+    for number in _results(step, waiting, runtime):
+        done = _recorded(step.directory, number)
+        if done is None:
+            raise RunFailed(f"{step.directory}: shard {number} was made, but is not there: is this disk shared?")
+        found[number] = done
+        runtime.tracker.progress(len(found), count, unit)
+        if len(found) < count:
+            runtime.stop_if_asked()
+    return [found[number] for number in range(count)]
+
+
+def _results(step: Step, waiting: Sequence[int], runtime: Runtime) -> Iterator[int]:
+    """Numbers of shards as they are finished."""
+    if len(waiting) < 2 or runtime.cluster.cpus < 2 or not _ray_is_up():
+        for number in waiting:
+            _make(step, number)
+            yield number
+        return
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    call = _Call(step, tuple(waiting))
+    tasks = ray.data.range(len(waiting), override_num_blocks=len(waiting))
+    for row in tasks.map(call, concurrency=min(len(waiting), runtime.cluster.cpus)).iter_rows():
+        if row["error"]:
+            raise pickle.loads(row["error"])
+        yield int(row["number"])
+
+
+class _Call:
+    """A task of Ray Data: makes a shard, and hands on what was raised as it is."""
+
+    def __init__(self, step: Step, waiting: tuple[int, ...]) -> None:
+        self._step, self._waiting = step, waiting
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        number, error = self._waiting[row["id"]], b""
+        try:
+            _make(self._step, number)
+        except Exception as raised:
+            error = _pickled(raised)
+        return {"number": number, "error": error}
+
+
+def _make(step: Callable[[int], Done], number: int) -> None:
+    done = step(number)
+    write_atomically(_record(step.directory, number), json.dumps(asdict(done)))  # type: ignore[attr-defined]
+
+
+def _record(directory: Path, number: int) -> Path:
+    return directory / f"done-{number:05d}.json"
+
+
+def _recorded(directory: Path, number: int) -> Done | None:
+    """What is known of a shard that is finished and whole."""
+    try:
+        found = json.loads(_record(directory, number).read_text())
+    except (FileNotFoundError, ValueError):  # a torn record is none
+        return None
+    files = {name: FileNote(**note) for name, note in found.pop("files").items()}
+    for name, note in files.items():
+        file = directory / name
+        if not file.is_file() or file.stat().st_size != note.bytes:
+            return None
+    first = tuple((key, row) for key, row in found.pop("first"))
+    problem = None if found["problem"] is None else tuple(found["problem"])
+    return Done(files, found["counts"], found["shown"], tuple(found["sources"]), first, problem)
+
+
+def _pickled(error: Exception) -> bytes:
+    try:
+        pickle.loads(found := pickle.dumps(error))
+    except Exception:  # an exception that cannot cross processes still says what happened
+        return pickle.dumps(RunFailed(f"{type(error).__name__}: {error}"))
+    return found
+
+
+def _ray_is_up() -> bool:
+    import ray
+
+    return bool(ray.is_initialized())
