@@ -138,8 +138,8 @@ class TokenRows:
             ids = self._mapped(self._directory / self._files[place].name, self._dtype)
             parts.append(ids[first - begins : end - begins])
             first, place = self._ends[place], place + 1
-        ids: npt.NDArray[np.int64] = np.concatenate(parts).astype(np.int64)
-        return ids
+        found: npt.NDArray[np.int64] = np.concatenate(parts).astype(np.int64)
+        return found
 
 
 def _map(file: Path, dtype: str) -> npt.NDArray[Any]:
