@@ -11,6 +11,7 @@ from framework.stages.clean import Clean
 from framework.stages.documents import CollectDocuments, DocumentsConfig
 from framework.stages.extend import before_extension, extensions
 from framework.stages.pretrain import Pretrain
+from framework.stages.text_plan import text_notes
 from framework.stages.tokenizer import Tokenize, TrainTokenizer
 
 
@@ -23,6 +24,8 @@ def build(config: RunConfig) -> Graph:
     stage, model = config.stage, fresh_model(config)
     pretrain = stage["pretrain"]
     graph = Graph()
+    notes = text_notes(pretrain.batches.tokens(pretrain.steps), stage["clean"], config.cluster)
+    graph.notes |= {"documents": notes["read"], "clean": notes["clean"], "tokenize": notes["tokenize"]}
     documents = graph.add("documents", CollectDocuments(config.data)).out("text")
     text = graph.add("clean", Clean(stage["clean"]), text=documents).out("text")
     train_tokenizer = TrainTokenizer(stage["tokenizer"], model.max_position_embeddings, model.vocab_size)

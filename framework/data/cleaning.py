@@ -12,9 +12,11 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
-from framework.bounds import Bound, NonNegativeInt, PositiveInt, bounded
+from framework.bounds import Bound, NonNegativeInt, PositiveInt, Probability, bounded
+from framework.data.sources import find_source
 from framework.errors import UserError
 from framework.types import Prompt
 
@@ -36,10 +38,25 @@ class CleanConfig:
     shingle_words: PositiveInt = 5
     permutations: Annotated[int, Bound(least=32, most=4096)] = 128  # an even number
     decontamination_words: NonNegativeInt = 10  # n of the n-grams shared with a held-out prompt; 0: off
+    # Prompts that must not be in the text, besides the run's held-out ones: files, globs, folders, hub data sets
+    benchmarks: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()  # ISO 639-1 codes of those that stay; none: all, and nobody looks
+    language_score: Probability = 0.65  # how sure the language must be (FineWeb's)
+    # Quality rules for pages of the web (data/text/filters.py); DeepSeek has published none of its own
+    c4: bool = False
+    gopher: bool = False
+    fineweb: bool = False
+    scrub: bool = False  # replace e-mail and public IP addresses
 
     def __post_init__(self) -> None:
         if self.permutations % 2:
             raise UserError("stage.clean.permutations", self.permutations, "must be even")
+        self.named_files()
+
+    def named_files(self) -> tuple[Path, ...]:
+        """The benchmarks' files: the stage runs again when one of them changes."""
+        key = "stage.clean.benchmarks"
+        return tuple(file for name in self.benchmarks for file in find_source(name, key, "test").files)
 
 
 class Contamination:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from framework.data.readers import Row, check_unicode, open_data, parse_json, read_rows
+from framework.data.text.warc import warc_rows
 from framework.errors import UserError
 
-KINDS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".arrow", ".txt")
+KINDS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".arrow", ".txt", ".warc")
 _PACKED = (".gz", ".zst")
 
 
@@ -30,6 +31,7 @@ def file_rows(file: Path) -> Iterator[Row]:
     """Yield the rows of one file; raises UserError for a file without any."""
     kind, found = kind_of(file), False
     readers = {".json": _json, ".parquet": _parquet, ".arrow": _arrow, ".csv": _csv, ".tsv": _csv, ".txt": _text}
+    readers[".warc"] = warc_rows
     for row in readers.get(kind or "", read_rows)(file):
         found = True
         yield row

@@ -2,7 +2,8 @@
 
     DIR/gsm8k.jsonl   "data/*.parquet"   saved_dataset/train   openai/gsm8k   openai/gsm8k/main/train*.parquet
 
-Kinds: .jsonl (.ndjson), .json, .parquet, .csv, .tsv, .arrow and, for documents, .txt; each also with .gz or .zst.
+Kinds: .jsonl (.ndjson), .json, .parquet, .csv, .tsv, .arrow and, for documents, .txt and .warc; each also packed, .gz
+or .zst.
 """
 
 from __future__ import annotations

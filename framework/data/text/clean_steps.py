@@ -7,14 +7,12 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from framework.data.cleaning import CleanConfig, Contamination, exact_key, words
-from framework.data.readers import read_prompts
+from framework.data.cleaning import CleanConfig, exact_key
 from framework.data.text.duplicates import (
     DROP,
     EDGE,
@@ -27,6 +25,7 @@ from framework.data.text.duplicates import (
     id_of,
     near_edges,
 )
+from framework.data.text.judge import judge_of
 from framework.data.text.partitions import Dealer, dealt, of_shard, save
 from framework.data.text.shard_files import Document, Done, ShardWriter, read_shard, shard_name, whole_file
 from framework.errors import UserError
@@ -85,7 +84,7 @@ class JudgeShards:
         """Judge shard `number`."""
         corpus, split = self.corpus, self.corpus.split(number)
         name, gone = corpus.name(number), Gone(SPLITS[split])
-        contamination = _contamination(self.heldout, corpus.config.decontamination_words)
+        judge = judge_of(corpus.config, self.heldout)
         names = [name, shard_name("dropped", number), *signature_names(number)]
         with (
             whole_file(self.directory / names[0]) as kept,
@@ -95,35 +94,26 @@ class JudgeShards:
             whole_file(self.directory / names[4]) as exact_ends,
             whole_file(self.directory / names[5]) as near_ends,
         ):
-            signatures, row = Signatures(corpus, exact, near), 0
+            signatures, shown, row = Signatures(corpus, exact, near), Counter[str](), 0
             for document in read_shard(corpus.files[number]):
-                reason, of, found = _judged(document, contamination, corpus.minhash is not None)
-                if reason:
-                    gone.add(dropped, document, reason, of)
+                verdict = judge.verdict(document)
+                if verdict.language:
+                    shown[f"language {verdict.language}"] += 1
+                kind = "dropped" if verdict.reason else "kept"
+                shown[f"{kind} of 2^{len(document.text).bit_length()} characters"] += 1
+                if verdict.reason:
+                    gone.add(dropped, document, verdict.reason, verdict.of)
                     continue
-                kept.write_document(document)
-                signatures.add(document, found, (split, *id_halves(document.id), number, row))
+                kept.write_document(verdict.document)
+                place = (split, *id_halves(document.id), number, row)
+                signatures.add(verdict.document, verdict.words, place)
                 row += 1
             for writer, ends in zip((exact_ends, near_ends), signatures.finish(), strict=True):
                 save(writer, ends)
             writers = (kept, dropped, exact, near, exact_ends, near_ends)
             samples = gone.write_samples(self.directory, number)
         files = {name: writer.note() for name, writer in zip(names, writers, strict=True)} | samples
-        return Done(files, {SPLITS[split]: row, **gone.counts}, {}, (corpus.files[number].name,))
-
-
-def _judged(document: Document, contamination: Contamination | None, near: bool) -> tuple[str, str, Sequence[str]]:
-    """Return why a document goes and of what it is a copy, or two empty texts; and its words, where they are needed.
-
-    A document that a rule fails on goes, and is counted: it must not end the run of all others.
-    """
-    try:
-        found = words(document.text) if contamination or near else ()
-        if contamination and (prompt := contamination.prompt_in(found)) is not None:
-            return "contaminated", prompt, found
-        return "", "", found
-    except Exception as error:
-        return "failed", f"{type(error).__name__}: {error}", ()
+        return Done(files, {SPLITS[split]: row, **gone.counts}, dict(shown), (corpus.files[number].name,))
 
 
 class Signatures:
@@ -317,8 +307,3 @@ def check_failed(shards: Sequence[Done]) -> None:
         raise UserError(
             "stage.clean", found, f"must be at most {MOST_FAILED:.0%}: see the samples of dropped documents"
         )
-
-
-@lru_cache(maxsize=1)
-def _contamination(heldout: Path | None, n: int) -> Contamination | None:
-    return None if heldout is None or not n else Contamination(read_prompts(heldout), n)

@@ -50,13 +50,19 @@ def cut(sources: Sequence[tuple[str, Sequence[Path]]], size: int) -> list[tuple[
 
 
 def texts_of(piece: Piece, columns: Columns, key: str) -> Iterator[str | UserError]:
-    """Yield the text of every row, or what is wrong with the row.
+    """Yield the text of every row, or what is wrong with the row; an empty text of a page that has none.
 
     Raises UserError for a file that can't be read on: it is missing, damaged, of no known kind, or without rows.
     """
-    for row in _lines(piece) if kind_of(piece.file) in (".jsonl", ".ndjson") else file_rows(piece.file):
+    kind = kind_of(piece.file)
+    for row in _lines(piece) if kind in (".jsonl", ".ndjson") else file_rows(piece.file):
         try:
-            yield row if isinstance(row, UserError) else text_in(row, columns, key)
+            if isinstance(row, UserError):
+                yield row
+            elif kind == ".warc" and not row.fields["text"].strip():
+                yield ""
+            else:
+                yield text_in(row, columns, key)
         except UserError as error:
             yield _placed(error, piece)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +33,16 @@ class ReadPieces:
     def __call__(self, number: int) -> Done:
         """Write shard `number`; raises UserError for a file that can't be read."""
         name, pieces = shard_name("train", number), self.shards[number]
-        row, wrong = 0, list[UserError]()
+        row, wrong, rejected = 0, list[UserError](), Counter[str]()
         lowest: list[tuple[str, int]] = []
         with whole_file(self.directory / name) as writer:
             for piece in pieces:
                 for text in texts_of(piece, self.columns, self.key):
                     if isinstance(text, UserError):
                         wrong.append(text)
+                        continue
+                    if not text:
+                        rejected["no_text"] += 1
                         continue
                     document = Document(document_id(piece.source, text), text, piece.source)
                     writer.write_document(document)
@@ -49,7 +53,9 @@ class ReadPieces:
         if len(wrong) > max(100, row):
             raise wrong[0]
         first = tuple(heapq.nsmallest(self.apart, lowest))
-        counts = {"train": row, **({"dropped": len(wrong), "dropped.not_a_document": len(wrong)} if wrong else {})}
+        rejected += Counter(not_a_document=len(wrong))
+        reasons = {f"dropped.{reason}": count for reason, count in rejected.items()}
+        counts = {"train": row, **({"dropped": rejected.total()} if rejected else {}), **reasons}
         sources = tuple(map(str, pieces))
         return Done({name: writer.note()}, counts, {}, sources, first, _told(wrong[:1]))
 
@@ -83,7 +89,8 @@ def drawn(shards: Sequence[Done], wanted: int) -> list[tuple[int, int]]:
 
 def check_rejected(shards: Sequence[Done]) -> None:
     """Raise UserError for the first row that is no document, if there are too many of them; else say how many."""
-    rows, rejected = (sum(done.counts.get(name, 0) for done in shards) for name in ("train", "dropped"))
+    names = ("train", "dropped.not_a_document")
+    rows, rejected = (sum(done.counts.get(name, 0) for done in shards) for name in names)
     problem = next((done.problem for done in shards if done.problem), None)
     if problem is None:
         return

@@ -11,12 +11,14 @@ import pytest
 
 from framework.config import BenchmarkConfig, RunConfig
 from framework.data.chat_template import TemplateConfig
+from framework.data.cleaning import CleanConfig
 from framework.data.tasks import TaskConfig
 from framework.graph.nodes import NamesFiles, Node
 from framework.graph.store import Store
 from framework.keys import documented
 from framework.observe.wandb_sink import TrackingConfig
 from framework.stages.chats import ChatsConfig, CollectChats, EncodeChats
+from framework.stages.clean import Clean
 from framework.stages.collect import Collect, CollectConfig
 from framework.stages.documents import CollectDocuments, DocumentsConfig
 from framework.stages.preferences import CollectPreferences, PreferencesConfig
@@ -36,6 +38,7 @@ STAGES: dict[str, Callable[[str, str], Any]] = {
     "data.train of preferences": lambda named, other: CollectPreferences(PreferencesConfig(named), "pairwise"),
     "data.chats_file": lambda named, other: CollectChats(ChatsConfig(named)),
     "data.documents_files": lambda named, other: Collect(CollectConfig(TASKS, documents_files=(other, named))),
+    "stage.clean.benchmarks": lambda named, other: Clean(CleanConfig(benchmarks=(other, named))),
     "data.train_prompts_file": lambda named, other: Collect(
         CollectConfig(TASKS, train_prompts_file=named, heldout_prompts_file=other)
     ),
@@ -83,4 +86,13 @@ def test_every_text_setting_that_is_said_to_name_a_file_is_known_to_do_so() -> N
         named = {name for name, comment in told.items() if words.search(f"{name} {comment}")}
         found |= named
         assert not named or issubclass(cls, NamesFiles), f"{cls.__name__}, {named}: give it named_files()"
-    assert found >= {"documents", "train", "heldout", "chats_file", "documents_files", "train_prompts_file", "name"}
+    assert found >= {
+        "documents",
+        "train",
+        "heldout",
+        "chats_file",
+        "documents_files",
+        "train_prompts_file",
+        "name",
+        "benchmarks",
+    }

@@ -1,0 +1,47 @@
+"""Pages of WARC files as text: HTML responses, decoded as they say or look, without menus and other boilerplate.
+
+The archives of the web and what is in them: FastWARC and Resiliparse (Bevendorff et al. 2018, 2021), whose extraction
+DCLM compared with others (Li et al. 2024, 2406.11794, section 4.2) and chose.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from framework.data.readers import Row, open_data
+from framework.errors import UserError
+
+
+def warc_rows(file: Path) -> Iterator[Row]:
+    """Yield the page of each HTML response with `text` and `url`; a page without text has an empty one.
+
+    Raises UserError for a file that is no WARC, or ends within a record.
+    """
+    from fastwarc.warc import ArchiveIterator, WarcRecordType
+
+    number = 0
+    with open_data(file) as stream:  # FastWARC's own unpacking takes a file that was cut off for whole
+        try:
+            for record in ArchiveIterator(stream, record_types=WarcRecordType.response, parse_http=True):
+                number += 1
+                if (record.http_content_type or "").endswith("html"):
+                    url = record.headers.get("WARC-Target-URI", "")
+                    yield Row(f"{file}: row {number}", {"text": _text(record), "url": url})
+        except Exception as error:
+            if isinstance(error, EOFError | zlib.error) or getattr(error, "errno", None):
+                raise  # of the disk or the packed file: `open_data` says so
+            where = f"{file}: row {number + 1}"
+            raise UserError(where, " ".join(str(error).split())[:200], "must be a record of a WARC file") from None
+
+
+def _text(record: Any) -> str:
+    from resiliparse.extract.html2text import extract_plain_text
+    from resiliparse.parse.encoding import bytes_to_str, detect_encoding
+
+    content = record.reader.read()
+    said = record.http_charset
+    page = bytes_to_str(content, said or detect_encoding(content), errors="replace")
+    return str(extract_plain_text(page, main_content=True, alt_texts=False))

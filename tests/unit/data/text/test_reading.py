@@ -1,0 +1,141 @@
+"""A corpus in pieces: every line in one of them, bad rows counted and named, copies of documents by their ids."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from framework.artifacts import SHARDS, TextSet, read_listing
+from framework.data.cleaning import CleanConfig
+from framework.data.text import judge as judge_module
+from framework.data.text.duplicates import id_halves, id_of
+from framework.data.text.pieces import Piece, cut, texts_of
+from framework.data.text.shard_files import Document, document_id, read_text, whole_file, write_text
+from framework.errors import UserError
+from framework.stages.clean import Clean, CleanInputs
+from framework.stages.collect import NoInputs
+from framework.stages.documents import CollectDocuments, DocumentsConfig
+from tests.unit.stages.test_collect import runtime
+
+
+def lines(file: Path, rows: list[str]) -> Path:
+    file.write_text("".join(row + "\n" for row in rows))
+    return file
+
+
+@given(st.lists(st.text("ab ü\u2028", max_size=30), min_size=1, max_size=20), st.integers(1, 200))
+def test_every_line_is_in_one_piece(tmp_path_factory: pytest.TempPathFactory, texts: list[str], size: int) -> None:
+    file = lines(tmp_path_factory.mktemp("cut") / "a.jsonl", [json.dumps({"text": f"x{text}"}) for text in texts])
+    pieces = [piece for shard in cut([("1", (file,))], size) for piece in shard]
+    assert [text for piece in pieces for text in texts_of(piece, {}, "data.documents")] == [
+        f"x{text}" for text in texts
+    ]
+
+
+def test_small_files_are_worked_on_together_and_large_ones_in_parts(tmp_path: Path) -> None:
+    files = [
+        lines(tmp_path / f"{name}.jsonl", ["x" * size]) for name, size in (("a", 9), ("b", 9), ("c", 99), ("d", 9))
+    ]
+    shards = cut([("1", files)], 50)
+    assert [[(piece.file.name, piece.start, piece.end) for piece in shard] for shard in shards] == [
+        [("a.jsonl", 0, None), ("b.jsonl", 0, None)],
+        [("c.jsonl", 0, 50)],
+        [("c.jsonl", 50, 100)],
+        [("d.jsonl", 0, None)],
+    ]
+
+
+def test_a_bad_line_of_a_later_piece_is_named_by_its_line_in_the_file(tmp_path: Path) -> None:
+    file = lines(
+        tmp_path / "a.jsonl", [json.dumps({"text": f"row {n}"}) for n in range(50)] + ["{broken", '{"url": 1}']
+    )
+    found = list(texts_of(Piece("1", file, 300, file.stat().st_size), {}, "data.documents"))
+    errors = [str(error) for error in found if isinstance(error, UserError)]
+    assert errors[0].startswith(f"{file}:51: got '{{broken'; is not JSON")
+    assert errors[1].startswith(f"{file}:52: got 'columns url'; documents need a column text")
+
+
+def collect(tmp_path: Path, rows: list[str], **config: int) -> TextSet:
+    source = lines(tmp_path / "corpus.jsonl", rows)
+    return CollectDocuments(DocumentsConfig(str(source), **config)).run(NoInputs(), runtime(tmp_path)).text
+
+
+def test_few_rows_that_are_no_documents_are_counted_and_many_end_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = [json.dumps({"text": f"row {place}"}) for place in range(300)]
+    with caplog.at_level(logging.WARNING):
+        text = collect(tmp_path, [*good[:100], "{broken", *good[100:]])
+    assert read_listing(text.path)[1] == {"train": 270, "validation": 30, "dropped": 1, "dropped.not_a_document": 1}
+    assert "1 of 301 rows are no documents and were left out; the first:" in caplog.text
+    assert "corpus.jsonl:101" in caplog.text
+    (tmp_path / "many").mkdir()
+    with pytest.raises(UserError, match=r"corpus\.jsonl:3: got '{broken'"):
+        collect(tmp_path / "many", [*good[:2], *["{broken"] * 5, *good])
+    assert not (tmp_path / "many" / "out" / "text" / SHARDS).exists()
+
+
+def test_documents_set_apart_are_the_same_in_any_order(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": f"row {place}"}) for place in range(100)]
+    apart = []
+    for name, order in (("a", rows), ("b", rows[::-1])):
+        (tmp_path / name).mkdir()
+        text = collect(tmp_path / name, order, validation_documents=7)
+        apart.append({document.text for document in read_text(text.path, "validation")})
+        train = [document.text for document in read_text(text.path, "train")]
+        assert train == [json.loads(row)["text"] for row in order if json.loads(row)["text"] not in apart[-1]]
+    assert apart[0] == apart[1]
+    assert len(apart[0]) == 7
+
+
+def test_a_document_that_a_rule_fails_on_is_counted_and_many_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poisoned(text: str) -> str:
+        if "poison" in text:
+            raise RecursionError("too deep")
+        return text
+
+    monkeypatch.setattr(judge_module, "scrub", poisoned)
+    documents = [Document(document_id("", f"d{n}"), f"d{n}") for n in range(199)]
+    bad = [Document(document_id("", f"poison {n}"), f"poison {n}") for n in range(4)]
+    config = CleanConfig(near_threshold=None, scrub=True)
+    for count in (2, 4):
+        directory = tmp_path / str(count)
+        write_text(directory / "text", {"train": documents + bad[:count], "validation": documents[:1]})
+        inputs = CleanInputs(TextSet(directory / "text"))
+        if count == 4:
+            with pytest.raises(UserError, match="4 of 204 documents on which a rule failed"):
+                Clean(config).run(inputs, runtime(directory))
+            continue
+        text = Clean(CleanConfig(exact=False, near_threshold=None, scrub=True)).run(inputs, runtime(directory)).text
+        assert read_listing(text.path)[1]["dropped.failed"] == 2
+        samples = [json.loads(line) for line in (text.path / "dropped_samples.jsonl").open()]
+        assert {row["of"] for row in samples} == {"RecursionError: too deep"}
+
+
+def test_a_file_that_fails_in_the_middle_leaves_what_stood_there(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("before")
+
+    def fail() -> None:
+        with whole_file(tmp_path / "a") as writer:
+            writer.write(b"half")
+            raise OSError(28, "full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert (tmp_path / "a").read_text() == "before"
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+@given(st.text(max_size=40))
+def test_ids_have_halves_that_sort_as_they_do(text: str) -> None:
+    first, second = document_id("1", text), document_id("2", text)
+    assert first != second
+    assert id_of(*id_halves(first)) == first
+    assert (id_halves(first) < id_halves(second)) == (first < second)
