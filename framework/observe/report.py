@@ -20,6 +20,7 @@ from framework.observe.metrics import StageHistory
 from framework.observe.progress import format_seconds
 from framework.observe.recipe_section import recipe_section
 from framework.observe.stage_table import vote_error
+from framework.observe.text_section import text_section
 from framework.observe.verdict import verdict
 from framework.types import EvalResult, EvalTask, SampleRow
 
@@ -55,7 +56,8 @@ def render(run: RunFiles) -> str:
     stages = list(run.history.stages.values())
     sections += [_stage(stage) for stage in reversed(stages) if _has_recorded(stage)]
     sections.append(_other_stages([stage for stage in stages if not _has_recorded(stage)]))
-    sections += [_machine(run), _provenance(run.artifacts, run.run_dir), _configuration(run.config)]
+    sections += [_machine(run), text_section(run), _provenance(run.artifacts, run.run_dir)]
+    sections.append(_configuration(run.config))
     return page.substitute(title=escape(f"{name}: training report"), body="\n".join(filter(None, sections)))
 
 
