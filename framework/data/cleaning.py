@@ -56,7 +56,7 @@ class CleanConfig:
     def named_files(self) -> tuple[Path, ...]:
         """The benchmarks' files: the stage runs again when one of them changes."""
         key = "stage.clean.benchmarks"
-        return tuple(file for name in self.benchmarks for file in find_source(name, key, "test").files)
+        return tuple(file for name in self.benchmarks for file in find_source(name, key, "test").local)
 
 
 class Contamination:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from framework.data.remote import DataFile
 from framework.errors import UserError, did_you_mean
 from framework.types import Prompt
 
@@ -65,7 +66,7 @@ def write_prompts(path: Path, prompts: Iterable[Prompt]) -> int:
     return write_rows(path, ({key: value for key, value in row.items() if key != "where"} for row in rows))
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: DataFile) -> Iterator[Row]:
     """Yield the JSON objects of a .jsonl file (.gz, .zst); blank lines are skipped, a file without any is an error."""
     found = False
     with open_data(path) as lines:
@@ -141,13 +142,14 @@ def check_unicode(value: Any, where: str) -> None:
 
 
 @contextmanager
-def open_data(path: Path) -> Iterator[BinaryIO]:
+def open_data(path: DataFile) -> Iterator[BinaryIO]:
     """Open a file to read, unpacked if it ends in .gz or .zst; whatever fails while it is read is a UserError."""
     try:
         with _unpacked(path) as file:
             yield file
     except FileNotFoundError:
-        near = did_you_mean(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+        here = isinstance(path, Path) and path.parent.is_dir()
+        near = did_you_mean(path.name, (p.name for p in path.parent.iterdir())) if here else ""  # type: ignore[union-attr]
         raise UserError(str(path), "no such file", f"{near}must be a file that is there") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(str(path), str(error), "is a damaged gzip file") from None
@@ -156,16 +158,15 @@ def open_data(path: Path) -> Iterator[BinaryIO]:
         raise UserError(str(path), error.strerror or str(error), allowed) from None
 
 
-def _unpacked(path: Path) -> BinaryIO:
+def _unpacked(path: DataFile) -> BinaryIO:
+    file = cast(BinaryIO, path.open("rb"))
     if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path))
+        return cast(BinaryIO, gzip.open(file))
     if path.suffix != ".zst":
-        return path.open("rb")
+        return file
     import pyarrow as pa  # its codec: Python has none before 3.14
 
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    return cast(BinaryIO, io.BufferedReader(pa.input_stream(str(path), compression="zstd")))
+    return cast(BinaryIO, io.BufferedReader(pa.input_stream(file, compression="zstd")))
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.data.readers import Row, check_unicode, open_data, parse_json, read_rows
+from framework.data.remote import DataFile
 from framework.data.text.warc import warc_rows
 from framework.errors import UserError
 
@@ -17,7 +18,7 @@ KINDS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".arrow", ".t
 _PACKED = (".gz", ".zst")
 
 
-def kind_of(file: Path) -> str | None:
+def kind_of(file: DataFile) -> str | None:
     """Return the ending that says how a file is read, ".jsonl" for a.jsonl.gz; None for one that is not read."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     packed = bool(suffixes) and suffixes[-1] in _PACKED
@@ -27,7 +28,7 @@ def kind_of(file: Path) -> str | None:
     return kind[0]
 
 
-def file_rows(file: Path) -> Iterator[Row]:
+def file_rows(file: DataFile) -> Iterator[Row]:
     """Yield the rows of one file; raises UserError for a file without any."""
     kind, found = kind_of(file), False
     readers = {".json": _json, ".parquet": _parquet, ".arrow": _arrow, ".csv": _csv, ".tsv": _csv, ".txt": _text}
@@ -39,7 +40,7 @@ def file_rows(file: Path) -> Iterator[Row]:
         raise UserError(str(file), "an empty file", "needs at least one row")
 
 
-def _text(file: Path) -> Iterator[Row]:
+def _text(file: DataFile) -> Iterator[Row]:
     """A whole file as one row; a byte order mark is no part of the text."""
     with open_data(file) as lines:
         content = lines.read()
@@ -49,7 +50,7 @@ def _text(file: Path) -> Iterator[Row]:
         raise UserError(str(file), f"byte {error.start + 1}", "is not UTF-8") from None
 
 
-def _json(file: Path) -> Iterator[Row]:
+def _json(file: DataFile) -> Iterator[Row]:
     """A list of objects; an object of them by name; or such a list or object under one name ("data", "problems")."""
     with open_data(file) as lines:
         content = lines.read()
@@ -82,7 +83,7 @@ def _records(found: Any) -> list[tuple[str, Any]] | None:
     return [("row 1", found)] if found else None
 
 
-def _csv(file: Path) -> Iterator[Row]:
+def _csv(file: DataFile) -> Iterator[Row]:
     separator = "\t" if kind_of(file) == ".tsv" else ","
     with open_data(file) as raw:
         content = raw.read()
@@ -108,29 +109,29 @@ def _csv(file: Path) -> Iterator[Row]:
         raise UserError(f"{file}:{reader.line_num}", str(error), "must be comma-separated values") from None
 
 
-def _parquet(file: Path) -> Iterator[Row]:
+def _parquet(file: DataFile) -> Iterator[Row]:
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(file) as table:
+        with file.open("rb") as opened, parquet.ParquetFile(opened) as table:
             yield from _batches(file, table.iter_batches())
     except (pa.ArrowException, OSError) as error:
         raise UserError(str(file), " ".join(str(error).split())[:200], "must be a readable parquet file") from None
 
 
-def _arrow(file: Path) -> Iterator[Row]:
+def _arrow(file: DataFile) -> Iterator[Row]:
     import pyarrow as pa
 
     try:
-        with pa.memory_map(str(file)) as source:
+        with pa.memory_map(str(file)) if isinstance(file, Path) else file.open() as source:
             yield from _batches(file, pa.ipc.open_stream(source))
     except (pa.ArrowException, OSError) as error:
         allowed = "must be a table as `datasets` saves it (an Arrow stream)"
         raise UserError(str(file), " ".join(str(error).split())[:200], allowed) from None
 
 
-def _batches(file: Path, batches: Any) -> Iterator[Row]:
+def _batches(file: DataFile, batches: Any) -> Iterator[Row]:
     number = 0
     for batch in batches:
         for fields in _plain(file, batch, number):
@@ -138,7 +139,7 @@ def _batches(file: Path, batches: Any) -> Iterator[Row]:
             yield Row(f"{file}: row {number}", fields)
 
 
-def _plain(file: Path, batch: Any, before: int) -> list[Mapping[str, Any]]:
+def _plain(file: DataFile, batch: Any, before: int) -> list[Mapping[str, Any]]:
     """The rows of a record batch; one by one only where a string of it is no text."""
     try:
         rows: list[Mapping[str, Any]] = batch.to_pylist()

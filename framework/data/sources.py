@@ -1,6 +1,7 @@
 """Where rows come from: files of any common kind, globs, folders, saved `datasets`, data sets of the Hugging Face hub.
 
     DIR/gsm8k.jsonl   "data/*.parquet"   saved_dataset/train   openai/gsm8k   openai/gsm8k/main/train*.parquet
+    "s3://bucket/crawl/*.warc.gz" (gs://, https://: what fsspec opens, with s3fs or gcsfs installed)
 
 Kinds: .jsonl (.ndjson), .json, .parquet, .csv, .tsv, .arrow and, for documents, .txt and .warc; each also packed, .gz
 or .zst.
@@ -16,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from framework.data.readers import Row
+from framework.data.remote import DataFile, is_remote, remote_files
 from framework.data.rows import KINDS, file_rows, kind_of
 from framework.errors import UserError, did_you_mean
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(/.+)?")  # owner/name, then a path in it
-ALLOWED = "a file, a glob, a folder or a hub data set (owner/name)"
+ALLOWED = "a file, a glob, a folder, a URL or a hub data set (owner/name)"
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,12 @@ class Source:
 
     key: str  # e.g. "data.train", for messages
     name: str  # as the user wrote it
-    files: tuple[Path, ...]
+    files: tuple[DataFile, ...]
+
+    @property
+    def local(self) -> tuple[Path, ...]:
+        """Those whose content is watched: files of a far side count by their names alone."""
+        return tuple(file for file in self.files if isinstance(file, Path))
 
     def rows(self) -> Iterator[Row]:
         """Yield every row of every file; raises UserError naming file and line of a fault."""
@@ -45,6 +52,8 @@ def find_source(name: str | Path, key: str, split: str = "train") -> Source:
     text = str(name)
     if not text.strip() or "\0" in text:
         raise UserError(key, text, f"must name {ALLOWED}")
+    if is_remote(text):
+        return Source(key, text, tuple(file for file in remote_files(text, key) if kind_of(file) is not None))
     path = Path(text).expanduser()
     if path.is_file():
         return Source(key, text, (_known(path, key),))

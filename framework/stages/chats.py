@@ -45,7 +45,7 @@ class ChatsConfig:
 
     def named_files(self) -> tuple[Path, ...]:
         """The files that it reads: the stage runs again when one of them changes."""
-        return () if self.chats_file is None else find_source(self.chats_file, "data.chats_file").files
+        return () if self.chats_file is None else find_source(self.chats_file, "data.chats_file").local
 
     def check(self, base: Path, config: TemplateConfig) -> None:
         """Encode the first conversations before a run starts; the stage does so with all.

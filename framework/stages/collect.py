@@ -71,7 +71,7 @@ class CollectConfig:
         """The files that it reads: the stage runs again when one of them changes."""
         named = [("data.documents_files", name, "train") for name in self.documents_files]
         named += [(f"data.{split}_prompts_file", name, hub) for split, hub, name in self._prompts_files()]
-        return tuple(file for key, name, split in named for file in find_source(name, key, split).files)
+        return tuple(file for key, name, split in named for file in find_source(name, key, split).local)
 
     def given_prompts(self) -> dict[str, tuple[Prompt, ...]]:
         """Return split -> the prompts of the files; empty without files. Raises UserError for a row that is wrong."""

@@ -32,7 +32,7 @@ class DocumentsConfig:
 
     def named_files(self) -> tuple[Path, ...]:
         """The files that it reads: the stage runs again when one of them changes."""
-        return find_source(self.source, "data.documents").files
+        return find_source(self.source, "data.documents").local
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class PreferencesConfig:
 
     def named_files(self) -> tuple[Path, ...]:
         """The files that it reads: the stage runs again when one of them changes."""
-        return () if self.train is None else find_source(self.train, "data.train").files
+        return () if self.train is None else find_source(self.train, "data.train").local
 
     def split(self, one: Preference | Labelled) -> str:
         """Return "train" or "heldout"."""

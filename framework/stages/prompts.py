@@ -58,7 +58,7 @@ class PromptsConfig:
     def named_files(self) -> tuple[Path, ...]:
         """The files that it reads: the stage runs again when one of them changes."""
         named = (("data.train", self.train, "train"), ("data.heldout", self.heldout, "test"))
-        return tuple(file for key, name, split in named if name for file in find_source(name, key, split).files)
+        return tuple(file for key, name, split in named if name for file in find_source(name, key, split).local)
 
 
 @dataclass(frozen=True)

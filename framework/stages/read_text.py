@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from framework.data.layouts.columns import Columns
+from framework.data.remote import DataFile
 from framework.data.text.pieces import cut
 from framework.data.text.reading import ReadPieces, SetApart, check_rejected, drawn
 from framework.data.text.shard_files import Done, shard_name, whole_file, write_listing
@@ -20,7 +21,7 @@ MIB = 2**20
 
 
 def read_corpus(
-    sources: Sequence[tuple[str, Sequence[Path]]],
+    sources: Sequence[tuple[str, Sequence[DataFile]]],
     columns: Columns,
     key: str,
     apart: int,

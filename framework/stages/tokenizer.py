@@ -119,7 +119,7 @@ class Tokenize:
             self.config,
             runtime.seed,
         )
-        done = run_shards(tokenize, len(everything), runtime, "shards of tokens")
+        done = run_shards(tokenize, tokenize.size, runtime, "shards of tokens")
         splits = dict[str, tuple[TokenFile, ...]]()
         for shard in done:
             ((name, _),) = shard.files.items()

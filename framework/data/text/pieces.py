@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from framework.data.layouts.columns import Columns
 from framework.data.layouts.documents import text_in
 from framework.data.readers import Row, open_data, parse_row
+from framework.data.remote import DataFile, size_of
 from framework.data.rows import file_rows, kind_of
 from framework.errors import UserError
 
@@ -19,7 +19,7 @@ class Piece:
     """The lines of a file that begin in bytes `start` to `end` - 1; the whole file where `end` is None."""
 
     source: str
-    file: Path
+    file: DataFile
     start: int = 0
     end: int | None = None
 
@@ -27,14 +27,14 @@ class Piece:
         return f"{self.file}" if self.end is None else f"{self.file}, bytes {self.start} to {self.end}"
 
 
-def cut(sources: Sequence[tuple[str, Sequence[Path]]], size: int) -> list[tuple[Piece, ...]]:
+def cut(sources: Sequence[tuple[str, Sequence[DataFile]]], size: int) -> list[tuple[Piece, ...]]:
     """Cut files into shards of about `size` bytes each, in their order; what is packed stays whole."""
     shards: list[tuple[Piece, ...]] = []
     together: list[Piece] = []
     room = size
     for source, files in sources:
         for file in files:
-            length = file.stat().st_size
+            length = size_of(file)
             if kind_of(file) in (".jsonl", ".ndjson") and file.suffix not in (".gz", ".zst") and length > size:
                 parts = [Piece(source, file, at, min(at + size, length)) for at in range(0, length, size)]
             else:
@@ -55,6 +55,14 @@ def texts_of(piece: Piece, columns: Columns, key: str) -> Iterator[str | UserErr
     Raises UserError for a file that can't be read on: it is missing, damaged, of no known kind, or without rows.
     """
     kind = kind_of(piece.file)
+    if kind == ".txt":  # a file is a row: one that is no text is one bad row of many
+        try:
+            yield text_in(next(file_rows(piece.file)), columns, key)
+        except UserError as error:
+            if "UTF-8" not in error.allowed and "empty" not in error.allowed:
+                raise
+            yield error
+        return
     for row in _lines(piece) if kind in (".jsonl", ".ndjson") else file_rows(piece.file):
         try:
             if isinstance(row, UserError):

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from framework.data.readers import Row, open_data
+from framework.data.remote import DataFile
 from framework.errors import UserError
 
 
-def warc_rows(file: Path) -> Iterator[Row]:
+def warc_rows(file: DataFile) -> Iterator[Row]:
     """Yield the page of each HTML response with `text` and `url`; a page without text has an empty one.
 
     Raises UserError for a file that is no WARC, or ends within a record.

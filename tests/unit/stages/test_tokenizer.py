@@ -12,7 +12,16 @@ from framework.data.chat_template import ChatTemplate
 from framework.data.readers import write_prompts
 from framework.data.shards import TokenRows
 from framework.data.text.shard_files import Document, write_text
-from framework.data.tokenizer_training import EOS, FIM_HOLE, SPECIAL_TOKENS, TokenizerConfig, least_tokens, pre_tokens
+from framework.data.text.token_steps import TokenizeConfig
+from framework.data.tokenizer_training import (
+    BOS,
+    EOS,
+    FIM_HOLE,
+    SPECIAL_TOKENS,
+    TokenizerConfig,
+    least_tokens,
+    pre_tokens,
+)
 from framework.errors import UserError
 from framework.stages.tokenizer import Tokenize, TokenizeInputs, TokenizerInputs, TrainTokenizer
 from framework.types import Prompt
@@ -126,3 +135,27 @@ def test_the_tokenizer_learns_from_the_whole_corpus(tmp_path: Path) -> None:
     learned = (vocabulary / "tokenizer.json").read_text()
     assert "Ġalpha" in learned
     assert "Ġomega" in learned
+
+
+def test_a_mixture_takes_each_source_as_often_as_it_is_told(tokenized: TokenizeInputs, tmp_path: Path) -> None:
+    """Half of the first source, the second two and a half times, a third once; each pass behind the one before."""
+    from transformers import AutoTokenizer
+
+    sources = {"1": 400, "2": 40, "3": 30}
+    documents = [Document(f"{s}-{n}", f"{s} {n}", s) for s, size in sources.items() for n in range(size)]
+    write_text(tmp_path / "text", {"train": documents, "validation": documents[:4]})
+    inputs = TokenizeInputs(TextSet(tmp_path / "text"), tokenized.tokenizer)
+    shards = Tokenize(TokenizeConfig(epochs=(0.5, 2.5))).run(inputs, runtime(tmp_path)).shards.path
+    tokenizer = AutoTokenizer.from_pretrained(tokenized.tokenizer.path)
+    passes = [
+        [text for text in tokenizer.decode(np.fromfile(file, "uint16"), skip_special_tokens=False).split(EOS) if text]
+        for file in sorted(shards.glob("train-*.bin"))
+    ]
+    found = [[text.removeprefix(BOS).split(" ")[0] for text in texts] for texts in passes]
+    counts = [{source: texts.count(source) for source in sources} for texts in found]
+    assert abs(counts[0]["1"] - 200) < 50
+    assert counts[0] == {"1": counts[0]["1"], "2": 40, "3": 30}
+    assert counts[1] == {"1": 0, "2": 40, "3": 0}
+    assert counts[2] == {"1": 0, "2": counts[2]["2"], "3": 0}
+    assert 8 < counts[2]["2"] < 32
+    assert TokenRows(shards, "validation", 8, seed=0).n_rows >= 1

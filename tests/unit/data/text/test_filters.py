@@ -12,9 +12,10 @@ from framework.data.text.personal import scrub
 
 RNG = random.Random(0)
 PLAIN = "The people of the town have to be with that old bridge and the river."
+WORDS = ["".join(RNG.choices("abcdefghijklmnop", k=5)) for _ in range(108)]
 SENTENCES = [
-    "The " + " ".join("".join(RNG.choices("abcdefghijklmnop", k=5)) for _ in range(9)) + " and of it."
-    for _ in range(12)
+    f"{a} {b} the {c} {d} and {e} {f} of {g} {h} {i}."
+    for a, b, c, d, e, f, g, h, i in zip(*[iter(WORDS)] * 9, strict=True)
 ]
 GOOD = "\n".join(SENTENCES)
 
@@ -40,7 +41,11 @@ def test_plain_prose_stays(rule: Callable[[str], str | None]) -> None:
         (gopher_repetition, "\n\n".join([GOOD] + [PLAIN] * 9), "gopher_repeated_paragraphs"),
         (gopher_repetition, "\n".join(SENTENCES + [PLAIN] * 9), "gopher_repeated_lines"),
         (gopher_repetition, GOOD + " and so" * 40, "gopher_top_2_gram"),
-        (gopher_repetition, GOOD + "\n" + " ".join(SENTENCES[:4]), "gopher_repeated_5_grams"),
+        (
+            gopher_repetition,
+            GOOD + "\n" + SENTENCES[0] + " " + SENTENCES[1] + " " + SENTENCES[2],
+            "gopher_repeated_5_grams",
+        ),
         (fineweb, GOOD.replace(".", ""), "fineweb_no_punctuation"),
         (fineweb, "\n".join(SENTENCES + [PLAIN] * 4), "fineweb_repeated_lines"),
         (fineweb, GOOD + "".join(f"\nMenu {place}" for place in range(40)), "fineweb_short_lines"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from pathlib import Path
@@ -133,9 +134,29 @@ def test_a_file_that_fails_in_the_middle_leaves_what_stood_there(tmp_path: Path)
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
-@given(st.text(max_size=40))
+@given(st.text("ab é", max_size=40))
 def test_ids_have_halves_that_sort_as_they_do(text: str) -> None:
     first, second = document_id("1", text), document_id("2", text)
     assert first != second
     assert id_of(*id_halves(first)) == first
     assert (id_halves(first) < id_halves(second)) == (first < second)
+
+
+def test_files_behind_a_url_are_read_as_those_of_a_disk(tmp_path: Path) -> None:
+    import fsspec
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    system = fsspec.filesystem("memory")
+    rows = [json.dumps({"text": f"row {place}"}).encode() for place in range(30)]
+    system.pipe("/crawl/a.jsonl", b"\n".join(rows[:10]))
+    system.pipe("/crawl/b.jsonl.gz", gzip.compress(b"\n".join(rows[10:20])))
+    with system.open("/crawl/c.parquet", "wb") as file:
+        parquet.write_table(pa.table({"text": [f"row {place}" for place in range(20, 30)]}), file)
+    for number, name in enumerate(("memory://crawl", "memory://crawl/*")):
+        text = CollectDocuments(DocumentsConfig(name)).run(NoInputs(), runtime(tmp_path / str(number))).text
+        found = [document.text for split in ("train", "validation") for document in read_text(text.path, split)]
+        assert sorted(found) == sorted(f"row {place}" for place in range(30))
+    for name, says in (("memory://crawl/d.jsonl", "no such file"), ("nothing://x", "nothing")):
+        with pytest.raises(UserError, match=says):
+            CollectDocuments(DocumentsConfig(name)).run(NoInputs(), runtime(tmp_path / "none"))
