@@ -11,6 +11,7 @@ from framework.artifacts import SHARDS, read_json
 from framework.observe.collect import FoundArtifact, RunFiles
 
 SAMPLES = "dropped_samples.jsonl"
+SPLITS = ("train-", "validation-")
 SHOWN, CHARACTERS = 20, 300  # samples, and characters of each
 _BAR = "display:inline-block;height:.7em;background:var(--s0);width:{:.0f}px"
 escape = html.escape
@@ -41,7 +42,8 @@ def _of_set(found: FoundArtifact) -> str:
         if values:
             parts.append(_bars(title, dict(sorted(values.items(), key=_place if "language" not in title else _most))))
     lines = (found.path / SAMPLES).read_text().splitlines() if (found.path / SAMPLES).is_file() else []
-    return f"<h2>text, {len(listing['shards'])} shards</h2>{''.join(parts)}{_samples(map(json.loads, lines[:SHOWN]))}"
+    shards = sum(any(name.startswith(SPLITS) for name in shard["files"]) for shard in listing["shards"])
+    return f"<h2>text, {shards} shards</h2>{''.join(parts)}{_samples(map(json.loads, lines[:SHOWN]))}"
 
 
 def _place(item: tuple[str, int]) -> int:

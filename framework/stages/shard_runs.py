@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -63,7 +64,7 @@ def _results(step: Step, waiting: Sequence[int], runtime: Runtime) -> Iterator[i
             _make(step, number)
             yield number
         return
-    import ray
+    import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -125,6 +126,5 @@ def _pickled(error: Exception) -> bytes:
 
 
 def _ray_is_up() -> bool:
-    import ray
-
-    return bool(ray.is_initialized())
+    """Whether this process has joined Ray; one that has not imported it has not."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
