@@ -159,7 +159,7 @@ def open_data(path: DataFile) -> Iterator[BinaryIO]:
 
 
 def _unpacked(path: DataFile) -> BinaryIO:
-    file = cast(BinaryIO, path.open("rb"))
+    file = path.open("rb")
     if path.suffix == ".gz":
         return cast(BinaryIO, gzip.open(file))
     if path.suffix != ".zst":

@@ -11,8 +11,9 @@ import json
 import logging
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,32 +70,27 @@ def _results(step: Step, waiting: Sequence[int], runtime: Runtime) -> Iterator[i
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    call = _Call(step, tuple(waiting))
+    pool = ray.data.TaskPoolStrategy(size=min(len(waiting), runtime.cluster.cpus))
     tasks = ray.data.range(len(waiting), override_num_blocks=len(waiting))
-    for row in tasks.map(call, concurrency=min(len(waiting), runtime.cluster.cpus)).iter_rows():
+    for row in tasks.map(partial(_call, step, tuple(waiting)), compute=pool).iter_rows():
         if row["error"]:
             raise pickle.loads(row["error"])
         yield int(row["number"])
 
 
-class _Call:
+def _call(step: Step, waiting: Sequence[int], row: dict[str, Any]) -> dict[str, Any]:
     """A task of Ray Data: makes a shard, and hands on what was raised as it is."""
-
-    def __init__(self, step: Step, waiting: tuple[int, ...]) -> None:
-        self._step, self._waiting = step, waiting
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        number, error = self._waiting[row["id"]], b""
-        try:
-            _make(self._step, number)
-        except Exception as raised:
-            error = _pickled(raised)
-        return {"number": number, "error": error}
+    number, error = waiting[row["id"]], b""
+    try:
+        _make(step, number)
+    except Exception as raised:
+        error = _pickled(raised)
+    return {"number": number, "error": error}
 
 
-def _make(step: Callable[[int], Done], number: int) -> None:
+def _make(step: Step, number: int) -> None:
     done = step(number)
-    write_atomically(_record(step.directory, number), json.dumps(asdict(done)))  # type: ignore[attr-defined]
+    write_atomically(_record(step.directory, number), json.dumps(asdict(done)))
 
 
 def _record(directory: Path, number: int) -> Path:
