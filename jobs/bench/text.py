@@ -117,25 +117,34 @@ def _ours(source: Path, directory: Path, documents: int, size: int, workers: int
     tokens = read_meta(shards.path).tokens("train")
     for name, found in (("read", read), ("clean", clean), ("tokenize", encode)):
         row = {"stage": name, "documents": documents, "workers": workers, "documents/s": documents / found["seconds"]}
-        row |= {"MB/s": size / found["seconds"] / 1e6, "MiB a worker": found["bytes"] / 2**20}
-        yield row | ({"tokens/s": tokens / found["seconds"]} if name == "tokenize" else {})
+        row |= {"documents/core-s": documents / found["core_seconds"], "MB/core-s": size / found["core_seconds"] / 1e6}
+        row |= {"MiB a worker": found["bytes"] / 2**20}
+        yield row | ({"tokens/core-s": tokens / found["core_seconds"]} if name == "tokenize" else {})
 
 
 @contextlib.contextmanager
 def _measured() -> Iterator[dict[str, float]]:
-    """Seconds of a block, and the most memory of its own that any of its workers had meanwhile."""
+    """Seconds of a block, also of processors, and the most memory of its own that any of its workers had meanwhile."""
     import psutil
 
-    found, ended = {"seconds": 0.0, "bytes": 0.0}, threading.Event()
+    found, ended = {"seconds": 0.0, "bytes": 0.0, "core_seconds": 0.0}, threading.Event()
     this = psutil.Process()
+    spent = dict[int, float]()  # by process: workers come and go
+
+    def look(process: psutil.Process) -> None:
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            spent[process.pid] = times.user + times.system
+            found["bytes"] = max(found["bytes"], process.memory_full_info().uss)
 
     def watch() -> None:
         while not ended.wait(0.2):
-            children = [child for child in this.children(recursive=True) if _is_worker(child)]
-            for process in children or [this]:
-                with contextlib.suppress(psutil.Error):
-                    found["bytes"] = max(found["bytes"], process.memory_full_info().uss)
+            for process in _workers(this):
+                look(process)
 
+    for process in _workers(this):
+        look(process)
+    before, found["bytes"] = dict(spent), 0.0
     watcher, begin = threading.Thread(target=watch), time.perf_counter()
     watcher.start()
     try:
@@ -144,15 +153,21 @@ def _measured() -> Iterator[dict[str, float]]:
         found["seconds"] = time.perf_counter() - begin
         ended.set()
         watcher.join()
+        for process in _workers(this):
+            look(process)
+        found["core_seconds"] = sum(seconds - before.get(pid, 0.0) for pid, seconds in spent.items())
 
 
-def _is_worker(process: Any) -> bool:
+def _workers(this: Any) -> list[Any]:
+    """Ray's workers; without any, this process does the work."""
     import psutil
 
-    try:
-        return bool(process.cmdline()[:1] and process.cmdline()[0].startswith("ray::"))
-    except psutil.Error:
-        return False
+    found = []
+    for child in this.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "".join(child.cmdline()[:1]).startswith("ray::"):
+                found.append(child)
+    return found or [this]
 
 
 def _peer(source: Path, work: Path, documents: int, workers: int, folder: str) -> dict[str, Any]:
