@@ -70,17 +70,19 @@ def _results(step: Step, waiting: Sequence[int], runtime: Runtime) -> Iterator[i
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     pool = ray.data.TaskPoolStrategy(size=min(len(waiting), runtime.cluster.cpus))
-    tasks = ray.data.range(len(waiting), override_num_blocks=len(waiting))
-    for row in tasks.map(partial(_call, step, tuple(waiting)), compute=pool).iter_rows():
+    # One operator alone: a task that reads numbers, as `ray.data.range` has, waits for a core that the others hold.
+    numbers = ray.data.from_items(list(waiting), override_num_blocks=len(waiting))
+    for row in numbers.map(partial(_call, step), compute=pool).iter_rows():
         if row["error"]:
             raise pickle.loads(row["error"])
         yield int(row["number"])
 
 
-def _call(step: Step, waiting: Sequence[int], row: dict[str, Any]) -> dict[str, Any]:
+def _call(step: Step, row: dict[str, Any]) -> dict[str, Any]:
     """A task of Ray Data: makes a shard, and hands on what was raised as it is."""
-    number, error = waiting[row["id"]], b""
+    number, error = int(row["item"]), b""
     try:
         _make(step, number)
     except Exception as raised:
