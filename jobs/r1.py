@@ -18,11 +18,13 @@ from framework.artifacts import Checkpoint
 from framework.config import RunConfig, fresh_model
 from framework.data.chat_template import TemplateConfig
 from framework.data.think_tags import ThinkTags
+from framework.errors import UserError
 from framework.graph.nodes import Edge, Graph, OutputRef
 from framework.models.estimate import rl_hours, sampling_hours
 from framework.models.families.base import ModelConfig
 from framework.models.scalar_head import check_scalar_head
 from framework.rewards.connected import lacking_models
+from framework.stages.chat_model import ChatModel
 from framework.stages.chats import EncodeChats
 from framework.stages.cold_start import ColdStart
 from framework.stages.distill import DistillConfig
@@ -67,17 +69,20 @@ def build(config: RunConfig) -> Graph:
     r1 = _Recipe(graph, config, start)
     r1_zero = r1.trained("r1_zero", model, start.base, start.template)
     cold_start = ColdStart(stage["cold_start"], model, start.template)
-    chats = graph.add("cold_start", cold_start, checkpoint=r1_zero, prompts=start.prompts).out("chats")
+    writer = r1.asked("writer", "cold_start")
+    chats = graph.add("cold_start", cold_start, checkpoint=r1_zero, prompts=start.prompts, **writer).out("chats")
     dev1 = r1.tuned("dev1", stage["dev1"], model, start.base, chats)
     dev2 = r1.trained("dev2", model, dev1)
     sampling = RejectionSampling(stage["rejection"], model)
     rejection = graph.add("rejection", sampling, checkpoint=dev2, prompts=start.prompts).out("chats")
-    general = graph.add("v3_data", MakeV3Data(stage["v3_data"]))
+    general = graph.add("v3_data", MakeV3Data(stage["v3_data"]), **r1.asked("writer", "v3_data"))
     mixed = graph.add("mix", Mix(stage["mix"]), reasoning=rejection, general=general.out("chats")).out("chats")
     dev3 = r1.tuned("dev3", stage["dev3"], model, start.base, mixed)
     asked = general.out("prompts")
-    pairs = graph.add("helpful_pairs", MakePairs(stage["helpful_pairs"], model), checkpoint=dev3, prompts=asked)
-    labels = graph.add("safety_labels", LabelSafety(stage["safety_labels"], model), checkpoint=dev3, prompts=asked)
+    pairs, labels = (
+        graph.add(name, make(stage[name], model), checkpoint=dev3, prompts=asked, **r1.asked("judge", name))
+        for name, make in (("helpful_pairs", MakePairs), ("safety_labels", LabelSafety))
+    )
     helpful = r1.rewarding("helpful_rm", model, dev3, pairs.out("pairs"), SUMMARY_CHAT)
     safety = r1.rewarding("safety_rm", model, dev3, labels.out("labels"), R1_CHAT)
     r1.trained("r1", model, dev3, late=asked, helpful=helpful, safety=safety)
@@ -142,6 +147,18 @@ class _Recipe:
         tuned = self.graph.add(name, stage, **edges).out("tuned")
         self.results[name] = (tuned, OWN)
         return tuned
+
+    def asked(self, role: str, name: str) -> dict[str, Edge]:
+        """The model that a stage's settings name as its writer or judge, under that name; nothing for an endpoint."""
+        chat: ChatModel | None = getattr(self.config.stage[name], role)
+        if chat is None or chat.url:
+            return {}
+        if (given := chat.given()) is not None:
+            return {role: given}
+        if chat.node not in self.results:
+            allowed = f"must be a model that is trained before {name}: {', '.join(self.results)}"
+            raise UserError(f"stage.{name}.{role}.node", chat.node, allowed)
+        return {role: self.results[chat.node][0]}
 
     def rewarding(
         self, name: str, model: ModelConfig, base: Edge, judged: OutputRef, template: TemplateConfig

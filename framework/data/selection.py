@@ -6,14 +6,24 @@ Every response that goes is written down with its reason, so that a set's counts
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from framework.bounds import NonNegativeInt, bounded
 from framework.data.readability import ReadableConfig, unreadable
 from framework.data.reasoning import Reasoned, split_reasoning
 from framework.data.tasks import same_text
+from framework.errors import UserError
 from framework.types import Prompt, RewardScore, ScoredGroup
+
+RIGHT_BY = ("accuracy", "options", "code", "judge")  # names of rewards that say whether a response is right
+
+
+def check_right_by(names: Sequence[str], rewards: Collection[str], key: str) -> None:
+    """Raise UserError, naming `key`, unless each is one of the rewards, or of RIGHT_BY beside one that is."""
+    unknown = [name for name in names if name not in rewards and name not in RIGHT_BY]
+    if unknown or (names and not set(names) & set(rewards)):
+        raise UserError(key, unknown[0] if unknown else list(names), f"must be of the rewards: {', '.join(rewards)}")
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,7 @@ class SelectionConfig:
     """What a response must be to stay."""
 
     # rewards that must be 1: of several the first that a prompt is scored by; none: all responses count as right
-    right_by: tuple[str, ...] = ("accuracy",)
+    right_by: tuple[str, ...] = RIGHT_BY
     readable: ReadableConfig = ReadableConfig()
     most_per_prompt: NonNegativeInt = 0  # responses kept of one prompt; 0: all
 

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from framework.bounds import Bound, NonNegativeInt, PositiveInt, Seconds, bounded
 from framework.data.judging import question_for, read_verdict
 from framework.errors import UserError
 from framework.rewards.base import Reward
+from framework.rewards.endpoint import Endpoint
 from framework.types import Prompt, Response
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
 
-MAX_REPLY = 1 << 22  # bytes of one HTTP reply
-PAUSE_S = 0.1  # half of the wait before a second try; each further one waits twice as long
 _GRADE = re.compile(r"\[\[\s*(\d{1,2})\s*\]\]")
 _RIGHT = re.compile(r"\[\[\s*(correct|incorrect)\s*\]\]")
 _REFERENCE = """Below are a question, its reference answer and a student's answer. Does the student's final answer say \
@@ -46,10 +43,6 @@ Request:
 {reference}
 Answer:
 {answer}"""
-
-
-class NoVerdict(RuntimeError):
-    """The judge did not say what it was asked, as often as it was asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +72,10 @@ class Judge(Reward):
     key: str = ""  # the environment variable that holds the endpoint's key; name it in reward.environment too
 
     def __post_init__(self) -> None:
-        if not re.match(r"https?://\S+$", self.url):
-            raise UserError(
-                "url", self.url, "must be the address of an OpenAI-compatible endpoint: http://HOST:PORT/v1"
-            )
+        self._endpoint.check_url()
 
     def __call__(self, prompt: Prompt, response: Response) -> float:
-        """Return the verdict as a number. Raises NoVerdict."""
+        """Return the verdict as a number. Raises NoAnswer."""
         answer = prompt.opened + response.text
         if self.sees == "summary":
             answer = answer.rpartition("</think>")[2] if "</think>" in answer or "<think>" not in answer else ""
@@ -100,13 +90,7 @@ class Judge(Reward):
 
     def prepare(self) -> None:
         """Ask the endpoint which models it has; raises UserError if it does not answer, or lacks the model."""
-        try:
-            names = asyncio.run(self._models())
-        except (OSError, TimeoutError, ValueError, KeyError, TypeError) as error:
-            said = str(error) or f"no answer within {self.deadline_s:g} s"
-            raise UserError("url", self.url, f"no judge answers there: {said}"[:300]) from None
-        if self.model not in names:
-            raise UserError("model", self.model, f"the endpoint has {', '.join(names[:9]) or 'none'}")
+        self._endpoint.check_model("judge")
 
     def spent(self) -> int:
         """Return the tokens that judges used since this was asked last."""
@@ -114,7 +98,7 @@ class Judge(Reward):
         return tokens
 
     async def _verdict(self, prompt: Prompt, answer: str) -> float:
-        async with self._session() as session:
+        async with self._endpoint.session() as session:
             if self.mode == "pairs":
                 orders = _orders(f"{prompt.id} {answer}", self.asked)
                 asks = [self._ask(session, *self._pair(prompt, answer, first)) for first in orders]
@@ -130,89 +114,16 @@ class Judge(Reward):
         return str(asked.messages[-1]["content"]), partial(read_verdict, first_is_a=first_is_a)
 
     async def _ask(self, session: ClientSession, question: str, read: Callable[[str], float | None]) -> float:
-        """Ask until there is a verdict. Raises NoVerdict, at once for what asking again cannot mend."""
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": question}],
-            "max_tokens": self.max_tokens,
-            "temperature": self.temperature,
-        }
-        why = ""
-        for attempt in range(self.retries + 1):
-            if attempt:
-                await asyncio.sleep(min(5.0, PAUSE_S * 2**attempt))
-            try:
-                text = _content(await _json(session, "POST", f"{self.url.rstrip('/')}/chat/completions", body))
-            except PermissionError as error:
-                raise NoVerdict(f"the judge at {self.url} refuses: {error}") from None
-            except TimeoutError:
-                why = f"no answer within {self.deadline_s:g} s"
-                continue
-            except (OSError, ValueError) as error:
-                why = str(error)
-                continue
-            if (verdict := read(text)) is not None:
-                return verdict
-            why = f"a reply without one verdict: {text[-100:]!r}"
-        raise NoVerdict(f"no verdict of the judge at {self.url} in {self.retries + 1} tries; last: {why}")
+        asked = ({"role": "user", "content": question},)
+        limits = {"max_tokens": self.max_tokens, "temperature": self.temperature}
+        return await self._endpoint.ask(session, asked, read, _spent.append, **limits)
 
-    async def _models(self) -> list[str]:
-        async with self._session() as session:
-            found = await _json(session, "GET", f"{self.url.rstrip('/')}/models", None)
-        return [str(model["id"]) for model in found["data"]]
-
-    def _session(self) -> ClientSession:
-        from aiohttp import ClientSession, ClientTimeout
-
-        key = os.environ.get(self.key, "") if self.key else ""
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return ClientSession(headers=headers, timeout=ClientTimeout(total=self.deadline_s))
+    @property
+    def _endpoint(self) -> Endpoint:
+        return Endpoint(self.url, self.model, self.deadline_s, self.retries, self.key)
 
 
 _spent: list[int] = []  # tokens of each reply since `spent` was asked last; a process scores one response at a time
-
-
-async def _json(session: ClientSession, method: str, url: str, body: dict[str, Any] | None) -> Any:
-    """Return what the endpoint says.
-
-    Raises PermissionError for an answer that stays the same however often one asks (4xx, but too many requests),
-    ValueError or OSError for one that may not, TimeoutError past the deadline.
-    """
-    from aiohttp import ClientError
-
-    try:
-        async with session.request(method, url, json=body) as reply:
-            text = b""
-            while block := await reply.content.read(1 << 16):
-                text += block
-                if len(text) > MAX_REPLY:
-                    raise ValueError(f"a reply of more than {MAX_REPLY} bytes")
-            if 400 <= reply.status < 500 and reply.status not in (408, 425, 429):
-                raise PermissionError(f"HTTP {reply.status}: {text[:200].decode(errors='replace')}")
-            if reply.status != 200:
-                raise ValueError(f"HTTP {reply.status}")
-    except ClientError as error:
-        raise OSError(f"{type(error).__name__}: {error}") from None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError(f"no JSON: {text[:60].decode(errors='replace')!r}") from None
-
-
-def _content(reply: Any) -> str:
-    """The text of a chat completion; its tokens are counted. Raises ValueError for any other form, or one cut off."""
-    try:
-        usage = reply.get("usage") or {}
-        _spent.append(int(usage.get("total_tokens") or 0))
-        choice = reply["choices"][0]
-        content = choice["message"]["content"]
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        raise ValueError(f"no chat completion: {str(reply)[:60]!r}") from None
-    if choice.get("finish_reason") == "length":
-        raise ValueError("a reply that was cut off")
-    if not isinstance(content, str):
-        raise ValueError(f"no text: {content!r}"[:80])
-    return content
 
 
 def _orders(seed: str, asked: int) -> list[bool]:

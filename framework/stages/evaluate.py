@@ -13,6 +13,7 @@ from framework.artifacts import Checkpoint, EvalReport, PromptSet, RewardCheckpo
 from framework.bounds import Bound, FilledStr, NonNegativeInt, PositiveInt, bounded
 from framework.data.chat_template import TemplateConfig
 from framework.data.readers import read_prompts, write_rows
+from framework.data.selection import RIGHT_BY, check_right_by
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
@@ -29,7 +30,6 @@ from framework.stages.sample_file import SampleFile
 from framework.stages.sampling import Sampling, SamplingConfig
 from framework.types import EvalResult, EvalTask, Prompt, ScoredGroup
 
-RIGHT_BY = ("accuracy", "options", "code")
 logger = logging.getLogger("framework")
 
 
@@ -56,10 +56,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.temperature == 0 and self.k > 1:
             raise UserError("k", self.k, "must be 1 at temperature 0: all responses would be alike")
-        unknown = [name for name in self.right_by if name not in (*self.reward.components, *RIGHT_BY)]
-        if unknown or not set(self.right_by) & self.reward.components.keys():
-            allowed = f"must be of the run's rewards: {', '.join(self.reward.components)}"
-            raise UserError("right_by", unknown[0] if unknown else list(self.right_by), allowed)
+        check_right_by(self.right_by, self.reward.components, "right_by")
 
     def sampling(self) -> SamplingConfig:
         """The same, for `Sampling`."""

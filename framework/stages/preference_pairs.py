@@ -27,6 +27,7 @@ from framework.graph.fit import Fit, Given
 from framework.graph.nodes import Runtime
 from framework.graph.plan import StageEstimate
 from framework.models.families.base import ModelConfig
+from framework.stages.chat_model import ChatModel, judge_replies
 from framework.stages.read_samples import (
     check_sampling,
     finished_answers,
@@ -52,6 +53,7 @@ class PairsConfig:
     scored_by: str = "helpful"  # of the prompts those that this reward scores; "": all
     # Compare a template's good and poor answer with every answer too: a small model's own hardly differ.
     with_templates: bool = False
+    judge: ChatModel | None = None  # who compares; without one a rule does, which knows requests made from templates
     engine: VllmConfig = VllmConfig()  # the sampler's
 
     inherits: ClassVar[Mapping[str, str]] = {"engine": "engine.rollout"}
@@ -97,6 +99,10 @@ class MakePairs:
     model: ModelConfig | None = None  # sizes of what is sampled, for the plan
     template: TemplateConfig = TemplateConfig()  # of both models' prompts; without a name their own
 
+    def look_ahead(self) -> str:
+        """Ask the judge's endpoint, if it is one, for its models."""
+        return "" if self.config.judge is None else self.config.judge.look_ahead("stage.helpful_pairs.judge")
+
     def run(self, inputs: PairsInputs, runtime: Runtime) -> JudgedPairs:
         """Sample, pair, judge, choose; raises UserError if no pair is left to train on."""
         config = self.config
@@ -126,7 +132,7 @@ class MakePairs:
     ) -> Iterator[Candidate]:
         """Every candidate with its margins."""
         times = self.config.pairs.judgements
-        if judge is None:
+        if judge is None and self.config.judge is None:
             for prompt, candidate in candidates:
                 yield replace(candidate, margins=(margin_by_rule(prompt, candidate.first, candidate.second),) * times)
             return
@@ -135,10 +141,18 @@ class MakePairs:
             for prompt, one in candidates
             for time in range(times)
         ]
-        asked = self._sampled(self.config.judging, judge, questions, runtime)
-        replies = {group.prompt.id: group.responses[0].text for group in asked}
+
+        def sampled() -> list[ResponseGroup]:
+            assert judge is not None
+            return self._sampled(self.config.judging, judge, questions, runtime)
+
+        def readable(reply: str) -> bool:
+            return read_verdict(reply, True) is not None
+
+        replies = judge_replies(self.config.judge, sampled, questions, self.config.judging, runtime, readable)
         for _, one in candidates:
-            verdicts = (read_verdict(replies[f"{one.id}?{time}"], _is_a(one, time, runtime)) for time in range(times))
+            said = (replies.get(f"{one.id}?{time}", "") for time in range(times))
+            verdicts = (read_verdict(reply, _is_a(one, time, runtime)) for time, reply in enumerate(said))
             yield replace(one, margins=tuple(verdicts))
 
     def estimate(self, cluster: ClusterConfig) -> StageEstimate:

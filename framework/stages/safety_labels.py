@@ -26,6 +26,7 @@ from framework.graph.fit import Fit, Given
 from framework.graph.nodes import Runtime
 from framework.graph.plan import StageEstimate
 from framework.models.families.base import ModelConfig
+from framework.stages.chat_model import ChatModel, judge_replies
 from framework.stages.read_samples import (
     check_sampling,
     finished_answers,
@@ -35,7 +36,7 @@ from framework.stages.read_samples import (
 )
 from framework.stages.sampled_chats import write_dropped
 from framework.stages.sampling import SamplingConfig
-from framework.types import Prompt
+from framework.types import Prompt, ResponseGroup
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class LabelsConfig:
     most_prompts: NonNegativeInt = 0  # the first of the train prompts; 0: all
     expected_prompts: PositiveInt = 106_000  # that the plan counts on where only the run knows how many there are
     with_templates: bool = False  # label a template's good and poor answer too: a small model's own are seldom unsafe
+    judge: ChatModel | None = None  # who labels; without one a rule does, which knows requests made from templates
     engine: VllmConfig = VllmConfig()  # the sampler's
 
     inherits: ClassVar[Mapping[str, str]] = {"engine": "engine.rollout"}
@@ -98,6 +100,10 @@ class LabelSafety:
     model: ModelConfig | None = None  # sizes of what is sampled, for the plan
     template: TemplateConfig = TemplateConfig()  # of both models' prompts; without a name their own
 
+    def look_ahead(self) -> str:
+        """Ask the judge's endpoint, if it is one, for its models."""
+        return "" if self.config.judge is None else self.config.judge.look_ahead("stage.safety_labels.judge")
+
     def run(self, inputs: LabelsInputs, runtime: Runtime) -> Labelled:
         """Sample, label, write; raises UserError if one of the two labels has no answer to train on."""
         most, dropped = self.config.most_prompts or None, list[Drop]()
@@ -139,13 +145,21 @@ class LabelSafety:
 
     def _safe(self, answers: Sequence[_Answer], judge: Checkpoint | None, runtime: Runtime) -> Iterator[bool | None]:
         """Whether each answer is safe; None where the judge gives no verdict."""
-        if judge is None:
+        if judge is None and self.config.judge is None:
             yield from (is_safe_by_rule(answer.prompt, answer.text) for answer in answers)
             return
         config = self.config
         asked = [safety_question(answer.prompt, f"{answer.id}?", answer.text) for answer in answers]
-        for group in sampled_groups(config.judging, config.engine, self.template, judge, asked, runtime):
-            yield read_safety(group.responses[0].text)
+
+        def sampled() -> list[ResponseGroup]:
+            assert judge is not None
+            return sampled_groups(config.judging, config.engine, self.template, judge, asked, runtime)
+
+        def readable(reply: str) -> bool:
+            return read_safety(reply) is not None
+
+        replies = judge_replies(config.judge, sampled, asked, config.judging, runtime, readable)
+        yield from (read_safety(replies.get(question.id, "")) for question in asked)
 
     def estimate(self, cluster: ClusterConfig) -> StageEstimate:
         """What is sampled and judged of a prompt."""

@@ -16,8 +16,8 @@ from framework.bounds import NonNegativeInt, PositiveInt, bounded
 from framework.data.chat_shards import Chat
 from framework.data.chat_template import TemplateConfig
 from framework.data.readers import read_prompts, write_rows
-from framework.data.reasoning import Reasoned
-from framework.data.selection import Drop, Sample, Selection, SelectionConfig, select
+from framework.data.reasoning import Reasoned, split_reasoning
+from framework.data.selection import Drop, Sample, Selection, SelectionConfig, check_right_by, select
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
@@ -26,11 +26,13 @@ from framework.graph.nodes import Runtime
 from framework.graph.plan import StageEstimate
 from framework.models.families.base import ModelConfig
 from framework.rewards.base import RewardConfig
+from framework.rewards.isolation import IsolatedScorer
 from framework.roles.reward import check_scores
+from framework.stages.chat_model import ChatModel, ask_endpoint
 from framework.stages.read_samples import check_sampling, fit_engine, sampling_estimate
 from framework.stages.sample_file import SampleFile
 from framework.stages.sampling import Sampling, SamplingConfig
-from framework.types import Prompt
+from framework.types import Prompt, ScoredGroup
 
 DROPPED = "dropped.jsonl"  # beside a set: {"id", "reason"} a line; the manifest counts them by reason
 
@@ -50,9 +52,7 @@ class SampledConfig:
     inherits: ClassVar[Mapping[str, str]] = {"reward": "reward", "engine": "engine.rollout"}
 
     def __post_init__(self) -> None:
-        if not set(self.select.right_by) <= self.reward.components.keys():
-            allowed = f"must be of the stage's rewards: {', '.join(self.reward.components)}"
-            raise UserError("select.right_by", list(self.select.right_by), allowed)
+        check_right_by(self.select.right_by, self.reward.components, "select.right_by")
 
     def fit(self, model: ModelConfig, cluster: ClusterConfig, given: Given) -> Fit:
         """Compute what is not given of the engine, for the model on the cluster."""
@@ -79,6 +79,29 @@ class SampledConfig:
             groups = [group.scored for group in sampling.run(checkpoint.path, prompts, runtime, kept)]
         check_scores(groups, self.reward.max_failed_share)
         return select(groups, self.select)
+
+    def written(
+        self,
+        chat: ChatModel | None,
+        checkpoint: Checkpoint | None,
+        requests: Sequence[Prompt],
+        template: TemplateConfig,
+        runtime: Runtime,
+        name: str,
+    ) -> Selection:
+        """Have a chat model answer in R1's form and choose: an endpoint, if `chat` is one, else the checkpoint.
+
+        Raises RunFailed if too many requests have no answer, or too many answers cannot be scored.
+        """
+        if chat is None or not chat.url:
+            assert checkpoint is not None
+            return self.choose(checkpoint, requests, template, runtime, name)
+        replies = ask_endpoint(chat, requests, self.sampling, runtime, lambda text: split_reasoning(text) is not None)
+        with IsolatedScorer(self.reward, runtime.work_dir / "reward.log") as scorer:
+            groups = [ScoredGroup(group, scorer.score(group)) for group in replies.groups]
+        check_scores(groups, self.reward.max_failed_share)
+        chosen = select(groups, self.select)
+        return Selection(chosen.kept, [*replies.dropped, *chosen.dropped])
 
     def estimate(self, cluster: ClusterConfig, model: ModelConfig | None) -> StageEstimate:
         """What `model` is to sample; how many prompts there are, only the run knows."""

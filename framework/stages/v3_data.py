@@ -24,6 +24,8 @@ from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
 from framework.graph.plan import StageEstimate
 from framework.models.families.base import ModelConfig
+from framework.rewards.unscored import unscored
+from framework.stages.chat_model import ChatModel
 from framework.stages.sampled_chats import SampledConfig, chat_of, write_chat_set
 from framework.types import Prompt
 
@@ -39,6 +41,7 @@ class V3DataConfig(SampledConfig):
     helpful_rewards: tuple[str, ...] = ("helpful", "format", "language")
     safety_rewards: tuple[str, ...] = ("safety", "format", "language")
     select: SelectionConfig = SelectionConfig(right_by=())  # nothing says what is right here
+    writer: ChatModel | None = None  # who answers; without one the templates' own answers stand
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,11 +87,15 @@ class MakeV3Data:
     model: ModelConfig | None = None  # sizes of the writer, for the plan; None: there is no writer
     template: TemplateConfig = TemplateConfig()  # of the writer's prompts; without a name its own
 
+    def look_ahead(self) -> str:
+        """Ask the writer's endpoint, if it is one, for its models."""
+        return "" if self.config.writer is None else self.config.writer.look_ahead("stage.v3_data.writer")
+
     def run(self, inputs: V3DataInputs, runtime: Runtime) -> V3Data:
         """Write both sets; raises UserError for requests of your own that nobody can answer."""
         answers = {found.prompt().id: found.answer for found in self.config.requests(runtime.seed)}
         if inputs.prompts is not None:
-            if inputs.writer is None:
+            if inputs.writer is None and self.config.writer is None:
                 allowed = "requests of your own need a writer: a chat model that answers them"
                 raise UserError(f"stage.{runtime.node}", str(inputs.prompts.path), allowed)
             train, heldout = (read_prompts(inputs.prompts.path / f"{split}.jsonl") for split in ("train", "heldout"))
@@ -106,11 +113,12 @@ class MakeV3Data:
     def _answered(
         self, train: tuple[Prompt, ...], answers: Mapping[str, Reasoned], writer: Checkpoint | None, runtime: Runtime
     ) -> Selection:
-        if writer is None:
+        if writer is None and self.config.writer is None:
             return Selection([Sample(f"{prompt.id}#0", prompt, answers[prompt.id]) for prompt in train])
         asked = {prompt.id: prompt for prompt in train[: self.config.most_prompts or None]}
-        unscored = [answer_request(replace(prompt, rewards=())) for prompt in asked.values()]
-        chosen = self.config.choose(writer, unscored, self.template, runtime, "answers")
+        requests = [answer_request(replace(prompt, rewards=())) for prompt in asked.values()]
+        unjudged = replace(self.config, reward=unscored())  # no rule knows a good answer
+        chosen = unjudged.written(self.config.writer, writer, requests, self.template, runtime, "answers")
         kept = [replace(sample, prompt=asked[sample.prompt.id]) for sample in chosen.kept]
         return Selection(kept, chosen.dropped)
 

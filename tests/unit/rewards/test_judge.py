@@ -2,116 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from framework.errors import UserError
 from framework.rewards.base import RewardConfig
+from framework.rewards.endpoint import NoAnswer
 from framework.rewards.isolation import IsolatedScorer
-from framework.rewards.judge import Judge, NoVerdict, _orders
+from framework.rewards.judge import Judge, _orders
 from framework.types import Prompt, ResponseGroup
 from tests.contract.sample_rewards import response_of
+from tests.fake_endpoint import Answer, Handler, Server, drips, half, hangs_up, never, raw, says, serving, status
 
 PROMPT = Prompt("p0", "Say hello.", "general", "Hello there!")
-Answer = Callable[["Handler", str], None]
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Says what the test wants said."""
-
-    def do_GET(self) -> None:
-        self.say(200, {"data": [{"id": "judge"}]})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server: Any = self.server
-        server.asked.append((body, self.headers.get("Authorization")))
-        answer = server.answers[min(len(server.asked), len(server.answers)) - 1]
-        with contextlib.suppress(ConnectionError):
-            answer(self, body["messages"][-1]["content"])
-
-    def say(self, status: int, content: object) -> None:
-        data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[tuple[dict[str, Any], str | None]] = []
-        self.answers: list[Answer] = []
-        self.over = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as found:
-        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with serving() as found:
         yield found
-        found.over.set()
-        found.shutdown()
-        thread.join()
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("framework.rewards.judge.PAUSE_S", 0.0)
-
-
-def says(text: object, reason: str = "stop") -> Answer:
-    choice = {"message": {"content": text}, "finish_reason": reason}
-    return lambda handler, _: handler.say(200, {"choices": [choice], "usage": {"total_tokens": 7}})
-
-
-def status(code: int) -> Answer:
-    return lambda handler, _: handler.say(code, {"error": "no"})
-
-
-def raw(data: bytes) -> Answer:
-    return lambda handler, _: handler.say(200, data)
-
-
-def never(handler: Handler, _: str) -> None:
-    handler.server.over.wait(30)  # type: ignore[attr-defined]
-
-
-def drips(handler: Handler, _: str) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    while not handler.server.over.wait(0.05):  # type: ignore[attr-defined]
-        handler.wfile.write(b" ")
-
-
-def half(handler: Handler, _: str) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    handler.wfile.write(b'{"choices": [{"mess')
-
-
-def hangs_up(handler: Handler, _: str) -> None:
-    handler.connection.close()
+    monkeypatch.setattr("framework.rewards.endpoint.PAUSE_S", 0.0)
 
 
 def prefers(text: str) -> Answer:
@@ -207,7 +125,7 @@ def test_a_bad_reply_is_no_verdict_and_is_asked_again(server: Server, bad: Answe
     assert judge(server)(PROMPT, response_of("Hello!")) == 1.0
     server.asked.clear()
     server.answers = [bad]
-    with pytest.raises(NoVerdict, match=r"no verdict of the judge at http://127\.0\.0\.1.* in 3 tries; last: "):
+    with pytest.raises(NoAnswer, match=r"no answer of judge at http://127\.0\.0\.1.* in 3 tries; last: "):
         judge(server)(PROMPT, response_of("Hello!"))
     assert len(server.asked) == 3
 
@@ -215,7 +133,7 @@ def test_a_bad_reply_is_no_verdict_and_is_asked_again(server: Server, bad: Answe
 @pytest.mark.parametrize("bad", [says("[[11]]"), says("[[0]]"), says("[[3]] [[4]]"), says("3"), says("[[3.5]]")])
 def test_a_grade_outside_its_scale_is_refused(server: Server, bad: Answer) -> None:
     server.answers = [bad]
-    with pytest.raises(NoVerdict):
+    with pytest.raises(NoAnswer):
         judge(server, mode="points", retries=0)(PROMPT, response_of("Hello!"))
 
 
@@ -223,21 +141,21 @@ def test_a_grade_outside_its_scale_is_refused(server: Server, bad: Answer) -> No
 def test_a_judge_that_does_not_come_to_an_end_is_left_at_the_deadline(server: Server, bad: Answer) -> None:
     server.answers = [bad]
     began = time.monotonic()
-    with pytest.raises(NoVerdict, match=r"no answer within 0.3 s"):
+    with pytest.raises(NoAnswer, match=r"no answer within 0.3 s"):
         judge(server, deadline_s=0.3, retries=1)(PROMPT, response_of("Hello!"))
     assert time.monotonic() - began < 5
 
 
 def test_a_gigantic_reply_is_cut(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("framework.rewards.judge.MAX_REPLY", 1000)
+    monkeypatch.setattr("framework.rewards.endpoint.MAX_REPLY", 1000)
     server.answers = [raw(b" " * 100_000)]
-    with pytest.raises(NoVerdict, match="a reply of more than 1000 bytes"):
+    with pytest.raises(NoAnswer, match="a reply of more than 1000 bytes"):
         judge(server)(PROMPT, response_of("Hello!"))
 
 
 def test_what_cannot_get_better_is_not_asked_again(server: Server) -> None:
     server.answers = [status(401)]
-    with pytest.raises(NoVerdict, match="refuses: HTTP 401"):
+    with pytest.raises(NoAnswer, match="refuses: HTTP 401"):
         judge(server)(PROMPT, response_of("Hello!"))
     assert len(server.asked) == 1
 
@@ -275,5 +193,5 @@ def test_in_the_reward_process_a_lost_verdict_is_a_failed_sample_and_tokens_are_
     with IsolatedScorer(config) as scorer:
         scores = scorer.score(ResponseGroup(PROMPT, tuple(map(response_of, ("a", "b", "c")))))
     assert [score.components.get("judge") for score in scores] == [1.0, None, 0.0]
-    assert "NoVerdict" in scores[1].error
+    assert "NoAnswer" in scores[1].error
     assert [score.tokens for score in scores] == [7, 7, 7]

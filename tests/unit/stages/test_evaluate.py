@@ -92,7 +92,7 @@ def test_a_group_without_a_verdict_is_in_no_majority() -> None:
 
 def test_what_says_right_must_be_of_the_rewards() -> None:
     rewards = RewardConfig({"format": Format()})
-    with pytest.raises(UserError, match=r"^right_by: got \['accuracy', .*\]; must be of the run's rewards: format"):
+    with pytest.raises(UserError, match=r"^right_by: got \['accuracy', .*\]; must be of the rewards: format"):
         EvaluateConfig(reward=rewards)
 
 

@@ -21,10 +21,9 @@ from framework.errors import UserError
 from framework.rewards.accuracy import Accuracy
 from framework.rewards.base import RewardConfig
 from framework.rewards.format import Format
-from framework.stages.cold_start import ColdStart, ColdStartInputs
+from framework.stages.cold_start import ColdStart, ColdStartConfig, ColdStartInputs
 from framework.stages.mix import Mix, MixConfig, MixInputs
 from framework.stages.rejection import RejectionInputs, RejectionSampling
-from framework.stages.sampled_chats import SampledConfig
 from framework.stages.sampling import SamplingConfig
 from framework.stages.v3_data import MakeV3Data, V3DataConfig, V3DataInputs
 from framework.types import Prompt
@@ -43,8 +42,8 @@ def prompts(tmp_path: Path) -> PromptSet:
     return PromptSet(directory)
 
 
-def config(n: int = 2, **more: Any) -> SampledConfig:
-    return SampledConfig(SamplingConfig(n=n), reward=REWARDS, **more)
+def config(n: int = 2, **more: Any) -> ColdStartConfig:
+    return ColdStartConfig(SamplingConfig(n=n), reward=REWARDS, **more)
 
 
 def zero_answers(checkpoint: Path, prompt: Prompt, place: int) -> str:
@@ -135,7 +134,7 @@ def test_an_empty_set_is_one_line_that_says_what_became_of_the_responses(
 
 
 def test_a_reward_that_decides_must_be_configured() -> None:
-    with pytest.raises(UserError, match=r"select\.right_by: got \['judge'\]; must be of the stage's rewards: accuracy"):
+    with pytest.raises(UserError, match=r"select\.right_by: got \['judge'\]; must be of the rewards: accuracy"):
         config(select=SelectionConfig(right_by=("judge",)))
 
 
