@@ -285,4 +285,5 @@ class EvalResult:
     sampling: Mapping[str, float] = field(default_factory=dict)  # temperature, top_p, max_tokens, seed
     right_share: Mapping[str, float] = field(default_factory=dict)  # prompt id -> right of its judged responses
     groups: tuple[EvalTask, ...] = ()  # by columns of the prompts, e.g. "level 5", "subject Algebra"
+    rating: Measured | None = None  # on Codeforces, of problems of contests; over contests, not prompts
     domains: tuple[EvalTask, ...] = ()  # math, programs, options, logic, general; empty: all prompts are of one

@@ -79,6 +79,7 @@ def read_evaluation(path: Path) -> EvalResult:
             right_share=raw.get("right_share", {}),
             groups=tuple(map(_task, raw.get("groups", ()))),
             domains=tuple(map(_task, raw.get("domains", ()))),
+            rating=Measured(**raw["rating"]) if raw.get("rating") else None,
         )
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(str(path), f"{type(error).__name__}: {error}", "must be an evaluation's report.json") from None

@@ -28,7 +28,8 @@ def outcome(results: Sequence[EvalResult]) -> str:
     for label, *cells in rows:
         right = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
         lines.append("  ".join([label.ljust(widths[0]), *right]))
-    last = [told(found) for found in effects(results)]
+    last = [_rating_line(result) for result in results if result.rating is not None]
+    last += [told(found) for found in effects(results)]
     if not last and len(results) > 1:
         last = [_gain_line(results[0], results[-1])]
     return "\n".join([*lines, *last])
@@ -50,6 +51,14 @@ def _parts(result: EvalResult, shown: Sequence[Column]) -> list[list[str]]:
     rows = [_row(f"  {part.task}", part, shown, {}) for part in parts[:MAX_PARTS]]
     left = len(parts) - MAX_PARTS
     return [*rows, [f"  and {left} more, in the report", *[""] * (len(shown) + 2)]] if left > 0 else rows
+
+
+def _rating_line(result: EvalResult) -> str:
+    assert result.rating is not None
+    error = "" if result.rating.error is None else f" ± {result.rating.error:.0f}"
+    return (
+        f"Codeforces rating of {result.label}: {result.rating.mean:.0f}{error} over {result.rating.n_prompts} contests"
+    )
 
 
 def _gain_line(first: EvalResult, last: EvalResult) -> str:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 from framework.artifacts import Checkpoint, EvalReport, PromptSet, RewardCheckpoint
@@ -14,6 +15,9 @@ from framework.bounds import Bound, FilledStr, NonNegativeInt, PositiveInt, boun
 from framework.data.chat_template import TemplateConfig
 from framework.data.readers import read_prompts, write_rows
 from framework.data.selection import RIGHT_BY, check_right_by
+from framework.data.sources import find_source
+from framework.data.standings import KEY as STANDINGS
+from framework.data.standings import read_standings
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
@@ -26,6 +30,7 @@ from framework.rewards.connected import with_checkpoints
 from framework.rewards.right import DOMAINS, domain_of
 from framework.roles.reward import check_scores
 from framework.stages.eval_numbers import JudgedGroup, by_columns, right_shares, task_numbers
+from framework.stages.rating import Standings, contest_rating
 from framework.stages.sample_file import SampleFile
 from framework.stages.sampling import Sampling, SamplingConfig
 from framework.types import EvalResult, EvalTask, Prompt, ScoredGroup
@@ -47,6 +52,7 @@ class EvaluateConfig:
     right_by: tuple[str, ...] = RIGHT_BY
     format: FilledStr = "format"
     general_by: tuple[str, ...] = ("helpful", "safety")  # components that score no prompt but those that name them
+    standings: str = ""  # a folder or glob: who took part in the problems' Codeforces contests (`data.standings`)
     groups_in_flight: PositiveInt = 64  # per rollout worker
     reward: RewardConfig = field(kw_only=True)  # what scores a response
     engine: VllmConfig = VllmConfig()  # the sampler's
@@ -57,6 +63,15 @@ class EvaluateConfig:
         if self.temperature == 0 and self.k > 1:
             raise UserError("k", self.k, "must be 1 at temperature 0: all responses would be alike")
         check_right_by(self.right_by, self.reward.components, "right_by")
+
+    def contests(self) -> dict[str, Standings]:
+        """Return contest id -> who took part; empty if nothing is named. Raises UserError for a file that is wrong."""
+        found = read_standings(self.standings) if self.standings else {}
+        return {name: Standings(*each) for name, each in found.items()}
+
+    def named_files(self) -> tuple[Path, ...]:
+        """The files that it reads: the stage runs again when one of them changes."""
+        return find_source(self.standings, STANDINGS).files if self.standings else ()
 
     def sampling(self) -> SamplingConfig:
         """The same, for `Sampling`."""
@@ -128,6 +143,15 @@ class Evaluate:
         """What scores a response."""
         return self.config.reward
 
+    def look_ahead(self) -> str:
+        """Read the standings, if some are named."""
+        found = self.config.contests()
+        return (
+            f"{STANDINGS}: {len(found)} contests, {sum(len(c.ratings) for c in found.values()):,} ranks"
+            if found
+            else ""
+        )
+
     def run(self, inputs: EvaluateInputs, runtime: Runtime) -> Evaluated:
         """Sample, score, write report.json and samples.jsonl; raises RunFailed if too many can't be scored.
 
@@ -192,6 +216,7 @@ def summarise(label: str, judged: Sequence[JudgedGroup], config: EvaluateConfig)
         {"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.max_tokens},
         right_shares(judged, config.right_by),
         numbers(by_columns(judged)),
+        contest_rating(judged, config.right_by, config.contests()),
         numbers(ordered) if len(ordered) > 1 else (),
     )
 

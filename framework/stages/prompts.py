@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from framework.artifacts import Checkpoint, PromptSet
@@ -22,6 +23,7 @@ from framework.types import Prompt
 
 _CHECKED = 256  # prompts that a plan tokenizes, the longest
 QUESTION = "{question}"
+DATES = ("contest_date", "contest_start")  # of LiveCodeBench, of Codeforces (seconds since 1970)
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,36 @@ class PromptsConfig:
     heldout_share: Probability = 0.1
     columns: Columns = field(default_factory=dict)  # our name -> the file's
     max_heldout: NonNegativeInt = 64  # of them evaluated, the first of the file; 0: all
+    # held-out problems of contests from this date on, to this one, both included: 2024-08-01; "": without a bound
+    since: str = ""
+    until: str = ""
     wording: str = QUESTION  # what each question is put into, for instance behind how the answer is to be written
 
     def __post_init__(self) -> None:
         if QUESTION not in self.wording:
             raise UserError("data.wording", self.wording, f"must hold {QUESTION}, where the question goes")
+        for name in ("since", "until"):
+            if getattr(self, name):
+                _date(getattr(self, name), f"data.{name}")
 
     def read(self) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
         """Return train and held-out prompts; raises UserError naming file and line of what is wrong."""
         train, heldout = load_splits(self.train, self.heldout, self.columns, self.heldout_share)
+        if self.since or self.until:
+            found = tuple(prompt for prompt in heldout if self._in_time(prompt))
+            if not found:
+                between = f"{self.since or 'ever'} to {self.until or 'ever'}"
+                raise UserError("data.since", between, f"holds none of the {len(heldout)} held-out problems")
+            heldout = found
         return tuple(map(self.worded, train)), tuple(map(self.worded, heldout[: self.max_heldout or None]))
+
+    def _in_time(self, prompt: Prompt) -> bool:
+        """Whether a problem's contest lies between the bounds; raises UserError for one without a date."""
+        name = next((name for name in DATES if prompt.columns.get(name) is not None), None)
+        if name is None:
+            raise UserError(prompt.where, "no date", f"data.since needs a column {' or '.join(DATES)}")
+        day = _date(prompt.columns[name], f"{prompt.where}: {name}")
+        return (not self.since or day >= _date(self.since, "")) and (not self.until or day <= _date(self.until, ""))
 
     def worded(self, prompt: Prompt) -> Prompt:
         """Return the prompt whose last message puts the question into the wording; tokens that it brings stay."""
@@ -59,6 +81,16 @@ class PromptsConfig:
         """The files that it reads: the stage runs again when one of them changes."""
         named = (("data.train", self.train, "train"), ("data.heldout", self.heldout, "test"))
         return tuple(file for key, name, split in named if name for file in find_source(name, key, split).local)
+
+
+def _date(value: object, where: str) -> date:
+    """A day as ISO writes it, with or without a time, or as seconds since 1970."""
+    try:
+        if isinstance(value, int | float):
+            return datetime.fromtimestamp(value, UTC).date()
+        return datetime.fromisoformat(str(value)).date()
+    except (ValueError, OverflowError, OSError):
+        raise UserError(where, value, "must be a date such as 2024-08-01") from None
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
+import pickle
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,9 @@ from pyarrow import parquet
 
 from framework import cli
 from framework.config import build_graph, compose, group_options
+from framework.errors import UserError
+from framework.rewards.code import Code
+from framework.rewards.code_tests import hidden_tests
 from framework.stages.evaluate import Evaluate
 from framework.stages.prompts import PreparePrompts
 from framework.types import Prompt
@@ -27,6 +33,21 @@ HUMANEVAL = {
 GPQA = {
     "Record ID": "rec1", "Question": "Which is a noble gas?", "Correct Answer": "Neon", "Incorrect Answer 1": "Iron",
     "Incorrect Answer 2": "Gold", "Incorrect Answer 3": "Zinc", "High-level domain": "Chemistry", "Subdomain": "x",
+}  # fmt: skip
+
+
+PACKED = base64.b64encode(zlib.compress(pickle.dumps(json.dumps([{"input": "2 3", "output": "5"}])))).decode()
+LIVECODEBENCH = {
+    "question_title": "Sum", "question_content": "Print the sum of two numbers.", "platform": "atcoder",
+    "question_id": "abc_a", "contest_id": "abc", "contest_date": "2024-09-01T00:00:00", "starter_code": "",
+    "difficulty": "easy", "public_test_cases": json.dumps([{"input": "1 2", "output": "3", "testtype": "stdin"}]),
+    "private_test_cases": PACKED, "metadata": "{}",
+}  # fmt: skip
+CODEFORCES = {
+    "id": "852/A", "contest_id": "852", "contest_start": 1_725_148_800, "title": "Sum", "rating": 800.0,
+    "description": "Given two numbers, print their sum.", "input_format": "Two numbers.", "output_format": "One.",
+    "examples": [{"input": "1 2", "output": "3"}], "official_tests": [{"input": "4 5", "output": "9"}],
+    "note": None, "editorial": "Add them.",
 }  # fmt: skip
 
 
@@ -58,6 +79,8 @@ PUBLIC: dict[str, tuple[str, Callable[[Path, list[dict[str, Any]]], Path], dict[
     "gpqa_diamond": ("csv", sheet, GPQA, "", 64),
     "mmlu": ("parquet", table, {"question": "2 + 2?", "subject": "x", "choices": list("1234"), "answer": 3}, "D", 1),
     "humaneval": ("jsonl", jsonl, HUMANEVAL, "    return a + b\n", 16),
+    "livecodebench": ("jsonl", jsonl, LIVECODEBENCH, "", 8),
+    "codeforces": ("parquet", table, CODEFORCES, "", 16),
 }  # fmt: skip
 
 
@@ -87,8 +110,9 @@ def test_every_benchmark_is_tested() -> None:
 def test_a_benchmark_is_read_as_it_is_published(name: str, base: Path, tmp_path: Path) -> None:
     ending, write, row, answer, k = PUBLIC[name]
     (prompt,), evaluate = planned(base, name, write(tmp_path / f"test.{ending}", [row]))
-    question = next(str(row[key]) for key in ("question", "problem", "Question", "prompt") if key in row)
-    assert prompt.text.startswith(question)
+    keys = ("question", "problem", "Question", "prompt", "question_content", "description")
+    question = next(str(row[key]) for key in keys if key in row)
+    assert prompt.text.removeprefix("# Sum\n\n").startswith(question)
     asked = prompt.messages[-1]["content"]
     assert prompt.text in asked
     assert prompt.text != asked  # it says how the answer is to be written
@@ -106,6 +130,47 @@ def test_a_benchmark_is_read_as_it_is_published(name: str, base: Path, tmp_path:
     else:
         assert prompt.answer == answer
     next(map(evaluate.rewards.components.get, config.right_by)).check(prompt)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (eval, ("1",))
+
+
+def test_packed_tests_that_are_no_text_are_never_unpickled(base: Path, tmp_path: Path) -> None:
+    packed = base64.b64encode(zlib.compress(pickle.dumps(Evil()))).decode()
+    file = jsonl(tmp_path / "test.jsonl", [{**LIVECODEBENCH, "private_test_cases": packed}])
+    (prompt,), evaluate = planned(base, "livecodebench", file)
+    with pytest.raises(UserError, match=r"the packed tests name builtins\.eval: they may hold nothing but text"):
+        evaluate.rewards.components["accuracy"].check(prompt)
+
+
+def test_a_contest_problem_is_judged_by_all_its_tests(base: Path, tmp_path: Path) -> None:
+    for name, row in (("livecodebench", LIVECODEBENCH), ("codeforces", CODEFORCES)):
+        (prompt,), evaluate = planned(base, name, jsonl(tmp_path / f"{name}.jsonl", [row]))
+        assert "stdin" in prompt.text
+        code = evaluate.rewards.components["accuracy"]
+        assert isinstance(code, Code)
+        tests = hidden_tests(prompt)
+        assert len(tests.inputs) == (2 if name == "livecodebench" else 1)
+        assert code.verdict(tests, "print(sum(map(int, input().split())))").passed
+        assert not code.verdict(tests, "print(3)").passed
+        assert "Add them" not in str(prompt)  # the editorial tells how
+    starter = "class Solution:\n    def add(self, a: int, b: int) -> int:"
+    calls = json.dumps([{"input": "1\n2", "output": "3", "testtype": "functional"}])
+    row = {**LIVECODEBENCH, "starter_code": starter, "public_test_cases": calls, "private_test_cases": "[]"}
+    row["metadata"] = json.dumps({"func_name": "add"})
+    (prompt,), _ = planned(base, "livecodebench", jsonl(tmp_path / "starter.jsonl", [row]))
+    assert starter in prompt.text
+    assert hidden_tests(prompt).name == "Solution.add"
+
+
+def test_problems_outside_the_window_are_left_out(base: Path, tmp_path: Path) -> None:
+    days = ("2024-07-31", "2024-08-01", "2025-01-31T23:00:00", "2025-02-01")
+    rows = [{**LIVECODEBENCH, "question_id": day, "question_content": day, "contest_date": day} for day in days]
+    file = jsonl(tmp_path / "test.jsonl", rows)
+    assert [prompt.id for prompt in planned(base, "livecodebench", file)[0]] == list(days[1:3])
+    assert len(planned(base, "livecodebench", file, "data.since=2024-01-01", "data.until=''")[0]) == 4
 
 
 def test_what_is_given_on_the_command_line_counts(base: Path, tmp_path: Path) -> None:
@@ -138,6 +203,19 @@ def test_a_cache_too_small_for_the_context_is_said(base: Path, tmp_path: Path) -
         ("mmlu", ['{"question": "q", "choices": ["a", "b"], "answer": 2}'],
          "test.jsonl:1: answer: got 2; must be one of the options A, B"),
         ("mmlu", ['{"question": "q", "choices": ["a"], "answer": 0}'], "test.jsonl:1: choices: got '1 options'"),
+        ("livecodebench", [json.dumps(LIVECODEBENCH), json.dumps(LIVECODEBENCH)[:-9]], "test.jsonl:2: "),
+        ("livecodebench", [json.dumps(LIVECODEBENCH), '{"question_content": "q"}'],
+         "test.jsonl:2: got 'columns question_content'; no tests (or no question), which the rows before it have"),
+        ("livecodebench", [json.dumps({**LIVECODEBENCH, "private_test_cases": None, "public_test_cases": "[]"})],
+         "an empty list of tests, which any program passes"),
+        ("livecodebench", [json.dumps({**LIVECODEBENCH, "private_test_cases": "c29tZXRoaW5n"})],
+         "neither JSON nor packed as LiveCodeBench packs"),
+        ("livecodebench", [json.dumps({**LIVECODEBENCH, "contest_date": "last week"})],
+         "test.jsonl:1: contest_date: got 'last week'; must be a date such as 2024-08-01"),
+        ("livecodebench", [json.dumps({**LIVECODEBENCH, "contest_date": "2023-09-01"})],
+         "data.since: got '2024-08-01 to 2025-01-31'; holds none of the 1 held-out problems"),
+        ("codeforces", [json.dumps({**CODEFORCES, "examples": [], "official_tests": None})],
+         "test.jsonl:1: got 'no tests'"),
         ("gpqa_diamond", [json.dumps({k: v for k, v in GPQA.items() if k != "Incorrect Answer 2"})],
          "test.jsonl:1: got \"no column 'Incorrect Answer 2'\""),
     ],

@@ -9,6 +9,7 @@
     HumanEval    prompt, canonical_solution, test, entry_point
     own          prompt (or text), answer; optional id, task, system, rewards, token_ids, entry
     GPQA, MMLU and others of multiple choice: see `framework.data.layouts.options`
+    LiveCodeBench, Codeforces: see `framework.data.layouts.programs`
 
 Columns that a layout does not use travel with the prompt (`Prompt.columns`), for rewards to read.
 """
@@ -19,11 +20,13 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from framework.data.layouts.columns import Columns, Field, named, renamed, short, text_of
 from framework.data.layouts.messages import Message, read_messages
 from framework.data.layouts.options import options_row
+from framework.data.layouts.programs import program_row
 from framework.data.readers import Row
 from framework.data.rows import as_json, file_rows
 from framework.data.sources import Source, find_source
@@ -93,7 +96,15 @@ LAYOUTS = (
     Layout("prompt and answer", _TEXT, Field("answer", _ANSWER.columns[:-1])),
     Layout("MATH", Field("problem", ("question",)), Field("solution"), last_boxed),
 )
-CHOICE = Layout("multiple choice", Field("text"), Field("answer"))
+# Layouts whose rows are turned into ours first; where no later row fits, the first of the columns is what it lacks.
+MADE: Mapping[Layout, Callable[[Row], Row | None]] = MappingProxyType(
+    {
+        Layout("multiple choice", Field("text", ("options",)), Field("answer")): options_row,
+        Layout(
+            "contest problems", Field("text", ("tests",)), Field("answer"), lambda answer, _: str(answer)
+        ): program_row,
+    }
+)
 OURS = ("text", "answer", "id", "task", "system", "rewards", "token_ids", "entry", "options")
 
 
@@ -119,12 +130,14 @@ def prompts_of(source: Source, columns: Columns) -> tuple[Prompt, ...]:
         before = len(prompts)
         for found in file_rows(file):
             row = renamed(found, columns, OURS, column_key)
-            choice = options_row(row) if layout in (None, CHOICE) else None
-            if layout is CHOICE and choice is None:
-                allowed = "no options (or no question), which the rows before it have"
-                raise UserError(row.where, f"columns {named(row.fields)}", allowed)
-            layout = layout or (CHOICE if choice else recognise(row, column_key))
-            row = choice or row
+            made = {found: make(row) for found, make in MADE.items() if layout in (None, found)}
+            layout = layout or next((found for found, turned in made.items() if turned), None)
+            layout = layout or recognise(row, column_key)
+            if layout in MADE:
+                if (turned := made[layout]) is None:
+                    allowed = f"no {layout.text.columns[0]} (or no question), which the rows before it have"
+                    raise UserError(row.where, f"columns {named(row.fields)}", allowed)
+                row = turned
             prompt = _prompt(row, layout, several)
             if prompt.id in first:
                 raise UserError(f"{row.where}: id", prompt.id, f"must be unique; first used at {first[prompt.id]}")

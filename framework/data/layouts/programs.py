@@ -1,0 +1,69 @@
+"""Programming contests in the layouts of public data sets, turned into rows of ours: a text, and the columns of tests.
+
+    LiveCodeBench  question_content, starter_code, public_test_cases, private_test_cases, contest_date, difficulty
+    Codeforces     title, description, input_format, output_format, note, examples, official_tests, contest_id, rating
+
+There is no reference answer: hidden tests judge (`framework.rewards.code_tests`). How a problem is put is ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from framework.data.layouts.columns import short, text_of
+from framework.data.readers import Row
+from framework.errors import UserError
+
+_CODE_TESTS = ("private_test_cases", "public_test_cases")
+_FORCES_TESTS = ("official_tests", "examples")
+_STARTER = "Complete this code; answer with all of it:\n```python\n{}\n```"
+_STDIN = "Write a whole program that reads the input from stdin and prints the answer to stdout."
+
+
+def program_row(row: Row) -> Row | None:
+    """Return the row with `text`, an empty `answer` and the task `code`; None if it is no problem of a contest.
+
+    Raises UserError for one without a text, or without tests.
+    """
+    fields = row.fields
+    if "question_content" in fields and any(name in fields for name in _CODE_TESTS):
+        text, tests = _livecodebench(row), _CODE_TESTS
+    elif "description" in fields and any(name in fields for name in _FORCES_TESTS):
+        text, tests = _codeforces(row), _FORCES_TESTS
+    else:
+        return None
+    if not any(fields.get(name) for name in tests):
+        raise UserError(row.where, "no tests", f"a problem needs some in {' or '.join(tests)}")
+    used = {"question_content", "description", "input_format", "output_format", "note", "time_limit", "memory_limit"}
+    used |= {"question_title", "title", "editorial", "answer", "prompt"}
+    kept: dict[str, Any] = {str(key): value for key, value in fields.items() if key not in used}
+    if kept.get("question_id") is not None:
+        kept["task_id"] = kept.pop("question_id")
+    return Row(row.where, {**kept, "text": text, "answer": "", "task": "code"})
+
+
+def _livecodebench(row: Row) -> str:
+    question = text_of(row.fields["question_content"], f"{row.where}: question_content").strip()
+    starter = str(row.fields.get("starter_code") or "").rstrip()
+    return f"{question}\n\n{_STARTER.format(starter) if starter else _STDIN}"
+
+
+def _codeforces(row: Row) -> str:
+    fields = row.fields
+    parts = [text_of(fields["description"], f"{row.where}: description").strip()]
+    named = (("title", "# {}"), ("input_format", "## Input\n{}"), ("output_format", "## Output\n{}"))
+    for name, form in (*named, ("note", "## Note\n{}")):
+        if fields.get(name):
+            part = form.format(str(fields[name]).strip())
+            parts = [part, *parts] if name == "title" else [*parts, part]
+    for case in _cases(fields.get("examples"), f"{row.where}: examples"):
+        parts.append(f"## Example\nInput:\n{case['input']}\nOutput:\n{case['output']}")
+    return "\n\n".join([*parts, _STDIN])
+
+
+def _cases(found: Any, where: str) -> list[Any]:
+    if found is None:
+        return []
+    if not isinstance(found, list) or not all(isinstance(c, dict) and {"input", "output"} <= c.keys() for c in found):
+        raise UserError(where, short(found), "must be a list of {input, output}")
+    return found
