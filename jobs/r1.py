@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from framework.artifacts import Checkpoint
 from framework.config import RunConfig, fresh_model
 from framework.data.chat_template import TemplateConfig
-from framework.data.think_tags import ThinkTags
+from framework.data.think_tags import ThinkTags, check_think_tags
 from framework.errors import UserError
 from framework.graph.nodes import Edge, Graph, OutputRef
 from framework.models.estimate import rl_hours, sampling_hours
@@ -182,11 +182,17 @@ class _Recipe:
         """The student before it learns anything of R1: yours, or one pretrained on this run's text."""
         stage, start, graph = self.config.stage, self.start, self.graph
         settings, model = stage[f"distill_{name}"], self.config.sizes[f"distill_{name}"]
+        where = f"stage.distill_{name}.think_tags"
         if settings.base is not None:
-            return Checkpoint(settings.base.absolute()).check()
+            given = Checkpoint(settings.base.absolute()).check()
+            check_think_tags(given.path, settings.think_tags, where)
+            return given
         if not settings.pretrained_here:
             given = GivenCheckpoint(f"stage.distill_{name}.base", model.name)
             return graph.add(f"{name}_base", given).out("base")
+        if settings.think_tags == "found":
+            allowed = "must be added or spelled: the tokenizer that this run trains for its student has no such tokens"
+            raise UserError(where, "found", allowed)
         vocabulary = TrainTokenizer(stage["student_tokenizer"], model.max_position_embeddings, model.vocab_size)
         tokenizer = graph.add(f"{name}_tokenizer", vocabulary, text=start.text).out("tokenizer")
         tokens = graph.add(f"{name}_tokenize", Tokenize(stage["tokenize"]), text=start.text, tokenizer=tokenizer)

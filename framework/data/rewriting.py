@@ -11,6 +11,8 @@ from dataclasses import replace
 
 from framework.data.reasoning import Reasoned
 from framework.data.selection import Sample
+from framework.rewards.code import extract_code
+from framework.rewards.code_tests import has_tests
 from framework.rewards.language import main_language
 from framework.types import Prompt
 
@@ -25,11 +27,12 @@ _FRAMES = {
         ("让我算一下。", "所以答案是 \\boxed{ANSWER}。"),
     ),
 }
+_PROGRAMS = {"en": "This program does it:", "zh": "这个程序可以："}
 _LANGUAGES = {"en": "English", "zh": "Chinese"}
 _REQUEST = """Below are a question and a draft of its solution. Write the draft anew for a reader.
 - First the reasoning, in {language} only, in the first person, in short paragraphs and without code blocks. Keep \
 every step that matters, also doubts and corrections. Change no number and no result.
-- Then a summary in {language} that explains the solution briefly and ends with the final answer in \\boxed{{}}.
+- Then a summary in {language} that explains the solution briefly and ends with the final answer in {form}.
 Reply with <think>the reasoning</think> and then the summary, and nothing else.
 
 Question:
@@ -46,9 +49,14 @@ Leave the reasoning empty where the request is simple, a greeting for instance."
 
 
 def rewrite_by_rule(sample: Sample) -> Reasoned:
-    """Return the steps behind a sentence of the question's language, and a summary with the answer in a box."""
-    frames = _FRAMES[main_language(sample.prompt.text)]
-    opening, closing = frames[len(sample.id) % len(frames)]
+    """Return the steps behind a sentence of the question's language, and a summary with the answer in a box.
+
+    A program stands in a fenced block instead, where the code reward looks for it.
+    """
+    language = main_language(sample.prompt.text)
+    opening, closing = _FRAMES[language][len(sample.id) % len(_FRAMES[language])]
+    if has_tests(sample.prompt):
+        closing = f"{_PROGRAMS[language]}\n```python\n{(extract_code(sample.found.summary) or '').strip()}\n```"
     return Reasoned(f"{opening} {sample.found.reasoning}".strip(), closing.replace("ANSWER", sample.found.summary))
 
 
@@ -59,7 +67,8 @@ def request(sample: Sample) -> Prompt:
     right.
     """
     language = _LANGUAGES[main_language(sample.prompt.text)]
-    text = _REQUEST.format(language=language, question=sample.prompt.text, **vars(sample.found))
+    form = "one ```python block" if has_tests(sample.prompt) else "\\boxed{}"
+    text = _REQUEST.format(language=language, form=form, question=sample.prompt.text, **vars(sample.found))
     asked = ({"role": "user", "content": text},)
     return replace(sample.prompt, id=sample.id, messages=asked, token_ids=(), opened="")
 

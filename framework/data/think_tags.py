@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from framework.artifacts import read_json
 from framework.data.reasoning import CLOSE, OPEN
-from framework.data.tokenizer_files import load_tokenizer
+from framework.data.tokenizer_files import copy_files, load_tokenizer
 from framework.errors import UserError
 
 ThinkTags = Literal["found", "added", "spelled"]
@@ -35,6 +36,14 @@ def prepare_think_tags(directory: Path, how: ThinkTags, rows: int | None, where:
     for tag in TAGS:
         if (said := tokenizer.decode(_ids(tokenizer, tag))).strip() != tag:
             raise UserError(where, how, f"the student's tokenizer cannot say {tag}: it reads back as {said!r}")
+
+
+def check_think_tags(student: Path, how: ThinkTags, where: str) -> None:
+    """Raise UserError as `prepare_think_tags` will for a student's checkpoint, which stays as it is."""
+    rows = read_json(student / "config.json").get("vocab_size")
+    with TemporaryDirectory() as place:
+        copy_files(student, Path(place))
+        prepare_think_tags(Path(place), how, rows, where)
 
 
 def _add(directory: Path, tags: list[str], rows: int | None, where: str) -> None:

@@ -47,17 +47,17 @@ class RlConfig:
             raise UserError("stage.grpo.max_tokens", self.max_tokens, "must be at least 1")
         if self.steps % self.minibatches_per_rollout:
             near = sorted(divisors(self.steps), key=lambda m: abs(m - self.minibatches_per_rollout))[:5]
-            allowed = f"must divide stage.grpo.steps={self.steps}: {', '.join(map(str, sorted(near)))}"
+            allowed = f"must divide steps={self.steps}: {', '.join(map(str, sorted(near)))}"
             raise UserError("stage.grpo.minibatches_per_rollout", self.minibatches_per_rollout, allowed)
         each = self.minibatches_per_rollout
         if self.late_steps > self.steps:
-            allowed = f"must be at most stage.grpo.steps={self.steps}: they are the last of them"
+            allowed = f"must be at most steps={self.steps}: they are the last of them"
             raise UserError("stage.grpo.late_steps", self.late_steps, allowed)
         for name in ("evaluate_every", "export_every", "late_steps"):
             if (every := getattr(self, name)) % each:
                 below = every // each * each
                 nearest = ", ".join(str(n) for n in (below, below + each) if n)
-                allowed = f"must be a multiple of stage.grpo.minibatches_per_rollout={each}, e.g. {nearest}; 0: never"
+                allowed = f"must be a multiple of minibatches_per_rollout={each}, e.g. {nearest}; 0: never"
                 raise UserError(f"stage.grpo.{name}", every, allowed)
         self._check_halves()
         if self.export == "best" and not self.evaluate_every:

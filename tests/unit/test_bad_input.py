@@ -157,7 +157,7 @@ CASES = (
     Case(
         "minibatches that do not divide the steps",
         r1_zero("stage.grpo.steps=10"),
-        ("stage.grpo.minibatches_per_rollout: got 4", "must divide stage.grpo.steps=10: 1, 2, 5, 10"),
+        ("stage.grpo.minibatches_per_rollout: got 4", "must divide steps=10: 1, 2, 5, 10"),
     ),
     Case(
         "reference resets between two batches",

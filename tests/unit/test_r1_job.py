@@ -122,6 +122,10 @@ def test_a_student_without_a_rate_and_a_model_that_is_not_there_are_refused_by_n
         made("models.distill_qwen=llama_tiny")
     with pytest.raises(UserError, match=r"models\.distill_qwen: got 'qwen_2b'; did you mean 'qwen_32b'"):
         made("models.distill_qwen=qwen_2b")
+    with pytest.raises(UserError, match=r"stage\.distill_llama\.think_tags: got 'found'; must be added or spelled"):
+        made("stage.distill_llama.think_tags=found")
+    with pytest.raises(UserError, match=r"stage\.r1\.late_steps: got 200; must be at most steps=160"):
+        made("stage.r1.late_steps=200")
     with pytest.raises(UserError, match=r"models\.distil_qwen: got 'qwen_7b'; did you mean 'distill_qwen'"):
         made("models.distil_qwen=qwen_7b")
 

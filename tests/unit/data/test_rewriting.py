@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import pytest
 
+from framework.data.bilingual import generate_bilingual
 from framework.data.readability import ReadableConfig, unreadable
 from framework.data.reasoning import Reasoned, split_reasoning
 from framework.data.rewriting import answer_request, request, rewrite_by_rule
 from framework.data.selection import Sample
 from framework.rewards.accuracy import Accuracy
+from framework.rewards.right import Right
 from framework.types import Prompt
 from tests.unit.data.test_selection import response
 
@@ -23,6 +25,17 @@ def test_a_rewriting_by_rule_is_readable_and_still_right(prompt: Prompt, place: 
     text = str(written.message()["content"])
     assert split_reasoning(text) == written
     assert Accuracy()(prompt, response(text)) == 1
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_rewritten_program_still_passes_its_tests(language: str) -> None:
+    found = {p.columns["language"]: p for p in generate_bilingual("small_programs", {}, seed=0, size=4)}
+    prompt, right = found[language], Right()
+    for said in (prompt.answer, f"```python\n{prompt.answer}\n```"):
+        written = rewrite_by_rule(Sample("p#0", prompt, Reasoned("One line is enough.", said)))
+        assert right(prompt, response(str(written.message()["content"]))) == 1
+    (message,) = request(Sample("p#0", prompt, Reasoned("One line.", prompt.answer))).messages
+    assert "ends with the final answer in one ```python block" in message["content"]
 
 
 def test_a_chat_model_is_asked_with_question_draft_and_language_and_scored_as_the_question_is() -> None:

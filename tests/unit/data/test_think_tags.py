@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.data.think_tags import TAGS, ThinkTags, prepare_think_tags
+from framework.data.think_tags import TAGS, ThinkTags, check_think_tags, prepare_think_tags
 from framework.data.tokenizer_files import load_tokenizer, vocabulary_size
 from framework.data.tokenizer_training import TokenizerConfig, train_tokenizer
 from framework.errors import UserError
@@ -38,6 +38,18 @@ def test_added_tags_are_tokens_behind_the_last_one_and_all_else_stays(student: P
 def test_a_missing_tag_is_one_line(student: Path) -> None:
     with pytest.raises(UserError, match=rf"^{WHERE}: got 'found, but no <think> and no </think>'; the student's"):
         prepare_think_tags(student, "found", None, WHERE)
+
+
+def test_a_student_is_looked_at_before_a_run_and_stays_as_it_is(student: Path) -> None:
+    size = vocabulary_size(load_tokenizer(student))
+    (student / "config.json").write_text(f'{{"vocab_size": {size + 1}}}')
+    before = {file.name: file.read_bytes() for file in student.iterdir()}
+    with pytest.raises(UserError, match=rf"^{WHERE}: got 'found, but no <think>"):
+        check_think_tags(student, "found", WHERE)
+    with pytest.raises(UserError, match="needs 2 more tokens"):
+        check_think_tags(student, "added", WHERE)
+    check_think_tags(student, "spelled", WHERE)
+    assert {file.name: file.read_bytes() for file in student.iterdir()} == before
 
 
 def test_a_full_embedding_is_one_line(student: Path) -> None:

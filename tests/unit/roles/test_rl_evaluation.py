@@ -196,7 +196,7 @@ def test_an_export_that_a_death_has_cut_off_is_made_on_resuming(tmp_path: Path) 
         ({"evaluate_every": 7}, "stage.grpo.evaluate_every: got 7; must be a multiple of .*=4, e.g. 4, 8; 0: never"),
         ({"export_every": 2}, "stage.grpo.export_every: got 2; must be a multiple of .*=4, e.g. 4; 0: never"),
         ({"late_steps": 6}, "stage.grpo.late_steps: got 6; must be a multiple of .*=4, e.g. 4, 8; 0: never"),
-        ({"late_steps": 28}, "stage.grpo.late_steps: got 28; must be at most stage.grpo.steps=24"),
+        ({"late_steps": 28}, "stage.grpo.late_steps: got 28; must be at most steps=24"),
         ({"export": "best"}, "stage.grpo.export: got 'best'; needs stage.grpo.evaluate_every"),
         ({"evaluate_every": -4}, "RlConfig.evaluate_every"),
     ],
