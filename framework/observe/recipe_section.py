@@ -22,21 +22,24 @@ def recipe_section(run: RunFiles) -> str:
     results = run.evaluations
     if len(results) < 3 and not any(result.domains for result in results):
         return ""
-    return "\n".join(filter(None, [_table(run), _effects(effects(results)), _students(run), _reward_models(run)]))
+    parts = [_table(run), _effects(effects(results)), _students(run), _reward_models(run), _hacking(run)]
+    return "\n".join(filter(None, parts))
 
 
 def _table(run: RunFiles) -> str:
     shown = columns(run.evaluations)
+    timed = [run.history.stages.get(result.label) for result in run.evaluations]
     heads = "".join(f"<th>{escape(column.title)}</th>" for column in shown)
+    heads += "<th>stage took</th>" if any(timed) else ""
     rows = []
-    for result in run.evaluations:
-        cells = "".join(f"<td>{escape(share(*column.of(result)))}</td>" for column in shown)
-        stage = run.history.stages.get(result.label)
-        trained = format_seconds(stage.seconds) if stage is not None else "–"
-        rows.append(f"<tr><td>{escape(result.label)}</td>{cells}<td>{trained}</td></tr>")
+    for result, stage in zip(run.evaluations, timed, strict=True):
+        cells = [share(*column.of(result)) for column in shown]
+        cells += [format_seconds(stage.seconds) if stage is not None else "–"] if any(timed) else []
+        told = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        rows.append(f"<tr><td>{escape(result.label)}</td>{told}</tr>")
     return (
         f'<h2>Checkpoints</h2><div class="scroll"><table class="dense"><thead><tr><th>checkpoint</th>{heads}'
-        f"<th>stage took</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         '<p class="soft">± is one standard error over held-out prompts. pass@1 and the columns behind it: right by '
         "what judges the prompt's kind; the last columns are mean rewards of the prompts that they score.</p>"
     )
@@ -98,3 +101,35 @@ def held_out_accuracies(run: RunFiles) -> Iterator[tuple[str, float, float | Non
         judged = made.get(tokens.inputs.get("preferences", "")) if tokens is not None else None
         count = int(judged.counts.get("validation", 0)) if judged is not None else 0
         yield name, accuracy, math.sqrt(accuracy * (1 - accuracy) / count) if count else None, count
+
+
+def _hacking(run: RunFiles) -> str:
+    found = reward_hacking(run)
+    return f'<p class="soft">{escape(found)}</p>' if found else ""
+
+
+def reward_hacking(run: RunFiles) -> str:
+    """Say whether a preference reward rose while what it stands for sank; empty for a run that cannot tell.
+
+    The reward is that of training, in the steps in which it acted; helpfulness and safety are of held-out requests, by
+    what `stage.evaluate_each.reward` judges them, which was not trained against.
+    """
+    stage, by_label = run.history.stages.get("r1"), {result.label: result for result in run.evaluations}
+    if stage is None or not {"dev3", "r1"} <= by_label.keys():
+        return ""
+    told = []
+    for name in ("helpful", "safety"):
+        values = list(stage.series.get(f"reward/{name}", {}).values())
+        before, after = (by_label[label].overall.scores.get(name) for label in ("dev3", "r1"))
+        if len(values) < 2 or before is None or after is None:
+            continue
+        part = max(1, len(values) // 10)
+        first, last = sum(values[:part]) / part, sum(values[-part:]) / part
+        error = math.hypot(before.error or 0.0, after.error or 0.0)
+        hacked = last > first and before.mean - after.mean > 2 * error
+        told.append(
+            f"{name}: the reward went from {first:.2f} to {last:.2f} in training, held-out requests from "
+            f"{share(before.mean, before.error)} to {share(after.mean, after.error)}, "
+            + ("which is reward hacking" if hacked else "no sign of reward hacking")
+        )
+    return "Preference rewards of r1, by its reward model and by another judge. " + "; ".join(told) if told else ""

@@ -120,7 +120,7 @@ def write_recipe(run_dir: Path, shift: float = 0.0) -> Path:
     return run_dir
 
 
-def recipe_evaluation(run_dir: Path, label: str, right: float, language: float, helpful: float) -> None:
+def recipe_evaluation(run_dir: Path, label: str, right: float, language: float, helpful: float, name: str = "") -> None:
     scores = {"accuracy": Measured(right, 0.02, 200), "format": Measured(0.9, 0.01, 200),
               "language": Measured(language, 0.01, 200), "helpful": Measured(helpful, 0.03, 50)}  # fmt: skip
     overall = EvalTask("all", 250, 16, right, 0.02, right + 0.08, 1.0, 0.9, 30.0, 0.0, n_judged=200, scores=scores)
@@ -130,7 +130,7 @@ def recipe_evaluation(run_dir: Path, label: str, right: float, language: float, 
         EvalTask("general", 50, 16, None, None, None, None, 0.9, 30.0, 0.0),
     )
     files = {"report.json": json.dumps(asdict(EvalResult(label, overall, (), domains=domains))), "samples.jsonl": ""}
-    write_artifact(run_dir, f"eval_{label}", EvalReport, files, {})
+    write_artifact(run_dir, f"eval_{label}{name}", EvalReport, files, {})
 
 
 def sample(i: int, step: int) -> SampleRow:

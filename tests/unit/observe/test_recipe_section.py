@@ -10,12 +10,13 @@ import pytest
 from framework import cli
 from framework.observe.collect import collect
 from framework.observe.effects import EFFECTS, effects
+from framework.observe.metrics import Tracker
 from framework.observe.outcome import outcome
-from framework.observe.recipe_section import held_out_accuracies
+from framework.observe.recipe_section import held_out_accuracies, reward_hacking
 from framework.observe.report import write_report
 from framework.observe.stage_table import over_seeds
 from framework.observe.verdict import verdict
-from tests.unit.observe.synthetic import RECIPE, write_recipe, write_run
+from tests.unit.observe.synthetic import RECIPE, recipe_evaluation, write_recipe, write_run
 from tests.unit.observe.test_report import outline
 
 
@@ -74,6 +75,23 @@ def test_a_reward_model_s_accuracy_on_held_out_pairs(run: Path) -> None:
     assert (name, accuracy, error, pairs) == ("helpful_rm", 0.9, pytest.approx(0.03), 100)
     cells = outline(write_report(run).read_text(encoding="utf-8")).cells
     assert cells[cells.index("helpful_rm") :][:3] == ["helpful_rm", "90.0% ± 3.0", "100"]
+
+
+def test_reward_hacking_is_a_rising_reward_and_sinking_helpfulness(run: Path, tmp_path: Path) -> None:
+    assert reward_hacking(collect(run)) == ""  # r1 recorded no such reward
+    told = {}
+    for name, helpful in (("better", 0.9), ("worse", 0.3)):
+        made = write_recipe(tmp_path / name)
+        with Tracker(made, "r1") as tracker:
+            for step, reward in ((10, 0.5), (20, 0.8)):
+                tracker.log(step, {"reward/helpful": reward})
+        recipe_evaluation(made, "r1", 0.78, 0.99, helpful, "again")
+        told[name] = reward_hacking(collect(made))
+    assert (
+        "helpful: the reward went from 0.50 to 0.80 in training, held-out requests from 60.0% ± 3.0 to" in told["worse"]
+    )
+    assert told["worse"].endswith("30.0% ± 3.0, which is reward hacking")
+    assert told["better"].endswith("90.0% ± 3.0, no sign of reward hacking")
 
 
 def test_three_seeds_are_one_table_of_means(run: Path, tmp_path: Path) -> None:
