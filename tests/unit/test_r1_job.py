@@ -53,6 +53,15 @@ def test_a_setting_of_dev2_changes_dev2_and_what_comes_behind_it() -> None:
     assert rerun.isdisjoint({"v3_base", "r1_zero", "cold_start", "dev1", "v3_data", "qwen_zero", "eval_dev1"})
 
 
+def test_general_requests_are_evaluated_by_rule_a_reward_model_or_a_judge() -> None:
+    where = "stage.evaluate_each.reward.components.helpful={_target_: framework.rewards."
+    assert set(made()[1].nodes["eval_r1"].edges) == {"checkpoint", "prompts", "general"}
+    edges = made(where + "reward_model.PreferenceModel, squash: true}")[1].nodes["eval_dev1"].edges
+    assert edges["helpful"] == made()[1].nodes["r1"].edges["helpful"]
+    judged = made(where + "judge.Judge, url: 'http://h/v1', model: m, mode: points}")[0].stage["evaluate_each"]
+    assert judged.reward.components["helpful"].mode == "points"
+
+
 def _key(graph: Graph, name: str) -> str:
     return repr(settings_of(graph.nodes[name].stage))
 

@@ -7,10 +7,10 @@ import pytest
 
 from framework.data.general import KINDS, general_requests
 from framework.errors import UserError
-from framework.rewards.by_rule import ByRule
+from framework.rewards.by_rule import Helpful, Safe
 from framework.types import Prompt, Response
 
-HELPFUL, SAFE = ByRule(asks="helpful"), ByRule(asks="safe")
+HELPFUL, SAFE = Helpful(), Safe()
 
 
 def said(text: str) -> Response:
