@@ -21,7 +21,7 @@ def read_standings(name: str) -> dict[str, tuple[tuple[float, ...], tuple[int, .
     """
     ratings: dict[str, dict[str, float]] = defaultdict(dict)
     solved: dict[str, dict[str, int]] = defaultdict(dict)
-    for file in find_source(name, KEY).files:
+    for file in find_source(name, KEY).local:
         result = read_json(file).get("result")
         try:
             if isinstance(result, list):

@@ -71,7 +71,7 @@ class EvaluateConfig:
 
     def named_files(self) -> tuple[Path, ...]:
         """The files that it reads: the stage runs again when one of them changes."""
-        return find_source(self.standings, STANDINGS).files if self.standings else ()
+        return find_source(self.standings, STANDINGS).local if self.standings else ()
 
     def sampling(self) -> SamplingConfig:
         """The same, for `Sampling`."""
