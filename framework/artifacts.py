@@ -175,6 +175,12 @@ class EvalReport(Artifact):
     required = ("report.json",)
 
 
+class AssessmentReport(Artifact):
+    """How a model of the table of transformers does: assessment.json, a `types.Assessed`."""
+
+    required = ("assessment.json",)
+
+
 def content_hash(directory: Path, known: Digests | None = None) -> tuple[str, dict[str, int], dict[str, str]]:
     """Return the SHA-256 over names and digests of all files but the manifest; each file's size, and its digest.
 

@@ -229,6 +229,9 @@ def fresh_model(config: RunConfig) -> ModelConfig:
     """Return the sizes of the model that a job makes from nothing; raises UserError if none are given."""
     if config.model is None:
         raise UserError("model", None, f"must be given: {', '.join(group_options('model'))}")
+    if not config.model.policy:
+        allowed = f"must be a model that vLLM samples from: {config.model.model_type} is for job=transformers"
+        raise UserError("model", config.model.name, allowed)
     return config.model
 
 

@@ -287,3 +287,21 @@ class EvalResult:
     groups: tuple[EvalTask, ...] = ()  # by columns of the prompts, e.g. "level 5", "subject Algebra"
     rating: Measured | None = None  # on Codeforces, of problems of contests; over contests, not prompts
     domains: tuple[EvalTask, ...] = ()  # math, programs, options, logic, general; empty: all prompts are of one
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """How a pretrained transformer does; `asdict` of it is an AssessmentReport's assessment.json.
+
+    held_out {"loss": 1.2, "accuracy": 0.71}: as its own objective measures the validation text. tuned and fresh: the
+    accuracy of a classifier made of it, and of one of its sizes that was never pretrained, a seed each.
+    """
+
+    label: str  # its stage
+    model: str  # its sizes' name
+    learns: str
+    parameters: int
+    held_out: Mapping[str, float]
+    tuned: tuple[float, ...]
+    fresh: tuple[float, ...]
+    written: Mapping[str, str] = field(default_factory=dict)  # prompt, e.g. a control code -> how it goes on

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import loss_parallel
+from torch.nn.functional import cross_entropy
 
 CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 23}  # logits upcast at a time; on a CPU what stays in its caches
 
@@ -20,7 +23,18 @@ def token_logprobs(logits_TV: torch.Tensor, targets_T: torch.Tensor, temperature
     Forward and backward work on chunks of T, so beside the logits and their gradient (both in the logits' dtype) no
     [T, V] tensor exists. Not differentiable twice. Raises ValueError if the temperature is not positive.
     """
+    if isinstance(logits_TV, DTensor):
+        return _cut_logprobs(logits_TV, targets_T, temperature)
     return logprobs_and_entropy(logits_TV, targets_T, temperature)[0]
+
+
+def _cut_logprobs(logits_TV: DTensor, targets_T: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The same of logits that are cut over the vocabulary: only sums over it travel. Its backward needs the context."""
+    scaled_TV = logits_TV if temperature == 1 else logits_TV / temperature
+    with loss_parallel():
+        nll: Any = cross_entropy(scaled_TV, targets_T, reduction="none")
+    whole_T: torch.Tensor = nll.full_tensor()
+    return -whole_T
 
 
 def logprobs_and_entropy(

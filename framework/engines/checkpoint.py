@@ -25,6 +25,7 @@ from framework.artifacts import Checkpoint
 from framework.engines import expert_parallel
 from framework.engines.deepspeed_engine import Snapshot, TrainingEngine
 from framework.engines.device import on_gpu
+from framework.engines.tensor_parallel import whole_tensors
 from framework.engines.universal import Topology, load_universal, reshard, topology
 from framework.errors import DamagedState, UserError
 from framework.files import clear_way, quick_digests, shares, text_digest, write_atomically
@@ -216,7 +217,12 @@ def export_hf(engine: TrainingEngine, directory: Path) -> None:
     for index, section in enumerate(sections):
         file = f"model-{index + 1:05d}-of-{len(sections):05d}.safetensors"
         tensors = {}
-        for name, tensor in chain(expert_parallel.all_tensors(model, section), _mtp_copies(model, index)):
+        found = (
+            (pair for pair in whole_tensors(model) if pair[0].startswith(section))
+            if engine.config.tensor_parallel
+            else expert_parallel.all_tensors(model, section)
+        )
+        for name, tensor in chain(found, _mtp_copies(model, index)):
             if writes:
                 tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
         if writes:

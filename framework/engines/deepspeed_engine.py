@@ -52,6 +52,7 @@ class DeepSpeedConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     zero_stage: Literal[1, 2, 3] = 1  # 0 gives wrong gradient norms with expert parallelism
     ep_size: PositiveInt = 1
+    tensor_parallel: bool = False  # all ranks share each matrix of a GPT-2, and see the same rows: no ZeRO
     schedule: LrSchedule = field(default_factory=LrSchedule)
     beta1: Annotated[float, Bound(least=0, below=1)] = 0.9
     beta2: Annotated[float, Bound(least=0, below=1)] = 0.95

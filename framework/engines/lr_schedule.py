@@ -13,16 +13,18 @@ from framework.errors import UserError
 @dataclass(frozen=True)
 @bounded
 class LrSchedule:
-    """Linear warm-up, then constant, cosine or multistep. Steps count from 0; the first trains at lr / warmup_steps.
+    """Linear warm-up, then constant, cosine, linear or multistep.
+
+    Steps count from 0; the first trains at lr / warmup_steps.
 
     DeepSeek-V3 §4.2 (constant, cosine to a tenth, constant, a smaller constant at the end), V2 §3.1.2 and MoE §5.1.2
-    (multistep: x0.316 at 60-80%, 90%).
+    (multistep: x0.316 at 60-80%, 90%), BERT, A.2 (linear, to 0). Linear takes the fields of cosine.
     """
 
     lr: NonNegativeFloat = 3e-6
-    kind: Literal["constant", "cosine", "multistep"] = "constant"
+    kind: Literal["constant", "cosine", "linear", "multistep"] = "constant"
     warmup_steps: NonNegativeInt = 0
-    total_steps: NonNegativeInt = 0  # needed by cosine and multistep
+    total_steps: NonNegativeInt = 0  # needed by all but constant
     decay_start: Probability = 0.0  # cosine: share of total_steps that stays at lr
     decay_end: Probability = 1.0  # cosine: share of total_steps from which the rate is lr * final_ratio
     final_ratio: NonNegativeFloat = 0.1  # cosine: last lr / lr
@@ -52,7 +54,8 @@ class LrSchedule:
             return self.tail_lr
         start = max(self.decay_start, self.warmup_steps / self.total_steps)
         decay = min(max(progress - start, 0.0) / (self.decay_end - start), 1.0)
-        return self.lr * (self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * decay)))
+        left = 1 - decay if self.kind == "linear" else 0.5 * (1 + math.cos(math.pi * decay))
+        return self.lr * (self.final_ratio + (1 - self.final_ratio) * left)
 
 
 @dataclass(frozen=True)

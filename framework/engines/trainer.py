@@ -19,6 +19,7 @@ from framework.engines import finite
 from framework.engines.checkpoint import export_hf, load_state, save_state
 from framework.engines.deepspeed_engine import DeepSpeedConfig, Snapshot, TrainingEngine
 from framework.engines.mtp_step import MtpStep
+from framework.engines.tensor_parallel import TensorParallelEngine
 from framework.errors import UserError
 from framework.models.packed_attention import SegmentLayout, use_packed_attention
 from framework.objectives.objective import BatchT, MicroT, Objective, Share
@@ -33,9 +34,10 @@ class Trainer(Generic[BatchT, MicroT]):
     def __init__(self, model: nn.Module, config: DeepSpeedConfig, objective: Objective[BatchT, MicroT]) -> None:
         if objective.packed:
             use_packed_attention(model)
-        self.engine = TrainingEngine(model, config)
+        self.engine = (TensorParallelEngine if config.tensor_parallel else TrainingEngine)(model, config)
         self.objective = objective
-        self.share = Share(config.token_budget, self.engine.rank, self.engine.world)
+        place = (0, 1) if config.tensor_parallel else (self.engine.rank, self.engine.world)
+        self.share = Share(config.token_budget, *place)
         self._reference: Snapshot | None = None
         if objective.keeps_reference:
             self.reset_reference()

@@ -56,22 +56,25 @@ def fit_stages(
 ) -> dict[str, Fit]:
     """Return what each stage computes, by stage; what one says of the cluster holds for those after it.
 
-    `models`: of stages whose model is not the run's. `given` is asked for whole keys, such as
-    "stage.grpo.engine.learner.zero_stage".
+    `models`: of stages whose model is not the run's; settings that hold a `model` have that one. `given` is asked for
+    whole keys, such as "stage.grpo.engine.learner.zero_stage".
     """
     found: dict[str, Fit] = {}
-    if model is None:  # nothing to fit: a base that is missing is told of by the job
-        return found
     chosen: set[str] = set()  # of the cluster
     for name in sorted(stages, key=lambda name: not getattr(stages[name], "fits_first", False)):
         settings = stages[name]
-        if isinstance(settings, Fits):
+        own = _model_of(settings, models.get(name, model))
+        if isinstance(settings, Fits) and own is not None:  # a base that is missing is told of by the job
             asked = partial(_asked, given, frozenset(chosen), name)
-            found[name] = settings.fit(models.get(name, model), cluster, asked)
+            found[name] = settings.fit(own, cluster, asked)
             said = {key: value for key, value in found[name].choices.items() if key.startswith(OF_CLUSTER)}
             cluster = replace(cluster, **{key.removeprefix(OF_CLUSTER): value for key, value in said.items()})
             chosen |= set(said)
     return found
+
+
+def _model_of(settings: Any, otherwise: Any) -> Any:
+    return getattr(settings, "model", None) or otherwise
 
 
 def _asked(given: Given, chosen: frozenset[str], stage: str, key: str) -> bool:
@@ -105,10 +108,11 @@ def check_places(
     stages: Mapping[str, Any], model: Any, cluster: ClusterConfig, models: Mapping[str, Any] = MappingProxyType({})
 ) -> None:
     """Ask every stage whether it suits the model and the cluster; errors name the whole key."""
-    for name, settings in stages.items() if model is not None else ():
-        if isinstance(settings, ChecksPlace):
+    for name, settings in stages.items():
+        own = _model_of(settings, models.get(name, model))
+        if isinstance(settings, ChecksPlace) and own is not None:
             with naming(f"stage.{name}", settings):
-                settings.check_place(models.get(name, model), cluster)
+                settings.check_place(own, cluster)
 
 
 @contextmanager

@@ -1,4 +1,6 @@
-"""Attention over packed rows: each segment attends causally to itself alone, and no T x T mask is ever built.
+"""Attention over packed rows: each segment attends to itself alone, and no T x T mask is ever built.
+
+Causally, or both ways where transformers' module says `is_causal = False`: encoders.
 
 Registered with transformers' AttentionInterface, so any model of its library that routes attention through it (MLA,
 GQA) runs packed, forward and backward. The row is split into runs of equally long segments and each run is one causal
@@ -21,6 +23,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from framework.algorithms.logprobs import logprobs_and_entropy
+from framework.models.masked_heads import HEADS
 from framework.models.shared_prefixes import SharedPrefixes, shared_prefixes
 from framework.types import MicroBatch
 
@@ -90,6 +93,9 @@ def packed_attention(
     if shared is not None:
         key, value = key.index_select(2, shared.node_T), value.index_select(2, shared.node_T)
         query = query.index_select(2, shared.node_Q)
+    causal = bool(getattr(module, "is_causal", True))
+    if not causal and (shared is not None or sliding_window is not None):
+        raise ValueError("packed attention both ways shares no prefixes and has no window")
     groups = heads // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -110,7 +116,8 @@ def packed_attention(
         # Heads as the batch and segments as the "heads": both are independent, and so nothing is transposed.
         q, k, v = (x.view(heads, rows, -1, x.shape[-1]) for x in states)
         mask = _visible(length, common, sliding_window, query.device)
-        output = scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, scale=scaling, is_causal=mask is None)
+        ahead = causal and mask is None
+        output = scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, scale=scaling, is_causal=ahead)
         outputs.append(output.flatten(1, 2))
     merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)  # [H, T, D]
     if shared is not None:
@@ -130,9 +137,13 @@ def use_packed_attention(model: Any) -> None:
     """Make a transformers model attend through `packed_attention`; afterwards run it by the functions below only.
 
     No mask function is registered under the name, and so transformers builds no mask. Undo it by
-    model.set_attn_implementation("sdpa").
+    model.set_attn_implementation("sdpa"). An encoder that does not attend through transformers' interface stays as it
+    is: `models.masked_heads` masks it.
     """
     from transformers import AttentionInterface
+
+    if type(model).__name__ in HEADS and not model._supports_attention_backend:
+        return
 
     AttentionInterface.register(NAME, packed_attention)
     model.set_attn_implementation(NAME)

@@ -22,6 +22,7 @@ import torch
 
 from framework.artifacts import MANIFEST, check_safetensors_file, read_json
 from framework.errors import UserError, did_you_mean
+from framework.models.masked_heads import HEADS
 from framework.models.scalar_head import HEAD
 from framework.models.spec import model_class
 
@@ -104,7 +105,8 @@ def read_config(directory: Path) -> Any:
     if kind not in CONFIG_MAPPING:
         allowed = f"{did_you_mean(str(kind), CONFIG_MAPPING)}model_type must be a family that transformers knows"
         raise UserError(str(file), f"model_type={kind}", allowed)
-    if CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    named = (read_json(file).get("architectures") or [""])[0]
+    if CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING and named not in HEADS:
         raise UserError(str(file), f"model_type={kind}", "must be a causal language model's")
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)

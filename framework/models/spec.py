@@ -57,11 +57,14 @@ def empty_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel
 
 
 def model_class(config: PretrainedConfig) -> Any:
-    """Return the class of a config's model: transformers', ours where it has MTP modules, or one with a scalar head."""
+    """Return the class of a config's model: transformers', ours where it has MTP modules, or one with another head."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    from framework.models.masked_heads import HEADS, masked_head_class
     from framework.models.scalar_head import has_scalar_head, scalar_head_class
 
+    if (named := (config.architectures or [""])[0]) in HEADS:
+        return masked_head_class(named)
     if has_scalar_head(config):
         return scalar_head_class(config)
     if config.model_type == "deepseek_v3" and config.num_mtp_layers:
@@ -106,9 +109,9 @@ def _without_modules(spec: ModelConfig) -> ModelConfig:
 
 
 def decoder_layers(model: Any) -> tuple[str, Any]:
-    """Return the name and the list of a model's decoder layers (`model.layers`, GPT-2's `transformer.h`, …)."""
+    """Return the name and the list of a model's layers (`model.layers`, GPT-2's `transformer.h`, ALBERT's one, …)."""
     base = model.base_model_prefix
-    for name, child in getattr(model, base).named_children():
-        if type(child).__name__ == "ModuleList" and len(child) >= model.config.num_hidden_layers:
+    for name, child in getattr(model, base).named_modules():  # the outermost: experts of a layer may be one too
+        if type(child).__name__ == "ModuleList":
             return f"{base}.{name}", child
-    raise TypeError(f"{type(model).__name__} has no list of decoder layers")
+    raise TypeError(f"{type(model).__name__} has no list of layers")

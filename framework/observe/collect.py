@@ -14,7 +14,8 @@ from framework.artifacts import MANIFEST, Artifact, Manifest
 from framework.errors import UserError
 from framework.graph.found import places
 from framework.observe.metrics import METRICS, RunHistory, read_history
-from framework.types import EvalResult, EvalTask, Measured
+from framework.observe.side_by_side import read_assessment
+from framework.types import Assessed, EvalResult, EvalTask, Measured
 
 MAX_ANSWERS = 1000  # lines of samples.jsonl that are read
 CONFIG = "config.json"  # the run's whole configuration, as the store writes it
@@ -50,6 +51,7 @@ class RunFiles:
     answers: Mapping[str, Sequence[EvalSample]]  # of each evaluation's label
     config: Mapping[str, Any]
     notes: Sequence[str]  # what is missing, doubtful or damaged, a sentence each
+    assessments: Sequence[Assessed] = ()  # of the table of transformers, in the order of their training
 
 
 def collect(run_dir: Path) -> RunFiles:
@@ -62,9 +64,10 @@ def collect(run_dir: Path) -> RunFiles:
     history = read_history(run_dir)
     artifacts = _artifacts(run_dir, notes)
     evaluations, answers = _evaluations(artifacts, notes)
+    assessments = _assessments(artifacts, notes)
     _settle(history, artifacts)
-    notes += _missing(history, evaluations)
-    return RunFiles(run_dir, history, artifacts, evaluations, answers, _config(run_dir, notes), notes)
+    notes += _missing(history, [*evaluations, *assessments])
+    return RunFiles(run_dir, history, artifacts, evaluations, answers, _config(run_dir, notes), notes, assessments)
 
 
 def read_evaluation(path: Path) -> EvalResult:
@@ -126,6 +129,18 @@ def _evaluations(
     return sorted(by_label.values(), key=lambda result: reached[result.label]), answers
 
 
+def _assessments(artifacts: Sequence[FoundArtifact], notes: list[str]) -> list[Assessed]:
+    found: dict[str, Assessed] = {}
+    for artifact in artifacts:
+        if artifact.manifest.type == "AssessmentReport":
+            try:
+                read = read_assessment(artifact.path / "assessment.json")
+                found[read.label] = read  # the newest of a label
+            except UserError as error:
+                notes.append(f"An assessment is left out: {error}")
+    return list(found.values())
+
+
 def _answers(file: Path) -> list[EvalSample]:
     """First responses of an evaluation; lines without any are left out."""
     if not file.is_file():
@@ -153,7 +168,7 @@ def _settle(history: RunHistory, artifacts: Sequence[FoundArtifact]) -> None:
             stage.state = "finished"
 
 
-def _missing(history: RunHistory, evaluations: Sequence[EvalResult]) -> list[str]:
+def _missing(history: RunHistory, evaluations: Sequence[EvalResult | Assessed]) -> list[str]:
     notes = []
     if not history.stages:
         notes.append("No stage has recorded anything yet.")

@@ -19,6 +19,7 @@ from framework.observe.gains import gain, share
 from framework.observe.metrics import StageHistory
 from framework.observe.progress import format_seconds
 from framework.observe.recipe_section import recipe_section
+from framework.observe.side_by_side import side_by_side
 from framework.observe.stage_table import vote_error
 from framework.observe.text_section import text_section
 from framework.observe.verdict import verdict
@@ -51,7 +52,9 @@ def render(run: RunFiles) -> str:
     name = run.run_dir.resolve().name
     page = Template(files("framework.observe").joinpath("report.html").read_text(encoding="utf-8"))
     sections = [_header(name, run), _verdict(run), _tiles(run), _notes(run.notes), recipe_section(run)]
-    sections += [_evaluation(run.evaluations), _answers(run)]
+    sections.append(side_by_side(run.assessments, run.history.stages))
+    sections += [_evaluation(run.evaluations)] if run.evaluations or not run.assessments else []
+    sections.append(_answers(run))
     # Last stage first: it is what people look for.
     stages = list(run.history.stages.values())
     sections += [_stage(stage) for stage in reversed(stages) if _has_recorded(stage)]

@@ -31,6 +31,7 @@ from tests.unit.observe.synthetic import write_run
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+LESSON = ROOT / "docs" / "how_llms_are_trained.md"
 WORD = re.compile(r"[A-Z]{2,}")  # DIR, FILE, NAME: what a reader fills in
 FILLED = {
     "base": "base", "data.train": "prompts.jsonl", "data.heldout": "prompts.jsonl", "data.chats_file": "chats.jsonl",
@@ -171,6 +172,21 @@ def test_the_readme_shows_how_to_start() -> None:
     found = [words_of(command)[:2] for command in commands(README.read_text())]
     assert ["make", "r1-zero"] in found
     assert ["make", "test"] in found
+
+
+@pytest.mark.parametrize("command", shown(LESSON.read_text()))
+def test_commands_of_the_lesson_work(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+    give(command)
+    assert capfd.readouterr().out
+
+
+def test_each_step_of_the_lesson_names_files_that_are_there() -> None:
+    steps = LESSON.read_text().split("\n## ")[1:]
+    assert len(steps) == 14
+    for step in steps:
+        found = re.findall(r"`(framework/[\w/.]*)`", step)
+        assert found, step.splitlines()[0]
+        assert [name for name in found if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.parametrize("command", shown(README.read_text()))

@@ -67,6 +67,8 @@ class ModelConfig:
     pad_token_id: NonNegativeInt | None = 2  # its embedding gets no gradient
 
     model_type: ClassVar[str] = ""  # Hugging Face's
+    architecture: ClassVar[str] = ""  # the class of its pretraining; empty: the causal one of its model_type
+    policy: ClassVar[bool] = True  # predicts next tokens on packed rows, and vLLM samples from it
     rough: ClassVar[bool] = False  # whether its estimates are rougher than a tenth
 
     def __post_init__(self) -> None:
@@ -112,6 +114,11 @@ class ModelConfig:
         """Modules of multi-token prediction."""
         return 0
 
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest sequence that it has positions for."""
+        return self.max_position_embeddings
+
     # --- Hugging Face
     def hf_keys(self) -> dict[str, Any]:
         """Return what the family's Hugging Face config is built from."""
@@ -140,7 +147,8 @@ class ModelConfig:
         from transformers import CONFIG_MAPPING
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
-        architecture = CLASSES.get(self.model_type, "DeepseekForCausalLM")  # the one that transformers lacks
+        # The default: one that transformers lacks.
+        architecture = self.architecture or CLASSES.get(self.model_type, "DeepseekForCausalLM")
         config: PretrainedConfig = CONFIG_MAPPING[self.model_type](**self.hf_keys(), architectures=[architecture])
         return config
 

@@ -6,12 +6,12 @@ from itertools import chain
 
 import pytest
 
-from framework.config import compose, group_options
+from framework.config import compose, group_options, named_model
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
 from framework.roles.placement import GIB, Placement, Seat, in_node_order, what_is_missing
 
-PAIRS = [(c, m) for c in group_options("cluster") for m in group_options("model")]
+PAIRS = [(c, m) for c in group_options("cluster") for m in group_options("model") if named_model(m).policy]
 
 
 def cluster(nodes: int = 2, gpus: int = 4, colocate: bool = True) -> ClusterConfig:

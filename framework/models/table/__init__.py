@@ -1,0 +1,1 @@
+"""Models of `job=transformers` that are no policies of `framework.models.families`: a file each."""
