@@ -49,11 +49,11 @@ class DomainsConfig:
         if not self.documents:
             return tuple(sorted(self.tasks))
         files = (file for name in self.documents for file in find_source(name, "data.documents").files)
-        return tuple(dict.fromkeys(file.stem for file in files))
+        return tuple(dict.fromkeys(Path(str(file)).stem for file in files))
 
     def named_files(self) -> tuple[Path, ...]:
         """The files that it reads: the stage runs again when one of them changes."""
-        return tuple(file for name in self.documents for file in find_source(name, "data.documents").files)
+        return tuple(file for name in self.documents for file in find_source(name, "data.documents").local)
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,10 @@ class CollectDomains:
     def _given(self) -> Iterator[Document]:
         for name in self.config.documents:
             for file in find_source(name, "data.documents").files:
+                domain = Path(str(file)).stem
                 for row in file_rows(file):
                     text = text_in(row, {}, "data.documents")
-                    yield Document(document_id(file.stem, text), text, file.stem)
+                    yield Document(document_id(domain, text), text, domain)
 
     def _generated(self, seed: int) -> Iterator[Document]:
         rng, total = random.Random(seed), sum(task.weight for task in self.config.tasks.values())
