@@ -27,6 +27,7 @@ from framework.bounds import FilledStr, PositiveInt, Seconds, bounded
 from framework.errors import UserError
 from framework.observe.charts import load_colours
 from framework.observe.metrics import Load
+from framework.observe.wandb_workspace import Workspace
 from framework.types import SampleRow
 
 log = logging.getLogger(__name__)
@@ -116,6 +117,10 @@ class WandbSink:
             )
             log.warning(text, " ".join(str(error).split()), run_dir)
             self._run = self._init(run_dir, run_config, False)
+        self._workspace: Workspace | None = None
+        if online and not self._run.offline:
+            entity, project = self._run.entity, self._run.project
+            self._workspace = Workspace(entity, project, self.run_id, run_dir / "wandb" / "workspace.json")
         self._stages: set[str] = set()
         self._last_row = -1
         self._loads_seen: dict[str, int] = {}  # stage -> step of the newest expert load
@@ -166,6 +171,8 @@ class WandbSink:
 
     def finish(self, exit_code: int = 0) -> None:
         """End the wandb run, waiting at most `finish_timeout_s` for an upload. Calling it twice is harmless."""
+        if self._workspace is not None:
+            self._workspace.close()
         if self._run is not None:
             self._run.finish(exit_code=exit_code)
             self._run = None
@@ -184,6 +191,8 @@ class WandbSink:
         self._run.log(
             {f"{stage}/{name}": value for name, value in values.items()} | {f"{stage}/step": step}, step=self._last_row
         )
+        if self._workspace is not None:
+            self._workspace.recorded(stage, values.keys())
 
 
 def heat_map_image(load_LE: Load, cell: int = 12) -> npt.NDArray[np.uint8]:
