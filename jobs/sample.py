@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from framework.actors.awaiting import awaiting
 from framework.actors.ray_session import ray_session
 from framework.bounds import NonNegativeInt, bounded
 from framework.config import RunConfig, compose, given_base
@@ -23,7 +24,7 @@ from framework.data.tokenizer_files import load_tokenizer
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
 from framework.graph.runner import NullTracker
-from framework.observe.progress import StageProgress, awaiting
+from framework.observe.progress import StageProgress
 from framework.rewards.score_file import describe
 from framework.stages.eval_numbers import JudgedGroup
 from framework.stages.lengths import fit_lengths

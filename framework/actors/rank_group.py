@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from framework.actors.awaiting import awaiting
 from framework.actors.causes import cause, is_collective, is_death, port_taken
 from framework.actors.placing import Placing
 from framework.actors.pulse import beat, pulse_of
@@ -95,7 +96,8 @@ class RankGroup:
         """Start all ranks, in place of any that live. Raises UserError or RanksLost."""
         for attempt in range(1, _PORTS + 1):
             try:
-                return self._start()
+                with awaiting(f"{self.name}s to start"):
+                    return self._start()
             except PortTaken as error:
                 if attempt == _PORTS:
                     raise
@@ -159,7 +161,8 @@ class RankGroup:
         """Write engine state into `directory`, which all ranks can reach."""
         known = self._watch.longest("save")
         self._allow(self._grace("save"))
-        self.call("save", directory)
+        with awaiting("a checkpoint to be written"):
+            self.call("save", directory)
         if known is None:
             print(
                 f"a checkpoint takes {self._watch.longest('save'):.1f} s; a stop waits up to "
@@ -171,11 +174,13 @@ class RankGroup:
         """Restore engine state; ranks that are gone are started first."""
         if not self._workers:
             self.start()
-        self.call("load", directory)
+        with awaiting("a checkpoint to be read"):
+            self.call("load", directory)
 
     def export(self, directory: Path) -> None:
         """Write a Hugging Face checkpoint."""
-        self.call("export", directory)
+        with awaiting("the model to be exported"):
+            self.call("export", directory)
 
     def _ping(self) -> None:
         """Notice a death between two calls as well: with its node, weights that no rollout worker has yet are gone."""

@@ -25,9 +25,9 @@ def sample(arguments: argparse.Namespace) -> int:
 def chat(arguments: argparse.Namespace) -> int:
     """Talk to a checkpoint on this terminal."""
     _hush("ERROR")
+    from framework.actors.awaiting import awaiting
     from framework.engines import serving
     from framework.graph.found import find_checkpoint
-    from framework.observe.progress import awaiting
 
     found, options = find_checkpoint(arguments.checkpoint, arguments.step), _talk_options(arguments)
     serving.check_checkpoint(found.path)

@@ -34,6 +34,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the graph in this process; finished stages are skipped."""
+    from framework.actors.awaiting import awaiting
     from framework.actors.preflight import check_nodes
     from framework.actors.ray_session import ray_address, ray_session
     from framework.convert import to_plain
@@ -44,7 +45,6 @@ def run(arguments: argparse.Namespace) -> int:
     from framework.graph.store import Store, disk_errors
     from framework.observe.collect import collect
     from framework.observe.outcome import outcome
-    from framework.observe.progress import awaiting
     from framework.observe.report import write_report
     from framework.observe.tracking import RunTracking
     from framework.observe.wandb_sink import check_tracking

@@ -6,10 +6,10 @@ import html
 import math
 from collections.abc import Iterator, Sequence
 
+from framework.actors.awaiting import format_seconds
 from framework.observe.collect import RunFiles
 from framework.observe.effects import Finding, effects
 from framework.observe.gains import share
-from framework.observe.progress import format_seconds
 from framework.observe.stage_table import columns
 
 SHOWN = {"yes": ("gain", "shows"), "no": ("", "not told within the error"), "opposite": ("loss", "the opposite")}

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from framework.actors.awaiting import format_seconds
 from framework.errors import UserError
 from framework.observe import charts
 from framework.observe.collect import EvalSample, FoundArtifact, RunFiles, collect
@@ -17,7 +18,6 @@ from framework.observe.curves import stage_charts
 from framework.observe.effects import effects
 from framework.observe.gains import gain, share
 from framework.observe.metrics import StageHistory
-from framework.observe.progress import format_seconds
 from framework.observe.recipe_section import recipe_section
 from framework.observe.side_by_side import side_by_side
 from framework.observe.stage_table import vote_error

@@ -1,6 +1,6 @@
 """A view of the run on wandb with the report's charts: a section for each stage and question, made by wandb-workspaces.
 
-wandb's own panels stand in alphabetical order, a panel a name; here lines that are compared share one, as in the report.
+wandb's own panels stand in alphabetical order, a panel a name; here lines to be compared share one, as in the report.
 """
 
 from __future__ import annotations

@@ -96,6 +96,7 @@ class RlLoop:
     _evaluation: Evaluation | None = field(default=None, init=False)  # under way
     _clock: PhaseClock = field(default_factory=PhaseClock, init=False)
     _watch: RewardWatch = field(init=False)
+    _told: str = field(default="", init=False)  # of the last batch
     _furthest: int = field(default=0, init=False)  # most batches trained before any death
     _learner_deaths: int = field(default=0, init=False)  # since then
 
@@ -119,7 +120,15 @@ class RlLoop:
             if self.should_stop() and self._training is None:  # what is being sampled is sampled again on resuming
                 self._stop()
             if not self._issue() + self._collect_groups() + self._collect_scores() + self._train() + self._learn():
+                self._tell()
                 self.wait()
+
+    def _tell(self) -> None:
+        """Show what is awaited behind what the last batch came to."""
+        there = f"{len(self.ledger.scored())} of {self.config.prompts_per_batch} prompts sampled and scored"
+        sampling = there if self.rollouts.synced() else "samplers start, or take new weights"
+        awaited = sampling if self._training is None else "training"
+        self.tracker.progress(self._steps, self.config.steps, f"{self._told}now: {awaited}")
 
     def _issue(self) -> int:
         """Give prompts to workers that serve the newest weights, as far as staleness allows."""
@@ -289,9 +298,8 @@ class RlLoop:
         if self.version % self.config.samples_every == 1 or self.config.samples_every == 1:
             self.tracker.samples(step, sample_rows(scored, self.algorithm))
         reward, length = metrics["reward/mean"], metrics["response/length_mean"]
-        self.tracker.progress(
-            step, self.config.steps, f"reward {reward:.3f}  length {length:.1f}  {seconds:.2f} s a batch"
-        )
+        self._told = f"reward {reward:.3f}  length {length:.1f}  {seconds:.2f} s a batch  "
+        self.tracker.progress(step, self.config.steps, self._told)
 
     def _evaluate(self) -> None:
         """Ask the rollout workers the held-out prompts, at the newest version; nothing is trained until all are scored.

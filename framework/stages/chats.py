@@ -23,6 +23,7 @@ from framework.data.tokenizer_files import copy_files, load_tokenizer, vocabular
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
 from framework.stages.collect import NoInputs
+from framework.stages.prompts import QUESTION, PromptsConfig
 
 _CHECKED = 256  # conversations that a plan encodes
 
@@ -30,22 +31,37 @@ _CHECKED = 256  # conversations that a plan encodes
 @dataclass(frozen=True)
 @bounded
 class ChatsConfig:
-    """Conversations in any of the layouts of `data.layouts.chats`: a file, glob, folder or hub data set."""
+    """Conversations in any of the layouts of `data.layouts.chats`: a file, glob, folder or hub data set.
 
-    chats_file: str | None = None
+    `heldout` names prompts with reference answers, as `PromptsConfig` reads them: the model is asked them before and
+    after.
+    """
+
+    train: str | None = None
     columns: Columns = field(default_factory=dict)  # our name -> the file's
     validation_chats: NonNegativeInt = 0  # set apart at random
+    heldout: str | None = None
+    max_heldout: NonNegativeInt = 64  # of them evaluated, the first of the file; 0: all
+    wording: str = QUESTION  # what each held-out question is put into
 
     @property
     def chats(self) -> Iterator[Chat]:
         """The conversations; raises UserError if none are given."""
-        if self.chats_file is None:
-            raise UserError("data.chats_file", None, "must name a file, glob, folder or hub data set of conversations")
-        return load_chats(self.chats_file, self.columns, "data.chats_file")
+        if self.train is None:
+            raise UserError("data.train", None, "must name a file, glob, folder or hub data set of conversations")
+        return load_chats(self.train, self.columns, "data.train")
 
     def named_files(self) -> tuple[Path, ...]:
         """The files that it reads: the stage runs again when one of them changes."""
-        return () if self.chats_file is None else find_source(self.chats_file, "data.chats_file").local
+        conversations = () if self.train is None else find_source(self.train, "data.train").local
+        return conversations + (self.prompts.named_files() if self.prompts else ())
+
+    @property
+    def prompts(self) -> PromptsConfig | None:
+        """How the held-out prompts are read, where there are any."""
+        if self.heldout is None:
+            return None
+        return PromptsConfig(heldout=self.heldout, max_heldout=self.max_heldout, wording=self.wording)
 
     def check(self, base: Path, config: TemplateConfig) -> None:
         """Encode the first conversations before a run starts; the stage does so with all.

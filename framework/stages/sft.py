@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar, Literal
 
-from framework.artifacts import Checkpoint, TokenizerDir, TokenShards
+from framework.artifacts import Checkpoint, PromptSet, TokenizerDir, TokenShards
 from framework.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, bounded
 from framework.data.chat_shards import ChatRows
+from framework.data.readers import read_prompts
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.errors import UserError
@@ -17,6 +19,8 @@ from framework.graph.fit import Fit, Given
 from framework.graph.nodes import Runtime
 from framework.graph.plan import StageEstimate
 from framework.models.families.base import ModelConfig
+from framework.stages.evaluate import EvaluateConfig
+from framework.stages.sft_evaluation import EvaluatedTraining
 from framework.stages.training import train
 
 
@@ -39,7 +43,10 @@ class SftConfig:
     validate_every: PositiveInt = 100
     checkpoint_every: PositiveInt = 100
     export_every: NonNegativeInt = 0  # steps between Hugging Face exports beside the checkpoints; 0: none
-    export: Literal["last", "best"] = "last"  # which model the stage gives on; best: of the lowest held-out loss
+    # steps between evaluations on data.heldout, as stage.evaluate says, and after the last; 0: none (job=sft)
+    evaluate_every: NonNegativeInt = 0
+    # which model the stage gives on; best: of the highest pass@1 with evaluate_every, else of the lowest held-out loss
+    export: Literal["last", "best"] = "last"
     engine: DeepSpeedConfig = DeepSpeedConfig()  # its `schedule` is not used: rates follow from the conversations
 
     inherits: ClassVar[Mapping[str, str]] = {"engine": "engine.learner"}
@@ -47,6 +54,9 @@ class SftConfig:
     def __post_init__(self) -> None:
         if self.final_lr > self.lr:
             raise UserError("final_lr", self.final_lr, f"must be at most lr={self.lr:g}: the rate falls")
+        if self.evaluate_every % self.checkpoint_every:
+            allowed = f"must be a multiple of checkpoint_every={self.checkpoint_every}: training goes on from there"
+            raise UserError("evaluate_every", self.evaluate_every, allowed)
 
     def check_workers(self, cluster: ClusterConfig) -> int:
         """Return how many ranks `cluster` gives this stage; raises UserError if `min_workers` is more."""
@@ -76,6 +86,7 @@ class SftInputs:
     base: Checkpoint
     shards: TokenShards
     tokenizer: TokenizerDir
+    prompts: PromptSet | None = None  # whose held-out part is asked every `evaluate_every` steps
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,12 @@ class Sft:
     config: SftConfig
     model: ModelConfig  # sizes of the base
     chats: int | None = None  # to train on; None: as many as an earlier stage of the run makes
+    evaluate: EvaluateConfig | None = None  # how held-out prompts are asked every `config.evaluate_every` steps
+
+    def __post_init__(self) -> None:
+        if self.config.evaluate_every and self.evaluate is None:
+            allowed = "needs job=sft, and prompts with answers as data.heldout"
+            raise UserError("stage.sft.evaluate_every", self.config.evaluate_every, allowed)
 
     @property
     def engine(self) -> DeepSpeedConfig:
@@ -123,18 +140,31 @@ class Sft:
 
         config = self.config
         steps = self._steps(ChatRows(inputs.shards.path / "train", seed=0).meta.chats)
-        tuned = train(
-            config,
-            runtime,
-            model=inputs.base.path,
-            engine=replace(self.engine, schedule=config.schedule(steps)),
-            data=ChatData(inputs.shards.path, config.chats_per_step, config.epochs),
-            steps=steps,
-            tokenizer=inputs.tokenizer,
-            out=runtime.artifact_dir("tuned"),
-            milestones=Milestones(config.export_every, config.export),
-        )
-        return Tuned(tuned)
+        loss_decides = config.export == "best" and not config.evaluate_every
+        milestones = Milestones(config.export_every, "best" if loss_decides else "last")
+
+        def train_until(step: int, out: Path, within: Runtime) -> Checkpoint:
+            return train(
+                config,
+                within,
+                model=inputs.base.path,
+                engine=replace(self.engine, schedule=config.schedule(steps)),
+                data=ChatData(inputs.shards.path, config.chats_per_step, config.epochs),
+                steps=step,
+                tokenizer=inputs.tokenizer,
+                out=out,
+                milestones=milestones,
+            )
+
+        tuned = runtime.artifact_dir("tuned")
+        if not config.evaluate_every:
+            return Tuned(train_until(steps, tuned, runtime))
+        assert self.evaluate is not None
+        assert inputs.prompts is not None
+        prompts = read_prompts(inputs.prompts.path / "heldout.jsonl")[: self.evaluate.max_prompts or None]
+        evaluated = EvaluatedTraining(config.evaluate_every, self.evaluate, prompts, config.export)
+        evaluated.run(steps, runtime, train_until, tuned)
+        return Tuned(Checkpoint(tuned))
 
     def estimate(self, cluster: ClusterConfig) -> StageEstimate:
         """Batch arithmetic, memory by ZeRO and expert-parallel size, hours if all conversations were of full length."""

@@ -126,7 +126,7 @@ def own_prompts(*overrides: str) -> tuple[str, ...]:
 
 def sft(*overrides: str) -> tuple[str, ...]:
     """`framework run` of fine-tuning on the user's conversations."""
-    files = ("data.chats_file={tmp}/chats.jsonl", "base={tmp}/base")
+    files = ("data.train={tmp}/chats.jsonl", "base={tmp}/base")
     return ("run", "job=sft", "runs_dir={tmp}/runs", *files, *overrides)
 
 

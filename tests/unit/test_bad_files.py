@@ -171,11 +171,9 @@ CASES = (
         ("{tmp}/train.jsonl:1: rewards: got 'acuracy'", "did you mean 'accuracy'?"),
         prompt_files(prompt_line("one", "What is 1 + 2?", rewards=["acuracy"])),
     ),
-    Case("no conversations", ("run", "job=sft", "base={tmp}/base"), ("data.chats_file: got None",), sft_files()),
-    Case("no base", ("run", "job=sft", "data.chats_file={tmp}/chats.jsonl"), ("base: got None",), sft_files(CHAT)),
-    Case(
-        "no such conversations", sft("data.chats_file={tmp}/chat.jsonl"), ("did you mean 'chats.jsonl'",), sft_files()
-    ),
+    Case("no conversations", ("run", "job=sft", "base={tmp}/base"), ("data.train: got None",), sft_files()),
+    Case("no base", ("run", "job=sft", "data.train={tmp}/chats.jsonl"), ("base: got None",), sft_files(CHAT)),
+    Case("no such conversations", sft("data.train={tmp}/chat.jsonl"), ("did you mean 'chats.jsonl'",), sft_files()),
     Case("no such base", sft("base={tmp}/bases"), ("base: got '{tmp}/bases'", "hub id"), sft_files(CHAT)),
     Case(
         "base of another model",

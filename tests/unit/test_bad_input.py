@@ -211,7 +211,7 @@ CASES = (
     ),
     Case(
         "data of another job",
-        r1_zero("data=chats", "data.chats_file=README.md"),
+        r1_zero("data=chats", "data.train=README.md"),
         ("data: got 'chats'", "options: bilingual, reasoning_gym"),
     ),
     Case(

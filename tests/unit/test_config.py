@@ -256,7 +256,7 @@ def test_every_shipped_yaml_loads(file: str, tmp_path: Path) -> None:
         lines = (f'{{"question": "{i} + 1?", "answer": "#### {i + 1}"}}' for i in range(40))
         (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
         data = {
-            "sft": f"data.chats_file={tmp_path}/chats.jsonl",
+            "sft": f"data.train={tmp_path}/chats.jsonl",
             "grpo": f"data.train={tmp_path}/prompts.jsonl",
             "eval": f"data.heldout={tmp_path}/prompts.jsonl",
             "reward_model": f"data.train={tmp_path}/pairs.jsonl",

@@ -34,7 +34,7 @@ README = ROOT / "README.md"
 LESSON = ROOT / "docs" / "how_llms_are_trained.md"
 WORD = re.compile(r"[A-Z]{2,}")  # DIR, FILE, NAME: what a reader fills in
 FILLED = {
-    "base": "base", "data.train": "prompts.jsonl", "data.heldout": "prompts.jsonl", "data.chats_file": "chats.jsonl",
+    "base": "base", "data.train": "prompts.jsonl", "data.heldout": "prompts.jsonl",
     "data.documents": "document*.txt", "benchmark.file": "prompts.jsonl",
     "model": "v3_tiny", "reward": "rule", "bench": "rollout",
     "score": "responses.jsonl", "report": "runs/r1_zero", "lineage": "r1_zero",
@@ -234,7 +234,7 @@ def test_files_that_the_readme_links_to_exist() -> None:
         "framework report runs/x --open",
         "framework report runs/nope",
         "framework submit job=r1_zero",
-        "framework run job=sft base=DIR data.chats_file=nope.jsonl",
+        "framework run job=sft base=DIR data.train=nope.jsonl",
         "framework chat runs/nope",
         "framework paln job=r1_zero",
         "make r1-zero ARGS='sede=1'",

@@ -53,8 +53,9 @@ def renamed(row: Row, columns: Columns, known: Sequence[str], key: str) -> Row:
 
 
 def named(fields: Iterable[Any]) -> str:
-    """List column names for a message."""
-    names = [str(name) for name in fields]
+    """List column names for a message, those without a value as such."""
+    empty = {name for name, value in fields.items() if value is None} if isinstance(fields, Mapping) else set()
+    names = [f"{name} (null)" if name in empty else str(name) for name in fields]
     return ", ".join(names[:12]) + (" …" if len(names) > 12 else "") if names else "no columns"
 
 

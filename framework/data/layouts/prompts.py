@@ -5,7 +5,7 @@
     AIME         question or problem, answer
     CHAMP        _text, _answer
     verl         prompt: messages, reward_model: {ground_truth}
-    OpenRLHF     input or prompt (text or messages), label
+    OpenRLHF     input, prompt, context_messages or messages (text or messages), label
     HumanEval    prompt, canonical_solution, test, entry_point
     own          prompt (or text), answer; optional id, task, system, rewards, token_ids, entry
     GPQA, MMLU and others of multiple choice: see `framework.data.layouts.options`
@@ -38,7 +38,7 @@ logger = logging.getLogger("framework.data")
 MATH = "math"  # the task of a prompt whose row names none: compared as mathematics
 _GSM8K = re.compile(r"####\s*(.+?)\s*\Z", re.DOTALL)
 _NUMBER = re.compile(r"[-+]?[$€£]?\d{1,3}(,\d{3})+(\.\d+)?")
-_TEXT = Field("text", ("prompt", "question", "problem", "_text", "input", "instruction", "query"))
+_TEXT = Field("text", ("prompt", "question", "problem", "_text", "input", "context_messages", "messages", "instruction", "query"))
 _ID = Field("id", ("task_id", "unique_id", "problem_id", "identifier", "record id"))
 
 
@@ -92,7 +92,7 @@ LAYOUTS = (
     Layout("HumanEval", Field("prompt"), Field("canonical_solution"), task="code"),
     Layout("CHAMP", Field("_text"), Field("_answer"), left_out=("conversations", "fws_annotations")),
     Layout("MATH", Field("problem"), Field("answer", ("final_answer",))),
-    Layout("AIME", Field("question"), Field("answer")),
+    Layout("question and answer", Field("question"), Field("answer")),  # AIME
     Layout("prompt and answer", _TEXT, Field("answer", _ANSWER.columns[:-1])),
     Layout("MATH", Field("problem", ("question",)), Field("solution"), last_boxed),
 )

@@ -36,7 +36,7 @@ STAGES: dict[str, Callable[[str, str], Any]] = {
     "data.documents": lambda named, other: CollectDocuments(DocumentsConfig(named)),
     "data.documents, a folder": lambda named, other: CollectDocuments(DocumentsConfig(str(Path(named).parent))),
     "data.train of preferences": lambda named, other: CollectPreferences(PreferencesConfig(named), "pairwise"),
-    "data.chats_file": lambda named, other: CollectChats(ChatsConfig(named)),
+    "data.train of conversations": lambda named, other: CollectChats(ChatsConfig(named)),
     "data.documents_files": lambda named, other: Collect(CollectConfig(TASKS, documents_files=(other, named))),
     "stage.clean.benchmarks": lambda named, other: Clean(CleanConfig(benchmarks=(other, named))),
     "data.train_prompts_file": lambda named, other: Collect(
@@ -90,7 +90,6 @@ def test_every_text_setting_that_is_said_to_name_a_file_is_known_to_do_so() -> N
         "documents",
         "train",
         "heldout",
-        "chats_file",
         "documents_files",
         "train_prompts_file",
         "name",

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from framework.observe.progress import ProgressConfig, StageProgress, awaiting, format_seconds
+from framework.actors.awaiting import awaiting, format_seconds
+from framework.observe.progress import ProgressConfig, StageProgress
 
 
 class Terminal(io.StringIO):

@@ -21,7 +21,7 @@ NAMES = {"pretrain": {"train/loss", "own/number"}, "grpo": {"reward/mean", "rewa
 class FakeServer(BaseHTTPRequestHandler):
     """Answers wandb's GraphQL for views and keeps what it was sent."""
 
-    sent: list[dict[str, Any]] = []  # noqa: RUF012
+    sent: list[dict[str, Any]] = []
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

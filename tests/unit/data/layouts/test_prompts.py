@@ -28,7 +28,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], Prompt]] = {
         {"problem": "Half?", "answer": "0.5", "solution": "s", "unique_id": "test/1"},
         Prompt("test/1", "Half?", "math", "0.5", columns={"solution": "s"}),
     ),
-    "AIME": ({"question": "Bases?", "answer": 70}, Prompt("r.jsonl:1", "Bases?", "math", "70")),
+    "question and answer": ({"question": "Bases?", "answer": 70}, Prompt("r.jsonl:1", "Bases?", "math", "70")),
     "AIME, capitals": (
         {"ID": "2024-I-1", "Problem": "Walk?", "Answer": 204.0, "Solution": "s"},
         Prompt("2024-I-1", "Walk?", "math", "204", columns={"Solution": "s"}),
@@ -52,6 +52,10 @@ LAYOUTS: dict[str, tuple[dict[str, Any], Prompt]] = {
         ),
     ),
     "OpenRLHF": ({"input": "2+2?", "label": "4"}, Prompt("r.jsonl:1", "2+2?", "math", "4")),
+    "OpenRLHF, messages": (
+        {"context_messages": [{"role": "user", "content": "2+2?"}], "label": "4"},
+        Prompt("r.jsonl:1", "2+2?", "math", "4"),
+    ),
     "HumanEval": (
         {"task_id": "HumanEval/0", "prompt": "def f():\n", "canonical_solution": "    return 1\n", "test": "t"},
         Prompt("HumanEval/0", "def f():\n", "code", "    return 1\n", columns={"test": "t"}),
