@@ -38,7 +38,8 @@ logger = logging.getLogger("framework.data")
 MATH = "math"  # the task of a prompt whose row names none: compared as mathematics
 _GSM8K = re.compile(r"####\s*(.+?)\s*\Z", re.DOTALL)
 _NUMBER = re.compile(r"[-+]?[$€£]?\d{1,3}(,\d{3})+(\.\d+)?")
-_TEXT = Field("text", ("prompt", "question", "problem", "_text", "input", "context_messages", "messages", "instruction", "query"))
+_MESSAGES = ("context_messages", "messages")
+_TEXT = Field("text", ("prompt", "question", "problem", "_text", "input", *_MESSAGES, "instruction", "query"))
 _ID = Field("id", ("task_id", "unique_id", "problem_id", "identifier", "record id"))
 
 
