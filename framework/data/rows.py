@@ -84,7 +84,6 @@ def _records(found: Any) -> list[tuple[str, Any]] | None:
 
 
 def _csv(file: DataFile) -> Iterator[Row]:
-    separator = "\t" if kind_of(file) == ".tsv" else ","
     with open_data(file) as raw:
         content = raw.read()
     try:
@@ -92,6 +91,8 @@ def _csv(file: DataFile) -> Iterator[Row]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{file}:{line}", f"byte {error.start + 1} of the file", "is not UTF-8") from None
+    head = text.partition("\n")[0]
+    separator = "\t" if kind_of(file) == ".tsv" else ";" if ";" in head and "," not in head else ","
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:

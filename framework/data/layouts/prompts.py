@@ -160,6 +160,8 @@ def recognise(row: Row, key: str = "data.columns") -> Layout:
     near = did_you_mean(lacks.partition(" ")[0], [str(name) for name in row.fields])
     allowed = f"{near}prompts need a text and an answer: no column for the {lacks}; or name it, {key}="
     allowed += "{" + lacks.partition(" ")[0] + ": COLUMN}"
+    if re.search(r"\.[ct]sv\b", row.where):
+        allowed += "; the first line names the columns"
     raise UserError(row.where, f"columns {named(row.fields)}", allowed)
 
 

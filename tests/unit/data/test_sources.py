@@ -40,9 +40,9 @@ def write(path: Path) -> Path:
             path.write_bytes(packed[kind])
     elif kind == "json":
         path.write_text(json.dumps(ROWS))
-    elif kind in ("csv", "tsv"):
+    elif kind in ("csv", "tsv", "semicolons.csv"):
         with path.open("w", encoding="utf-8-sig", newline="") as text:
-            writer = csv.writer(text, delimiter="\t" if kind == "tsv" else ",")
+            writer = csv.writer(text, delimiter={"csv": ",", "tsv": "\t"}.get(kind, ";"))
             writer.writerows([list(ROWS[0]), *(list(row.values()) for row in ROWS)])
     elif kind == "parquet":
         parquet.write_table(pa.Table.from_pylist(ROWS), path)
@@ -52,7 +52,9 @@ def write(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "json", "csv", "tsv", "parquet", "arrow"])
+@pytest.mark.parametrize(
+    "kind", ["jsonl", "jsonl.gz", "jsonl.zst", "json", "csv", "tsv", "semicolons.csv", "parquet", "arrow"]
+)
 def test_every_kind_of_file(kind: str, tmp_path: Path) -> None:
     assert [dict(row.fields) for row in file_rows(write(tmp_path / f"a.{kind}"))] == ROWS
 
