@@ -40,7 +40,7 @@ def write(path: Path) -> Path:
             path.write_bytes(packed[kind])
     elif kind == "json":
         path.write_text(json.dumps(ROWS))
-    elif kind in ("csv", "tsv", "semicolons.csv"):
+    elif kind in ("csv", "tsv", "semi.csv"):
         with path.open("w", encoding="utf-8-sig", newline="") as text:
             writer = csv.writer(text, delimiter={"csv": ",", "tsv": "\t"}.get(kind, ";"))
             writer.writerows([list(ROWS[0]), *(list(row.values()) for row in ROWS)])
@@ -53,7 +53,7 @@ def write(path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", ["jsonl", "jsonl.gz", "jsonl.zst", "json", "csv", "tsv", "semicolons.csv", "parquet", "arrow"]
+    "kind", ["jsonl", "jsonl.gz", "jsonl.zst", "json", "csv", "tsv", "semi.csv", "parquet", "arrow"]
 )
 def test_every_kind_of_file(kind: str, tmp_path: Path) -> None:
     assert [dict(row.fields) for row in file_rows(write(tmp_path / f"a.{kind}"))] == ROWS
