@@ -221,6 +221,8 @@ def _elsewhere(error: UserError, node: Mapping[str, Any], resolve: TargetResolve
     exact = word in SYNONYMS or any(name.endswith(f".{word}") for name in found)
     if not found or ("did you mean" in error.allowed and not exact):
         return error
+    near = re.search(r"did you mean '(\w+)'", error.allowed)  # beside it
+    found = [*([error.where.removesuffix(word) + near[1]] if near and word not in SYNONYMS else []), *found]
     more = f" or {len(found) - 4} more, see framework keys" if len(found) > 4 else ""
     return UserError(error.where, error.value, f"unknown key; did you mean {', '.join(found[:4])}{more}?")
 

@@ -27,7 +27,7 @@ def hub_files(name: str, key: str, split: str) -> list[Path]:
         chosen = _chosen(found, rest[0] if rest else "", key, name, split)
         from huggingface_hub import hf_hub_download
 
-        offline = not _reachable()
+        offline = not reachable()
         return [
             Path(hf_hub_download(repository, file, repo_type="dataset", local_files_only=offline)) for file in chosen
         ]
@@ -35,7 +35,7 @@ def hub_files(name: str, key: str, split: str) -> list[Path]:
         raise
     except Exception as error:  # its errors share no base: HTTP, offline mode, no such repository, no token
         reason = "the hub cannot be reached and the data set is not in its cache"
-        if _reachable():
+        if reachable():
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         allowed = f"no such file here, and as a data set of the hub: {reason}"
         raise UserError(key, name, allowed) from None
@@ -45,7 +45,7 @@ def _listed(repository: str) -> list[str]:
     """Data files of the repository, from the hub, or from the cache where it cannot be reached."""
     from huggingface_hub import HfApi, snapshot_download
 
-    if not _reachable():
+    if not reachable():
         cached = Path(snapshot_download(repository, repo_type="dataset", local_files_only=True))
         names = [file.relative_to(cached).as_posix() for file in cached.rglob("*") if file.is_file()]
     else:
@@ -53,7 +53,7 @@ def _listed(repository: str) -> list[str]:
     return sorted(file for file in names if kind_of(Path(file)) not in (None, ".txt") and not file.startswith("."))
 
 
-def _reachable() -> bool:
+def reachable() -> bool:
     """Whether the hub answers; the hub's own calls try for half a minute, and log each try."""
     from huggingface_hub import constants, get_session
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from framework.artifacts import check_json_files
+from framework.data.hub import reachable
 from framework.errors import UserError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -21,10 +22,12 @@ def find_base(name: str, weights: bool = True) -> Path:
     """
     path = Path(name).expanduser()
     if path.is_dir():
+        _check_kind(path, name)
         check_json_files(path)
         return path.absolute()
     if not HUB_ID.fullmatch(name) or path.parent.is_dir():
-        raise UserError("base", name, "no such directory: must be a checkpoint directory or a hub id (owner/name)")
+        found = "is a file" if path.is_file() else "no such directory"
+        raise UserError("base", name, f"{found}: must be a checkpoint directory or a hub id (owner/name)")
     from huggingface_hub import snapshot_download
 
     patterns = [*WITHOUT_WEIGHTS, *(WEIGHTS if weights else ())]
@@ -33,7 +36,21 @@ def find_base(name: str, weights: bool = True) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=ignored))
     except Exception as error:  # its own, requests' and the file system's
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if not reachable():
+            reason = "it cannot be reached, and the model is not in its cache"
         raise UserError("base", name, f"no such directory, and the hub could not give it ({reason})") from error
+
+
+def _check_kind(directory: Path, name: str) -> None:
+    """Raise UserError for what is no whole model in Hugging Face's layout, but can be made one."""
+    if (directory / "config.json").is_file():
+        return
+    if (directory / "adapter_config.json").is_file():
+        allowed = "holds an adapter alone: merge it into its model first (peft: merge_and_unload, then save_pretrained)"
+        raise UserError("base", name, allowed)
+    for file in directory.glob("*.gguf"):
+        allowed = f"holds {file.name}: load it with transformers (gguf_file=) and save_pretrained model and tokenizer"
+        raise UserError("base", name, allowed)
 
 
 def check_weights(directory: Path) -> None:

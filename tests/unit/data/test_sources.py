@@ -176,7 +176,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     asked: list[str] = []
     file = write(tmp_path / "a.parquet")
-    monkeypatch.setattr(hub, "_reachable", lambda: True)
+    monkeypatch.setattr(hub, "reachable", lambda: True)
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: FILES)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda _, name, **__: asked.append(name) or str(file))
     return asked
@@ -194,7 +194,7 @@ def test_a_data_set_of_the_hub(served: list[str], monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(hub, "_reachable", lambda: False)
+    monkeypatch.setattr(hub, "reachable", lambda: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=r"data\.train: got 'openai/none'; .*the hub cannot be reached") as caught:
         load_prompts("openai/none")

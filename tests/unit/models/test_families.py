@@ -115,3 +115,10 @@ def test_a_base_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"base: got 'owner/none'; no such directory, and the hub could not give it"):
         find_base("owner/none")
+    for name, says in (("adapter_config.json", "merge it into its model first"), ("a.gguf", "holds a.gguf: load it")):
+        (tmp_path / name[:3]).mkdir()
+        (tmp_path / name[:3] / name).write_text("{}")
+        with pytest.raises(UserError, match=says):
+            find_base(str(tmp_path / name[:3]))
+    with pytest.raises(UserError, match="is a file: must be a checkpoint directory"):
+        find_base(str(tmp_path / "a.g" / "a.gguf"))
