@@ -12,9 +12,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from framework.bounds import bounded
+from framework.bounds import Bound, bounded
 from framework.data.entries import encode_entry
 from framework.data.general import KINDS, general_requests
 from framework.data.tasks import prompt_id
@@ -30,12 +30,10 @@ class BilingualParams:
     """What a task of this file takes under `params`."""
 
     language: Literal["both", "en", "zh"] = "both"
-    largest: int = 9  # number in a question
+    largest: Annotated[int, Bound(least=3, most=1000)] = 9  # number in a question
     kinds: tuple[str, ...] = ("greeting", "self_cognition", "factual_qa", "decline")  # of general requests
 
     def __post_init__(self) -> None:
-        if not 3 <= self.largest <= 1000:
-            raise UserError("largest", self.largest, "must be 3 to 1000")
         for kind in self.kinds:
             if kind not in KINDS:
                 raise UserError("kinds", kind, f"must be of {', '.join(KINDS)}")

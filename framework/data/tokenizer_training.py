@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from framework.bounds import Bound, NonNegativeInt, PositiveInt, bounded
-from framework.errors import UserError
+from framework.bounds import Bound, NonNegativeInt, PositiveInt, bounded, count_of
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
@@ -29,18 +28,10 @@ _WORDS = (
 class TokenizerConfig:
     """Vocabulary with special tokens included; digits per token 3 (V3) or 1 (V1, V2: numbers digit by digit)."""
 
-    vocab_size: PositiveInt = 128_815
+    vocab_size: Annotated[int, count_of(256 + len(SPECIAL_TOKENS), "256 bytes and special tokens")] = 128_815
     digits_per_token: Annotated[int, Bound(least=1, most=3)] = 3
     min_frequency: NonNegativeInt = 2
     train_documents: PositiveInt = 1_000_000  # drawn from all of them; enough for a vocabulary of 100,000 and more
-
-    def __post_init__(self) -> None:
-        if self.vocab_size < 256 + len(SPECIAL_TOKENS):
-            raise UserError(
-                "stage.tokenizer.vocab_size",
-                self.vocab_size,
-                f"must be at least {256 + len(SPECIAL_TOKENS)}: 256 bytes and special tokens",
-            )
 
 
 def train_tokenizer(

@@ -27,7 +27,8 @@ class ClusterConfig:
     learner_workers: PositiveInt = 1
     learner_cpus: NonNegativeFloat = 1.0
     reward_workers: PositiveInt = 1
-    reward_gpus: NonNegativeFloat = 0.0  # of each worker, for rewards that are models; shares of a GPU too
+    # of each worker, for rewards that are models; shares of a GPU too
+    reward_gpus: Annotated[float, Bound(least=0, most=1, note="a reward is on one GPU")] = 0.0
     colocate: bool = False  # rollout workers and learners take turns on the same GPUs
     gpu_memory_gib: PositiveFloat = 80.0
     gpu_hour_usd: NonNegativeFloat = 2.0

@@ -56,8 +56,6 @@ class Placement:
             return
         if self.rollouts:
             cluster.check_tensor_parallel(size)
-        if cluster.reward_gpus > 1:
-            raise UserError("cluster.reward_gpus", cluster.reward_gpus, "must be at most 1: a reward is on one GPU")
         on_rewards = -(-self.rewards // self._rewards_a_gpu) if cluster.reward_gpus else 0
         if self._after_samplers + on_rewards > cluster.gpus:
             asked = f"{self.rollouts * size} for {self.rollouts} rollout workers, {self.learners} for learners"
