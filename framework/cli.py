@@ -174,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("overrides", nargs="*", help=f"{words}, and other settings of job=grpo, whose sampling it is")
     command.add_argument("--config-dir", type=Path, help="a directory with further yaml files in conf/'s groups")
     command = commands.add_parser("score", help="say what the rewards give to responses in a file")
-    command.add_argument("file", help="JSON lines of id, task, prompt, answer, response")
+    command.add_argument("file", help="JSON lines of prompt, answer, response, and e.g. id and task")
     command.add_argument("overrides", nargs="*", help="e.g. reward=rule reward.time_limit_s=2")
     command.add_argument("--config-dir", type=Path, help="a directory with further yaml files in conf/'s groups")
     command = commands.add_parser("report", help="write a run's HTML report, or compare runs")

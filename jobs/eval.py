@@ -17,6 +17,10 @@ def build(config: RunConfig) -> Graph:
     """Return the graph of the job; reads the prompts."""
     if not isinstance(config.data, PromptsConfig):
         raise UserError("data", type(config.data).__name__, "must be prompts")
+    if config.data.heldout is None and config.data.train is None:
+        raise UserError(
+            "data.heldout", None, "must name a file, glob, folder or hub data set of prompts; or benchmark=NAME"
+        )
     base, model = given_base(config)
     evaluating = config.stage["evaluate"]
     _, heldout = _read(config.data, config.benchmark)

@@ -36,7 +36,7 @@ class FakeSampling:
     config: SamplingConfig
     engine: VllmConfig
     rewards: RewardConfig
-    template: TemplateConfig
+    template: TemplateConfig = TemplateConfig()
 
     answer: ClassVar[Answer]
     opened: ClassVar[str] = ""

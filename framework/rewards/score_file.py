@@ -9,27 +9,28 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from framework.data.layouts.prompts import MATH
 from framework.data.readers import Row, read_rows
 from framework.errors import UserError, did_you_mean
 from framework.rewards.base import RewardConfig
 from framework.rewards.isolation import IsolatedScorer
 from framework.types import Prompt, Response, ResponseGroup, RewardScore
 
-REQUIRED = ("id", "task", "prompt", "answer", "response")
-OPTIONAL = ("entry", "rewards", "finish_reason", "token_ids", "opened")
+REQUIRED = ("prompt", "answer", "response")
+OPTIONAL = ("id", "task", "entry", "rewards", "finish_reason", "token_ids", "opened")
 REASONS = ("stop", "length", "abort")
 
 
 def score_file(path: Path, rewards: RewardConfig, out: TextIO) -> int:
     """Write one JSON line for each row of `path` to `out`; return how many rows a reward failed on.
 
-    A row is a JSON object: `id`, `task`, `prompt` (the question), `answer` (the reference) and `response`; optional are
-    `entry` (a verifier's record), `rewards` (names), `finish_reason` ("stop"), `token_ids` (of the response, which
-    rewards of length read), `opened` (what the template says on the model's behalf). Further columns are the prompt's
-    `columns`.
+    A row is a JSON object: `prompt` (the question), `answer` (the reference) and `response`; optional are `id` (else
+    file and line), `task` ("math"), `entry` (a verifier's record), `rewards` (names), `finish_reason` ("stop"),
+    `token_ids` (of the response, which rewards of length read), `opened` (what the template says on the model's
+    behalf). Further columns are the prompt's `columns`.
     Raises UserError that names file and line for a bad row, before anything is scored.
     """
-    rows = [(*_read(row, rewards), row.fields["id"]) for row in read_rows(path)]
+    rows = [(*_read(row, rewards), row.fields.get("id", row.where)) for row in read_rows(path)]
     failed = 0
     with IsolatedScorer(rewards) as scorer:
         for prompt, response, key in rows:
@@ -51,13 +52,13 @@ def describe(score: RewardScore) -> dict[str, Any]:
 
 
 def _read(row: Row, rewards: RewardConfig) -> tuple[Prompt, Response]:
-    fields = dict(row.fields)
+    fields = {"id": row.where, "task": MATH, **row.fields}
     for name in REQUIRED:
         if name not in fields:
             close = [key for key in fields if key not in (*REQUIRED, *OPTIONAL)]
             hint = did_you_mean(name, close)
             raise UserError(row.where, f"no field '{name}'", f"{hint}fields {', '.join(REQUIRED)} must be there")
-    texts = {name: _text(row.where, name, fields.pop(name)) for name in REQUIRED}
+    texts = {name: _text(row.where, name, fields.pop(name)) for name in ("id", "task", *REQUIRED)}
     entry = fields.pop("entry", "")
     reason, opened = fields.pop("finish_reason", "stop"), fields.pop("opened", "")
     if reason not in REASONS:

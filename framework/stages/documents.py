@@ -48,6 +48,20 @@ class CollectDocuments:
 
     config: DocumentsConfig
 
+    def lacks(self) -> UserError | None:
+        """The documents; sizes and hours are planned without any."""
+        try:
+            _ = self.config.source
+        except UserError as error:
+            return error
+        return None
+
+    def look_ahead(self) -> str:
+        """Raise UserError if the first document cannot be read."""
+        if self.config.documents is not None:
+            next(iter(load_documents(self.config.documents, key="data.documents")), None)
+        return ""
+
     def run(self, inputs: NoInputs, runtime: Runtime) -> CollectedDocuments:
         """Write both splits in the documents' order; raises UserError naming what cannot be read."""
         config, directory = self.config, runtime.artifact_dir("text")

@@ -77,10 +77,19 @@ def test_a_reward_of_ones_own_prints_to_stderr_and_its_errors_name_its_line(
     assert "prompt y: reward mine raised:" in output.err
 
 
+def test_a_row_without_id_and_task_goes_by_its_line_as_mathematics(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "rows.jsonl", {"prompt": "2+3?", "answer": 5, "response": "\\boxed{5}"})
+    assert main(["score", file, "reward=answer"]) == 0
+    (found,) = scored(capfd.readouterr().out)
+    assert (found["id"], found["score"], found["extracted"]) == (f"{file}:1", 1.0, "5")
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"response": "x", "id": "absent"}, "rows.jsonl:2: got \"no field 'id'\""),
+        ({"response": "x", "prompt": "absent"}, "rows.jsonl:2: got \"no field 'prompt'\""),
         ({"response": None}, "rows.jsonl:2: response: got None; must be a string"),
         ({"responce": "x"}, "rows.jsonl:2: got \"no field 'response'\"; did you mean 'responce'?"),
         ({"response": "x", "rewards": ["acuracy"]}, "rows.jsonl:2: rewards: got 'acuracy'; did you mean 'accuracy'?"),
