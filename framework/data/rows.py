@@ -51,9 +51,16 @@ def _text(file: DataFile) -> Iterator[Row]:
 
 
 def _json(file: DataFile) -> Iterator[Row]:
-    """A list of objects; an object of them by name; or such a list or object under one name ("data", "problems")."""
+    """A list of objects; an object of them by name; or such a list or object under one name ("data", "problems").
+
+    An object a line is read as .jsonl is.
+    """
     with open_data(file) as lines:
         content = lines.read()
+    first, _, rest = content.strip().partition(b"\n")
+    if first.rstrip().endswith(b"}") and rest.lstrip().startswith(b"{"):
+        yield from read_rows(file)
+        return
     found = parse_json(content, str(file), first=True)
     rows = _records(found)
     if rows is None:

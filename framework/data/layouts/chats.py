@@ -85,7 +85,8 @@ def _chat(row: Row, layout: Layout) -> Chat:
     last = messages[-1]
     answered = last["role"] == "assistant" and (last["content"].strip() or last.get("tool_calls"))
     if not answered:
-        raise UserError(f"{row.where}: messages", last["role"], "must end with an assistant's answer")
+        found = "an empty answer" if last["role"] == "assistant" else last["role"]
+        raise UserError(f"{row.where}: messages", found, "must end with an assistant's answer")
     if all(message.get("weight", 1) == 0 for message in messages if message["role"] == "assistant"):
         raise UserError(f"{row.where}: messages", "weight 0 everywhere", "must leave an answer to learn")
     return Chat(str(fields.get("id") or row.where), messages, _tools(fields.get("tools"), row.where), row.where)

@@ -59,6 +59,13 @@ def test_every_kind_of_file(kind: str, tmp_path: Path) -> None:
     assert [dict(row.fields) for row in file_rows(write(tmp_path / f"a.{kind}"))] == ROWS
 
 
+def test_json_lines_are_read_whatever_the_ending(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(lines())
+    assert [(row.where, dict(row.fields)) for row in file_rows(tmp_path / "a.json")] == [
+        (f"{tmp_path}/a.json:{number}", row) for number, row in enumerate(ROWS, start=1)
+    ]
+
+
 @pytest.mark.parametrize(
     "content",
     [
