@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from framework.actors.awaiting import awaiting
+from framework.actors.awaiting import awaiting, checking
 from framework.actors.ray_session import ray_session
 from framework.bounds import NonNegativeInt, bounded
 from framework.config import RunConfig, compose, given_base
@@ -51,17 +51,19 @@ def main(arguments: Sequence[str], config_dir: Path | None = None, out: TextIO |
     Raises UserError, before anything starts, for a wrong setting, a prompt that does not fit, a file that is there.
     """
     own, overrides = _split(arguments)
-    config = compose(["job=grpo", *overrides], config_dir, places=False)  # lengths are cut to the model's context below
-    base, model = given_base(config)
-    command = _with_trainings(own, config)
-    prompts = _prompts(config, command.limit)
-    evaluating = config.stage["evaluate"]  # samples alone, as this command does
-    evaluating.reward.check_prompts(prompts)
-    template = own_or_r1_zero(config.template, tokenizer := load_tokenizer(base.check().path))
-    tokenized = tokenize_prompts(tokenizer, prompts, config=template)
-    longest = max(len(prompt.token_ids) for prompt in tokenized)
-    whole = replace(evaluating.engine, max_model_len=model.max_position_embeddings)
-    engine, limit, why = fit_lengths(whole, model, longest, command.max_tokens)
+    with checking():
+        # Without places: lengths are cut to the model's context below.
+        config = compose(["job=grpo", *overrides], config_dir, places=False)
+        base, model = given_base(config)
+        command = _with_trainings(own, config)
+        prompts = _prompts(config, command.limit)
+        evaluating = config.stage["evaluate"]  # samples alone, as this command does
+        evaluating.reward.check_prompts(prompts)
+        template = own_or_r1_zero(config.template, tokenizer := load_tokenizer(base.check().path))
+        tokenized = tokenize_prompts(tokenizer, prompts, config=template)
+        longest = max(len(prompt.token_ids) for prompt in tokenized)
+        whole = replace(evaluating.engine, max_model_len=model.max_position_embeddings)
+        engine, limit, why = fit_lengths(whole, model, longest, command.max_tokens)
     if why:
         print(why, file=sys.stderr)
     sampling = Sampling(replace(command, max_tokens=limit), engine, evaluating.reward, template)

@@ -6,8 +6,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TextIO
+
+
+def checking() -> AbstractContextManager[None]:
+    """As `awaiting`, of what precedes a command's first word; on a terminal alone: an error stays a log's only line."""
+    return awaiting("settings and what they name to be checked") if sys.stderr.isatty() else nullcontext()
 
 
 @contextmanager

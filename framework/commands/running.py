@@ -18,6 +18,7 @@ logger = logging.getLogger("framework")
 
 def plan(arguments: argparse.Namespace) -> int:
     """Print what `run` would do; needs no GPU and starts nothing."""
+    from framework.actors.awaiting import checking
     from framework.graph.fit import describe_fits
     from framework.graph.plan import describe_plan, look_ahead
     from framework.models.estimate import describe_parameters
@@ -26,7 +27,8 @@ def plan(arguments: argparse.Namespace) -> int:
     title = f"job {config.job.name}, run directory {config.run_dir}"
     if config.model is not None:
         title += f"\nmodel {config.model.name}: {describe_parameters(config.model)}"
-    tried = look_ahead(graph)
+    with checking():
+        tried = look_ahead(graph)
     parts = [describe_plan(graph, config.cluster, title), describe_fits(fits), *tried]
     print("\n\n".join(part for part in parts if part))
     return EXIT_DONE
@@ -34,7 +36,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the graph in this process; finished stages are skipped."""
-    from framework.actors.awaiting import awaiting
+    from framework.actors.awaiting import awaiting, checking
     from framework.actors.preflight import check_nodes
     from framework.actors.ray_session import ray_address, ray_session
     from framework.convert import to_plain
@@ -63,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
         with store.claim(plain):
             if not runner.is_finished():
-                look_ahead(graph)
+                with checking():
+                    look_ahead(graph)
                 with awaiting("Ray to start, or to answer"):
                     stack.enter_context(ray_session(config.cluster))
                 if ray_address(config.cluster):  # a local instance has one node, this one
@@ -100,6 +103,13 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
 
     What has not the memory that it needs is planned, but not run.
     """
+    from framework.actors.awaiting import checking
+
+    with checking():
+        return _loaded(arguments)
+
+
+def _loaded(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     from framework.commands.submission import found_conf
     from framework.config import build_graph, compose_fitted
     from framework.convert import to_plain

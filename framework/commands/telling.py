@@ -34,11 +34,13 @@ def lineage(arguments: argparse.Namespace) -> int:
 
 def score(arguments: argparse.Namespace) -> int:
     """Print what the rewards give to the responses in a file, a JSON line each."""
+    from framework.actors.awaiting import checking
     from framework.config import compose_rewards
     from framework.rewards.base import RewardConfig
     from framework.rewards.score_file import score_file
 
-    rewards = compose_rewards(arguments.overrides, arguments.config_dir)
+    with checking():
+        rewards = compose_rewards(arguments.overrides, arguments.config_dir)
     if not isinstance(rewards, RewardConfig):
         raise UserError("reward", type(rewards).__name__, "must be a framework.rewards.base.RewardConfig")
     score_file(Path(arguments.file), rewards, sys.stdout)
