@@ -74,11 +74,11 @@ class EvaluatedTraining:
         shutil.copytree(directory / export_name(chosen), out, dirs_exist_ok=True)
 
     def _ask(self, model: Path, step: int, runtime: Runtime) -> float:
-        sampling = Sampling(replace(self.config.sampling(), votes_by=""), self.config.engine, self.config.reward)
+        sampling = Sampling(self.config.sampling(), self.config.engine, self.config.reward)
         with SampleFile(model.with_suffix(".jsonl")) as kept:
             scored = [group.scored for group in sampling.run(model, self.prompts, runtime, kept)]
         check_scores(scored, self.config.reward.max_failed_share)
-        numbers = HeldOutNumbers(self.config.accuracy, self.config.format)(scored)
+        numbers = HeldOutNumbers(self.config.right_by, self.config.format)(scored)
         runtime.tracker.log(step, numbers)
         name, score = next(iter(numbers.items()), ("no verdict", math.nan))
         logger.info("step %d: %s %.3f on %d held-out prompts", step, name.rpartition("/")[2], score, len(scored))
