@@ -114,4 +114,4 @@ class _Within:
         if self.asked_at is None:
             self.tracker.progress(done, self.steps, text)
         else:
-            self.tracker.progress(self.asked_at, self.steps, f"evaluating: {done} of {total} {text}")
+            self.tracker.progress(self.asked_at, self.steps, f"evaluating: {done} of {total}, {text}")
