@@ -57,9 +57,9 @@ class CollectDocuments:
         return None
 
     def look_ahead(self) -> str:
-        """Raise UserError if the first document cannot be read."""
+        """Raise UserError if what is named is not there."""
         if self.config.documents is not None:
-            next(iter(load_documents(self.config.documents, key="data.documents")), None)
+            find_source(self.config.documents, "data.documents")
         return ""
 
     def run(self, inputs: NoInputs, runtime: Runtime) -> CollectedDocuments:
