@@ -8,29 +8,32 @@ from framework.graph.cluster import ClusterConfig
 
 TOKENS_A_DOCUMENT = 1000  # of the web: FineWeb has 15T tokens in 22B documents before its global look for copies
 BYTES_A_TOKEN = 4.3  # of UTF-8, in English with a vocabulary of 128K
-# Measured by `framework bench text` on one core, documents of 1,000 tokens: bytes a second.
-READ, JUDGE, MINHASH, COPY, ENCODE = 25e6, 6e6, 5e6, 150e6, 1.6e6
+# Measured on one core of a Xeon (jobs/bench/LOG.md, "Text"): bytes a second of each part, tokens a second of the last.
+READ, COPY, EXACT_COPIES, NEAR_COPIES, LANGUAGE, GOPHER = 28e6, 58e6, 70e6, 7.1e6, 12e6, 2.7e6
+TOKENS = 0.63e6
 
 
 def text_notes(tokens: int, clean: CleanConfig, cluster: ClusterConfig) -> dict[str, str]:
     """Return node kind -> a line on what it takes to make `tokens` of text; nothing is dropped in this reckoning."""
     documents, size = tokens // TOKENS_A_DOCUMENT, tokens * BYTES_A_TOKEN
-    scratch, per_byte = size, 1 / JUDGE + 1 / COPY
+    scratch, per_byte = size, 1 / COPY
     if clean.exact:
         scratch += documents * EXACT.itemsize
+        per_byte += 1 / EXACT_COPIES
     if clean.near_threshold is not None:
         minhash = MinHash(clean.permutations, clean.shingle_words, clean.near_threshold)
         scratch += documents * minhash.bands[0] * minhash.dtype.itemsize
-        per_byte += 1 / MINHASH
+        per_byte += 1 / NEAR_COPIES
+    per_byte += (1 / LANGUAGE if clean.languages else 0) + (1 / GOPHER if clean.gopher else 0)
     costs = {
-        "read": (1 / READ, size, size),
-        "clean": (per_byte, size, scratch),
-        "tokenize": (1 / ENCODE, 4.0 * tokens, 4.0 * tokens),
+        "read": (size / READ, size, size),
+        "clean": (size * per_byte, size, scratch),
+        "tokenize": (tokens / TOKENS, 4.0 * tokens, 0.0),
     }
     return {
-        kind: f"{tokens / 1e9:,.3f} B tokens in about {documents:,} documents: {_hours(size * per, cluster)}; "
+        kind: f"{tokens / 1e9:,.3f} B tokens in about {documents:,} documents: {_hours(seconds, cluster)}; "
         f"{_bytes(result)} of result, {_bytes(work)} of work beside it"
-        for kind, (per, result, work) in costs.items()
+        for kind, (seconds, result, work) in costs.items()
     }
 
 
