@@ -31,7 +31,8 @@ def text_notes(tokens: int, clean: CleanConfig, cluster: ClusterConfig) -> dict[
         "tokenize": (tokens / TOKENS, 4.0 * tokens, 0.0),
     }
     return {
-        kind: f"{tokens / 1e9:,.3f} B tokens in about {documents:,} documents: {_hours(seconds, cluster)}; "
+        kind: f"{tokens / 1e9:,.3f} B tokens in about {documents:,} documents: {_hours(seconds, cluster)}, "
+        f"{_bytes((size + result) * cluster.cpus / seconds)} a second of disk; "
         f"{_bytes(result)} of result, {_bytes(work)} of work beside it"
         for kind, (seconds, result, work) in costs.items()
     }
