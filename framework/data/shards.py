@@ -9,16 +9,18 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from framework.data.shuffle import shuffled
 from framework.data.text.shard_files import ShardWriter, shard_name, whole_file
 from framework.errors import UserError
 from framework.files import write_atomically
+
+if TYPE_CHECKING:  # whoever writes tokens needs no torch, and a worker is up a second sooner
+    import torch
 
 META = "meta.json"
 _MAPPED = 4096  # files that a process maps at once: Linux allows it 65,530 mappings in all
@@ -159,4 +161,6 @@ class RowBatch:
         return self.size, self.rows.row_tokens + 1
 
     def __getitem__(self, chosen: Sequence[int]) -> torch.Tensor:
+        import torch
+
         return torch.from_numpy(np.stack([self.rows.read(self.first + row) for row in chosen]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 def ray_node() -> Iterator[None]:
     import ray
 
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as `start_ray` does: at Ray's 15 a busy machine starves workers
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as directory:  # socket paths must be short
         ray.init(
             address="local",
