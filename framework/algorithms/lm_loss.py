@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 import torch
 
-from framework.algorithms.logprobs import token_logprobs
+from framework.algorithms.logprobs import TokenScores
 from framework.types import LossOutput
 
 
-def lm_loss(logits_TV: torch.Tensor, targets_T: torch.Tensor, weights_T: torch.Tensor) -> LossOutput:
+def lm_loss(logprobs_T: torch.Tensor, weights_T: torch.Tensor) -> LossOutput:
     """Return next-token cross-entropy summed over the row, to be divided by the global batch's trained tokens.
 
-    `targets_T` is shifted already; `weights_T` [T] is 0 at positions that are not trained. The metric `nll` is the
+    `logprobs_T` are those of the targets; `weights_T` is 0 at positions that are not trained. The metric `nll` is the
     unweighted sum over trained positions, `count` their number, so exp(nll / count) is the perplexity.
     """
     trained_T = weights_T > 0
-    nll_T = torch.where(trained_T, -token_logprobs(logits_TV, targets_T), 0.0)
+    nll_T = torch.where(trained_T, -logprobs_T, 0.0)
     nll, tokens = torch.stack([nll_T.detach().sum(), trained_T.sum().to(nll_T.dtype)]).tolist()
     return LossOutput((weights_T * nll_T).sum(), {"nll": nll}, tokens)
 
@@ -41,6 +41,11 @@ class MtpTargets:
     tokens_K: torch.Tensor  # int64
     weights_K: torch.Tensor  # float32
 
+    def within(self, part: slice) -> MtpTargets:
+        """Return those of a part of the row, positions counted from its start."""
+        here_K = (self.positions_K >= part.start) & (self.positions_K < part.stop)
+        return MtpTargets(self.positions_K[here_K] - part.start, self.tokens_K[here_K], self.weights_K[here_K])
+
 
 def mtp_targets(
     targets_T: torch.Tensor, weights_T: torch.Tensor, segment_lengths_S: torch.Tensor, depths: int
@@ -61,8 +66,7 @@ def mtp_targets(
     return found
 
 
-def mtp_loss(logits_KV: torch.Tensor, targets: MtpTargets) -> LossOutput:
+def mtp_loss(scores: TokenScores, weights_K: torch.Tensor) -> LossOutput:
     """Return one depth's cross-entropy as `lm_loss` does, with the metric `right`: how often its first choice hits."""
-    output = lm_loss(logits_KV, targets.tokens_K, targets.weights_K)
-    right = float((logits_KV.detach().argmax(-1) == targets.tokens_K).sum())
-    return LossOutput(output.loss, {**output.metrics, "right": right}, output.count)
+    output = lm_loss(scores.logprobs_T, weights_K)
+    return LossOutput(output.loss, {**output.metrics, "right": float(scores.first_T.sum())}, output.count)

@@ -35,6 +35,7 @@ from framework.engines.device import DEVICE, on_gpu
 from framework.engines.lr_schedule import LrSchedule, StepwiseValue, value_at
 from framework.errors import NotFinite, UserError
 from framework.models.estimate import REDUCE_BUCKET
+from framework.models.sequence_parallel import sequence_group
 
 # Detached MTP modules train on so much of their loss, with as much of Adam's epsilon: the same updates, but gradients
 # that are nothing in the global norm, or the policy would be clipped by them. A power of 2 rounds nothing.
@@ -53,13 +54,14 @@ class DeepSpeedConfig:
     zero_stage: Literal[1, 2, 3] = 1  # 0 gives wrong gradient norms with expert parallelism
     ep_size: PositiveInt = 1
     tensor_parallel: bool = False  # all ranks share each matrix of a GPT-2, and see the same rows: no ZeRO
+    sp_size: PositiveInt = 1  # ranks that a row's tokens are spread over
     schedule: LrSchedule = field(default_factory=LrSchedule)
     beta1: Annotated[float, Bound(least=0, below=1)] = 0.9
     beta2: Annotated[float, Bound(least=0, below=1)] = 0.95
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1  # on matrices; norms and biases are not decayed
     clip: NonNegativeFloat = 1.0  # global gradient norm; 0 switches clipping off
-    token_budget: PositiveInt = 4096  # tokens of a micro-batch
+    token_budget: PositiveInt = 4096  # tokens of a micro-batch; each of `sp_size` ranks runs on its part
     # gamma of the auxiliary-loss-free balancing; 0 freezes the bias
     bias_update_speed: NonNegativeFloat | StepwiseValue = 0.0
     balance_alpha: NonNegativeFloat = 0.0  # weight of the sequence-wise (V2: expert-level) balance loss
@@ -81,17 +83,20 @@ class DeepSpeedConfig:
         """Whether the routes of a forward are needed for its loss."""
         return self.balance_alpha > 0 or self.device_alpha > 0 or self.communication_alpha > 0
 
-    def check_topology(self, world: int, experts: int, where: str = "engine") -> None:
-        """Raise UserError unless `ep_size` divides both the world size and the number of routed experts.
+    def check_topology(self, world: int, experts: int, where: str = "engine", heads: int = 0) -> None:
+        """Raise UserError unless `ep_size` divides world size and routed experts, `sp_size` world size and heads.
 
-        `where` is the configuration's place, for the error.
+        `where` is the configuration's place, for the error; `heads`: of attention, 0 if not known.
         """
         if self.ep_size > 1 and not experts:
             raise UserError(f"{where}.ep_size", self.ep_size, "1: this model has no routed experts")
-        for name, number in (("learner ranks", world), ("routed experts", experts or self.ep_size)):
-            if number % self.ep_size:
-                allowed_sizes = f"must divide the {number} {name}: one of {divisors(number)}"
-                raise UserError(f"{where}.ep_size", self.ep_size, allowed_sizes)
+        ep, sp = self.ep_size, self.sp_size
+        wholes = {"routed experts": (experts or ep, "ep_size", ep), "attention heads": (heads or sp, "sp_size", sp)}
+        for name, (number, key, size) in wholes.items():
+            for whole, parts in (("learner ranks", world), (name, number)):
+                if parts % size:
+                    allowed_sizes = f"must divide the {parts} {whole}: one of {divisors(parts)}"
+                    raise UserError(f"{where}.{key}", size, allowed_sizes)
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,8 @@ def init_process_group(timeout_s: float) -> None:
 class TrainingEngine:
     """One rank of a model under DeepSpeed. Every method is collective unless it says otherwise."""
 
+    sequence_group: Any = None  # of the ranks that share this one's rows; None: it has them for itself
+
     def __init__(self, model: nn.Module, config: DeepSpeedConfig) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -143,7 +150,8 @@ class TrainingEngine:
         self.config = config
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         experts = expert_parallel.routed_experts(model.config)
-        config.check_topology(self.world, experts)
+        config.check_topology(self.world, experts, heads=getattr(model.config, "num_attention_heads", 0))
+        self.sequence_group = sequence_group(self.rank, self.world, config.sp_size)
         modules = list(getattr(model, "mtp_modules", ()))
         self.mtp_depths = len(modules) if config.mtp_coef else 0  # D of the modules that train
         self._idle_depths = len(modules) - self.mtp_depths

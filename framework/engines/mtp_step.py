@@ -1,6 +1,6 @@
 """Multi-token prediction beside a trainer's own loss: its inputs to the forward, its loss, its metrics.
 
-Dimensions: T tokens of a (flattened) row, S its segments, K positions that a depth learns at, V vocabulary, D depths.
+Dimensions: K positions that a depth learns at, D depths.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import torch
 
 from framework.algorithms.lm_loss import MtpTargets, add_mtp_loss, mtp_loss, mtp_targets
 from framework.engines.deepspeed_engine import DETACHED_SCALE, TrainingEngine
+from framework.models.output_head import Asked, scores_of
+from framework.models.sequence_parallel import SequenceShard
+from framework.types import MicroBatch
 
 
 class MtpStep:
@@ -23,21 +26,25 @@ class MtpStep:
         self._sums = torch.zeros(engine.mtp_depths, 3, dtype=torch.float64)
         self._targets: list[MtpTargets] = []
 
-    def inputs(
-        self, targets_T: torch.Tensor, weights_T: torch.Tensor, segment_lengths_S: torch.Tensor
-    ) -> dict[str, Any]:
-        """Return what the model's forward takes besides, given the main model's targets and weights."""
-        if not self._engine.mtp_depths:
+    def inputs(self, micro: MicroBatch, shard: SequenceShard | None = None) -> dict[str, Any]:
+        """Return what the model's forward takes besides; `shard`: this rank's part of the row, if it is spread."""
+        depths = self._engine.mtp_depths
+        if not depths:
             return {}
-        self._targets = mtp_targets(targets_T, weights_T, segment_lengths_S, self._engine.mtp_depths)
-        return {
-            "mtp_positions": [t.positions_K for t in self._targets],
-            "mtp_detached": self._engine.config.mtp_detached,
-        }
+        self._targets = mtp_targets(micro.targets_T, micro.mask_T, micro.segment_lengths_S, depths)
+        more: dict[str, Any] = {"mtp_detached": self._engine.config.mtp_detached}
+        if shard is not None:  # the neighbour's first tokens, as every rank of the group knows the whole row
+            self._targets = [t.within(shard.tokens) for t in self._targets]
+            # Behind the row's end they are those of its start, as in a row that is not spread: routers see them.
+            ahead_D = torch.arange(depths, device=micro.token_ids_T.device) + shard.tokens.stop
+            more["mtp_ahead"] = micro.token_ids_T[ahead_D % len(micro.token_ids_T)][None]
+        more["mtp_positions"] = [t.positions_K for t in self._targets]
+        return more | {"asked": [Asked(t.tokens_K) for t in self._targets]}
 
-    def add(self, main: torch.Tensor, logits: Sequence[torch.Tensor] | None, divisor: float) -> torch.Tensor:
-        """Return `main` with the modules' loss added ([K, V] logits of each depth; L_k is a sum over `divisor`)."""
-        outputs = [mtp_loss(logits_KV, t) for logits_KV, t in zip(logits or (), self._targets, strict=True)]
+    def add(self, main: torch.Tensor, scored: Sequence[torch.Tensor] | None, divisor: float) -> torch.Tensor:
+        """Return `main` with the modules' loss added (`mtp_logits` of the forward; L_k is a sum over `divisor`)."""
+        pairs = zip(scored or (), self._targets, strict=True)
+        outputs = [mtp_loss(scores_of(found), t.weights_K) for found, t in pairs]
         for k, output in enumerate(outputs):
             row = [output.metrics["nll"], output.metrics["right"], output.count]
             self._sums[k] += torch.tensor(row, dtype=torch.float64)

@@ -43,10 +43,14 @@ class PublishedPolicy:
 
     def train_minibatch(self, minibatch: Minibatch) -> StepResult:
         """One optimizer step, as `Trainer.step`."""
+        return self.train_minibatches([minibatch])[0]
+
+    def train_minibatches(self, minibatches: Sequence[Minibatch]) -> list[StepResult]:
+        """One optimizer step each, as `Trainer.steps`."""
         skipped = self.engine.skipped
-        result = self.trainer.step(minibatch)
-        self._fresh = self._fresh and self.engine.skipped > skipped
-        return result
+        results = self.trainer.steps(minibatches)
+        self._fresh = self._fresh and self.engine.skipped == skipped + len(minibatches)
+        return results
 
     def logprobs(self, samples: Sequence[TrainSample], version: int | None = None) -> list[Float32]:
         """Logprobs [R] of each sample's response under the current weights, or under a kept older `version`.
@@ -64,7 +68,8 @@ class PublishedPolicy:
         found: dict[int, Float32] = {}
         with self.engine.weights_of(snapshot):
             for micro in map(self.trainer.on_device, self._rows.pack(samples, self.trainer.share)):
-                result = packed_logprobs(self.engine.model, micro, self._rows.temperature)
+                layout = self.trainer.layout(micro, scoring=True)
+                result = packed_logprobs(self.engine.model, micro, self._rows.temperature, layout=layout)
                 found |= unpack_responses(result.logprobs_T, micro)
         if self.engine.world > 1:
             shares: list[dict[int, Float32]] = [{}] * self.engine.world

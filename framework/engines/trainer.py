@@ -13,7 +13,7 @@ from typing import Any, Generic
 import torch
 from torch import nn
 
-from framework.algorithms.balance import auxiliary_losses, sequence_balance_loss
+from framework.algorithms.balance import Summed, auxiliary_losses, identity, sequence_balance_loss
 from framework.data.packing import to_device
 from framework.engines import finite
 from framework.engines.checkpoint import export_hf, load_state, save_state
@@ -21,6 +21,7 @@ from framework.engines.deepspeed_engine import DeepSpeedConfig, Snapshot, Traini
 from framework.engines.mtp_step import MtpStep
 from framework.engines.tensor_parallel import TensorParallelEngine
 from framework.errors import UserError
+from framework.models.output_head import Asked, use_output_head
 from framework.models.packed_attention import SegmentLayout, use_packed_attention
 from framework.objectives.objective import BatchT, MicroT, Objective, Share
 from framework.types import LossOutput, MicroBatch, StepResult
@@ -32,33 +33,48 @@ class Trainer(Generic[BatchT, MicroT]):
     """One rank. Every method is collective: all ranks call it with the same arguments."""
 
     def __init__(self, model: nn.Module, config: DeepSpeedConfig, objective: Objective[BatchT, MicroT]) -> None:
-        if objective.packed:
+        self._packed = objective.packed or config.sp_size > 1
+        if config.sp_size > 1 and (config.tensor_parallel or not (objective.scores_tokens or objective.scalar_head)):
+            raise UserError("engine.sp_size", config.sp_size, "must be 1: rows of this stage stay whole")
+        if objective.scores_tokens:
+            use_output_head(model, cut=config.tensor_parallel)
+        if self._packed:
             use_packed_attention(model)
         self.engine = (TensorParallelEngine if config.tensor_parallel else TrainingEngine)(model, config)
         self.objective = objective
-        place = (0, 1) if config.tensor_parallel else (self.engine.rank, self.engine.world)
-        self.share = Share(config.token_budget, *place)
+        # Ranks that share a row share a part of the batch, and all of them return its whole loss.
+        sharing = self.engine.world if config.tensor_parallel else config.sp_size
+        self.share = Share(config.token_budget, self.engine.rank // sharing, self.engine.world // sharing)
         self._reference: Snapshot | None = None
         if objective.keeps_reference:
             self.reset_reference()
 
     def step(self, batch: BatchT) -> StepResult:
-        """One optimizer step on the whole batch; this rank computes its share.
+        """One optimizer step on the whole batch, as `steps`."""
+        return self.steps([batch])[0]
+
+    def steps(self, batches: Sequence[BatchT]) -> list[StepResult]:
+        """One optimizer step on each batch; this rank computes its share. The reference is put in place once for all.
 
         Metrics: loss (the objective's), its metrics as means over what they count, grad_norm, lr, tokens (learned),
         skipped_nonfinite; balance_loss (as weighted in the sum) where it is on; mtp_loss_k (nats) and mtp_accuracy_k of
         each depth of multi-token prediction. Raises UserError if a sequence exceeds the token budget, NotFinite.
         """
+        prepared = self._with_reference([self._micro_batches(batch) for batch in batches])
+        return [self._step(batch, micros) for batch, micros in zip(batches, prepared, strict=True)]
+
+    def _step(self, batch: BatchT, micros: list[MicroT]) -> StepResult:
         engine, objective = self.engine, self.objective
         size, mtp, sums, found = objective.size(batch), MtpStep(engine), _Sums(), objective.first_bad(batch)
-        micros = self._with_reference(self._micro_batches(batch))
         for index, micro in enumerate(micros):
-            forward = _Forward(engine, micro, mtp)
-            output = objective.loss(forward, micro, self._layout(micro))
-            main = output.loss / size.divisor
+            layout = self.layout(micro)
+            forward = _Forward(engine, micro, mtp, layout)
+            output = objective.loss(forward, micro, layout)
+            main = output.loss / (size.divisor * engine.config.sp_size)
             loss = mtp.add(main, forward.mtp_logits, max(size.tokens, 1.0))
             if engine.config.balance_losses:
-                balance = self._balance(micro) * (len(micro.sample_index_S) / size.sequences)
+                share = len(micro.sample_index_S) / (size.sequences * engine.config.sp_size)
+                balance = self._balance(micro, layout) * share
                 loss, more = loss + balance, {"balance_loss": float(balance.detach())}
             else:
                 more = {}
@@ -78,9 +94,9 @@ class Trainer(Generic[BatchT, MicroT]):
     def evaluate(self, batch: BatchT) -> dict[str, float]:
         """Return the objective's loss and metrics on a batch, of which every rank computes its share."""
         size, sums = self.objective.size(batch), _Sums()
-        for micro in self._with_reference(self._micro_batches(batch)):
-            output = self.objective.loss(self.engine.model, micro, self._layout(micro))
-            sums.add(output, {"loss": float(output.loss / size.divisor)})
+        for micro in self._with_reference([self._micro_batches(batch)])[0]:
+            output = self.objective.loss(self.engine.model, micro, self.layout(micro))
+            sums.add(output, {"loss": float(output.loss / (size.divisor * self.engine.config.sp_size))})
         return sums.means(self.engine)
 
     def reset_reference(self) -> None:
@@ -126,37 +142,51 @@ class Trainer(Generic[BatchT, MicroT]):
     def _micro_batches(self, batch: BatchT) -> list[MicroT]:
         return [self.on_device(micro) for micro in self.objective.micro_batches(batch, self.share)]
 
-    def _layout(self, micro: MicroBatch) -> SegmentLayout | None:
-        """An MTP module sees the token behind a prefix, and balance losses each sequence: they can't share any."""
-        if not self.objective.packed:
-            return None
-        apart = self.engine.mtp_depths or self.engine.config.balance_losses
-        if self.objective.shares_prefixes and not apart:
-            return SegmentLayout.of(micro)
-        return SegmentLayout.of_lengths(micro.segment_lengths_S.tolist())
+    def layout(self, micro: MicroBatch, scoring: bool = False) -> SegmentLayout | None:
+        """Return how a row lies, on this rank; None where the objective does not pack.
 
-    def _with_reference(self, micros: list[MicroT]) -> list[MicroT]:
+        An MTP module sees the token behind a prefix, and balance losses each sequence: they can't share any, unless the
+        forward is for `scoring` alone. A placeholder is not spread: every rank runs its own.
+        """
+        if not self._packed:
+            return None
+        apart = not scoring and (self.engine.mtp_depths or self.engine.config.balance_losses)
+        if self.objective.shares_prefixes and not apart:
+            layout = SegmentLayout.of(micro)
+        else:
+            layout = SegmentLayout.of_lengths(micro.segment_lengths_S.tolist())
+        group = self.engine.sequence_group
+        return layout.spread(group) if group is not None and micro.sample_index_S else layout
+
+    def _with_reference(self, batches: list[list[MicroT]]) -> list[list[MicroT]]:
         if not self.objective.keeps_reference:
-            return micros
+            return batches
         with torch.no_grad(), self.engine.weights_of(self._reference):
-            return [self.objective.with_reference(self.engine.model, micro) for micro in micros]
+            return [[self._referred(micro) for micro in micros] for micros in batches]
+
+    def _referred(self, micro: MicroT) -> MicroT:
+        return self.objective.with_reference(self.engine.model, micro, self.layout(micro, scoring=True))
 
     def _names(self, batch: BatchT, micro: MicroBatch) -> list[str]:
         return list(dict.fromkeys(self.objective.name(batch, index) for index in micro.sample_index_S))
 
-    def _balance(self, micro: MicroBatch) -> torch.Tensor:
+    def _balance(self, micro: MicroBatch, layout: SegmentLayout | None) -> torch.Tensor:
         """Weighted balance losses (V3 eq. 17-20; V2 section 2.2.3), mean over sequences, summed over layers.
 
         All are defined within one sequence, so their mean depends on no micro-batch or rank.
         """
         config, total = self.engine.config, torch.zeros((), device=self.engine.device)
+        lengths_S: torch.Tensor = micro.segment_lengths_S
+        summed: Summed = identity
+        if layout is not None and layout.shard is not None:
+            lengths_S, summed = layout.shard.local_lengths(lengths_S), layout.shard.summed
         for layer in self.engine.routing.routes if micro.sample_index_S else ():
             if config.balance_alpha:
-                losses_S = sequence_balance_loss(layer.scores_TE, layer.experts_TK, micro.segment_lengths_S)
+                losses_S = sequence_balance_loss(layer.scores_TE, layer.experts_TK, lengths_S, summed)
                 total = total + config.balance_alpha * losses_S.mean()
             if config.device_alpha or config.communication_alpha:
                 losses = auxiliary_losses(
-                    layer.scores_TE, layer.experts_TK, micro.segment_lengths_S, layer.n_groups, layer.groups_per_token
+                    layer.scores_TE, layer.experts_TK, lengths_S, layer.n_groups, layer.groups_per_token, summed
                 )
                 weighted_S = config.device_alpha * losses.device_S + config.communication_alpha * losses.communication_S
                 total = total + weighted_S.mean()
@@ -166,13 +196,16 @@ class Trainer(Generic[BatchT, MicroT]):
 class _Forward:
     """The engine's forward on one row, as an objective calls the model; MTP modules run beside it."""
 
-    def __init__(self, engine: TrainingEngine, micro: MicroBatch, mtp: MtpStep) -> None:
+    def __init__(self, engine: TrainingEngine, micro: MicroBatch, mtp: MtpStep, layout: SegmentLayout | None) -> None:
         self._engine, self._counted = engine, bool(micro.sample_index_S)
-        self._more = mtp.inputs(micro.targets_T, micro.mask_T, micro.segment_lengths_S)
-        self.mtp_logits: Sequence[torch.Tensor] = ()  # [K, V] of each depth
+        self._more = mtp.inputs(micro, None if layout is None else layout.shard)
+        self.mtp_logits: Sequence[torch.Tensor] = ()  # of each depth, for `output_head.scores_of`
 
-    def __call__(self, **inputs: Any) -> Any:
-        output = self._engine.forward(counted=self._counted, **inputs, **self._more)
+    def __call__(self, *, asked: Sequence[Asked] = (), **inputs: Any) -> Any:
+        more = dict(self._more)
+        if asked:
+            more["asked"] = [*asked, *more.get("asked", ())]
+        output = self._engine.forward(counted=self._counted, **inputs, **more)
         self.mtp_logits = getattr(output, "mtp_logits", None) or ()
         return output
 

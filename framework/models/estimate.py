@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from framework.algorithms.logprobs import CHUNK_ELEMENTS
+from framework.algorithms.projected_logprobs import KEPT_ELEMENTS, chunk_size
 from framework.models.families.base import ModelConfig, RankLayout, norm_bytes, size_of
 from framework.models.spec import parameter_counts
 
@@ -154,24 +155,42 @@ def _training_flops(spec: ModelConfig, tokens: float) -> float:
 
 
 def _activations(spec: ModelConfig, layout: RankLayout, bucket: float) -> float:
-    """Tensors kept for the backward pass, at its start (logits and their gradient) or in its widest layer.
+    """Tensors kept for the backward pass, at its start (the output head) or in its widest layer.
 
-    `bucket`: bytes of gradients on their way between ranks. Every width below is what transformers' modules, AutoEP's
-    experts and algorithms/logprobs keep for a token.
+    `bucket`: bytes of gradients on their way between ranks. Every width below is what transformers' modules and
+    AutoEP's experts keep for a token.
     """
     size, tokens, hidden = size_of(layout.dtype), layout.micro_tokens, spec.hidden_size
     norm, modules = norm_bytes(hidden, layout), layout.mtp * spec.num_nextn_predict_layers
     layers = [spec.layer_bytes(layout, moe=False)] * (spec.num_hidden_layers - spec.num_moe_layers)
     layers += [spec.layer_bytes(layout, moe=True)] * spec.num_moe_layers
     inputs = spec.num_hidden_layers * hidden * size
-    if modules:  # a layer behind two norms and before one; the main logits' gradient waits for their backward
+    logits, waiting = _head(spec, layout, modules)
+    if modules:  # a layer behind two norms and before one
         saved, short = spec.layer_bytes(layout, moe=True)
-        layers += [(saved + 3 * norm, short + spec.vocab_size * size)] * modules
+        layers += [(saved + 3 * norm, short + waiting)] * modules
         inputs += 2 * modules * hidden * size
-    logits = tokens * (norm + (2 + modules) * spec.vocab_size * size)
-    chunk = CHUNK_ELEMENTS["cuda" if layout.on_gpu else "cpu"]
-    logits += min(chunk, tokens * spec.vocab_size) * (4 if layout.dtype == "float32" else 8)
+    logits += tokens * norm
     if layout.checkpointing:
         return tokens * inputs + max(logits, tokens * max(saved + short for saved, short in layers) + bucket)
     everything = sum(saved for saved, _ in layers)
     return tokens * everything + max(logits, tokens * layers[-1][1] + bucket)
+
+
+def _head(spec: ModelConfig, layout: RankLayout, modules: int) -> tuple[float, float]:
+    """(Bytes of the output head at their most, those a token that wait for the main model's backward).
+
+    As algorithms/projected_logprobs: few logits are kept, beside their gradient; of many, only chunks ever exist.
+    """
+    size, tokens, vocabulary = size_of(layout.dtype), layout.micro_tokens, spec.vocab_size
+    device, upcast = "cuda" if layout.on_gpu else "cpu", 4 if layout.dtype == "float32" else 8
+    if tokens * vocabulary <= KEPT_ELEMENTS[device]:
+        chunk = min(CHUNK_ELEMENTS[device], tokens * vocabulary)
+        return tokens * (2 + modules) * vocabulary * size + chunk * upcast, vocabulary * size
+    rows, columns = chunk_size(tokens, vocabulary, device), chunk_size(vocabulary, tokens, device)
+    narrow = 0 if layout.dtype == "float32" else size
+    forward = rows * vocabulary * (20 + narrow)  # scaled, below the highest, their exponentials, two products
+    # The weight's gradient; a module's is waiting to be added to it, and in bfloat16 the sum is copied to float32.
+    weight = vocabulary * spec.hidden_size * (size * (3 if modules else 1) + (4 if narrow else 0))
+    gradients = tokens * spec.hidden_size * (4 + size) + weight
+    return max(forward, columns * tokens * (4 + narrow) + gradients), 0.0

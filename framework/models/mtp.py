@@ -27,7 +27,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Decod
 
 @dataclass
 class MtpOutput(MoeCausalLMOutputWithPast):  # type: ignore[misc]
-    """The main model's logits and those of each depth, [K, V] at the positions asked for."""
+    """The main model's logits and those of each depth, [K, V] at given positions; scores if asked (`output_head`)."""
 
     mtp_logits: tuple[torch.Tensor, ...] | None = None
 
@@ -81,12 +81,14 @@ class DeepseekV3ForCausalLM(transformers.DeepseekV3ForCausalLM):  # type: ignore
         logits_to_keep: int | torch.Tensor = 0,
         mtp_positions: Sequence[torch.Tensor] | None = None,
         mtp_detached: bool = False,
+        mtp_ahead: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """As transformers'; given `mtp_positions`, also run the modules (training only, without a cache).
 
         `mtp_positions[k-1]` (int64 [K], into the flattened [B * T] tokens) is where depth k's logits are computed.
-        `mtp_detached` lets no gradient of theirs reach the decoder, the embedding or the output head.
+        `mtp_detached` lets no gradient of theirs reach the decoder, the embedding or the output head. `mtp_ahead`
+        (int64 [B, D]): the tokens behind `input_ids`, where these are a part of a row.
         """
         given: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         if mtp_positions is None:
@@ -96,7 +98,8 @@ class DeepseekV3ForCausalLM(transformers.DeepseekV3ForCausalLM):  # type: ignore
         logits = self.lm_head(hidden_BTH[:, kept])
         shared = [self.model.embed_tokens.weight, self.lm_head.weight]
         with _frozen(shared if mtp_detached else []):
-            states = self._depths(hidden_BTH.detach() if mtp_detached else hidden_BTH, **given, **kwargs)
+            read_BTH = hidden_BTH.detach() if mtp_detached else hidden_BTH
+            states = self._depths(read_BTH, **given, mtp_ahead=mtp_ahead, **kwargs)
             wanted = [h_BTH.flatten(0, 1)[at_K] for h_BTH, at_K in zip(states, mtp_positions, strict=True)]
             return MtpOutput(logits=logits, mtp_logits=tuple(self.lm_head(h_KH) for h_KH in wanted))
 
@@ -106,9 +109,11 @@ class DeepseekV3ForCausalLM(transformers.DeepseekV3ForCausalLM):  # type: ignore
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None,
+        mtp_ahead: torch.Tensor | None,
         **kwargs: Any,
     ) -> Iterator[torch.Tensor]:
         """Yield h^1 .. h^D [B, T, H]. The last k positions of a row read embeddings of its start: nobody uses them."""
+        tokens = hidden_BTH.shape[1]
         if position_ids is None:
             position_ids = torch.arange(hidden_BTH.shape[1], device=hidden_BTH.device)[None]
         block = {
@@ -122,10 +127,11 @@ class DeepseekV3ForCausalLM(transformers.DeepseekV3ForCausalLM):  # type: ignore
             ),
             "position_ids": position_ids,
         }
-        embeddings_BTH = self.model.embed_tokens(input_ids)
+        read = input_ids if mtp_ahead is None else torch.cat([input_ids, mtp_ahead], 1)
+        embeddings_BNH = self.model.embed_tokens(read)
         starts = (position_ids == 0)[..., None]
         for k, module in enumerate(self.mtp_modules, 1):
-            ahead_BTH = embeddings_BTH.roll(-k, dims=1).masked_fill(starts, 0.0)
+            ahead_BTH = embeddings_BNH.roll(-k, dims=1)[:, :tokens].masked_fill(starts, 0.0)
             hidden_BTH = module(hidden_BTH, ahead_BTH, **block, **kwargs)
             yield hidden_BTH
 

@@ -11,7 +11,8 @@ import torch
 
 from framework.algorithms.lm_loss import lm_loss
 from framework.data.packing import pack_documents
-from framework.models.packed_attention import SegmentLayout, forward_packed
+from framework.models.output_head import Asked, scores_of
+from framework.models.packed_attention import SegmentLayout, packed_logprobs
 from framework.objectives.objective import BatchSize, Objective, Share
 from framework.types import Int32, LossOutput, MicroBatch
 
@@ -50,6 +51,7 @@ class StreamLm(Objective[Rows, MicroBatch]):
     """Pretraining: rows that documents run through, every token learned, not masked across documents (V3 §4.1)."""
 
     packed: ClassVar[bool] = False
+    scores_tokens: ClassVar[bool] = True
 
     def size(self, batch: Rows) -> BatchSize:
         """B sequences of T - 1 tokens."""
@@ -76,8 +78,11 @@ class StreamLm(Objective[Rows, MicroBatch]):
 
     def loss(self, model: Any, micro: MicroBatch, layout: SegmentLayout | None) -> LossOutput:
         """Cross-entropy in nats, summed."""
+        if layout is not None:
+            return _cross_entropy(packed_logprobs(model, micro, layout=layout).logprobs_T, micro)
         ids_BT = micro.token_ids_T.view(len(micro.segment_lengths_S), -1)
-        return _cross_entropy(model(input_ids=ids_BT, use_cache=False).logits.flatten(0, 1), micro)
+        found = scores_of(model(input_ids=ids_BT, use_cache=False, asked=[Asked(micro.targets_T)]).logits)
+        return _cross_entropy(found.logprobs_T, micro)
 
     def name(self, batch: Rows, index: int) -> str:
         """Row 0, 1, …"""
@@ -86,6 +91,8 @@ class StreamLm(Objective[Rows, MicroBatch]):
 
 class DocumentLm(Objective[Documents, MicroBatch]):
     """Fine-tuning: documents that attend to themselves alone (V3 §5.1), of which the marked tokens are learned."""
+
+    scores_tokens: ClassVar[bool] = True
 
     def size(self, batch: Documents) -> BatchSize:
         """Their marked tokens."""
@@ -100,13 +107,13 @@ class DocumentLm(Objective[Documents, MicroBatch]):
 
     def loss(self, model: Any, micro: MicroBatch, layout: SegmentLayout | None) -> LossOutput:
         """Cross-entropy in nats, summed."""
-        return _cross_entropy(forward_packed(model, micro, layout), micro)
+        return _cross_entropy(packed_logprobs(model, micro, layout=layout).logprobs_T, micro)
 
     def name(self, batch: Documents, index: int) -> str:
         """Document 0, 1, …"""
         return f"document {index}"
 
 
-def _cross_entropy(logits_TV: torch.Tensor, micro: MicroBatch) -> LossOutput:
-    output = lm_loss(logits_TV, micro.targets_T, micro.mask_T)
+def _cross_entropy(logprobs_T: torch.Tensor, micro: MicroBatch) -> LossOutput:
+    output = lm_loss(logprobs_T, micro.mask_T)
     return LossOutput(output.loss, count=output.count)

@@ -44,7 +44,9 @@ class BatchSize:
 class Objective(Generic[BatchT, MicroT]):
     """Base of the objectives. All ranks call the methods with the same batch."""
 
-    packed: ClassVar[bool] = True  # sequences of a row attend to themselves alone, by `packed_attention`
+    packed: ClassVar[bool] = True  # sequences of a row attend to themselves alone, by `packed_attention`; where rows
+    # are spread over ranks they do in any case, and an objective that does not pack gets a layout then
+    scores_tokens: ClassVar[bool] = False  # asks the output head for logprobs, by `models.output_head`
     scalar_head: ClassVar[bool] = False  # the model ends in `models.scalar_head`, not in a vocabulary
     shares_prefixes: ClassVar[bool] = False  # what those of a row begin with alike is computed once
 
@@ -65,10 +67,13 @@ class Objective(Generic[BatchT, MicroT]):
         raise NotImplementedError
 
     def loss(self, model: Any, micro: MicroT, layout: SegmentLayout | None) -> LossOutput:
-        """Run the model's forward once and return the row's loss; `layout`: of the row, where the objective packs."""
+        """Run the model's forward once and return the whole row's loss; `layout`: of the row, where it is packed.
+
+        Ranks that share a row return the same loss.
+        """
         raise NotImplementedError
 
-    def with_reference(self, model: Any, micro: MicroT) -> MicroT:
+    def with_reference(self, model: Any, micro: MicroT, layout: SegmentLayout | None) -> MicroT:
         """Return the row with what the loss needs of the reference, given the model under its weights."""
         raise NotImplementedError
 

@@ -30,6 +30,7 @@ class PolicyRows(Objective[Minibatch, PolicyMicroBatch]):
     packer: Packer = pack
 
     shares_prefixes: ClassVar[bool] = True
+    scores_tokens: ClassVar[bool] = True
 
     @property
     def keeps_reference(self) -> bool:
@@ -59,9 +60,10 @@ class PolicyRows(Objective[Minibatch, PolicyMicroBatch]):
         # a ratio is limited before it is used: the loss may hide a logprob that is not finite
         return replace(output, outputs={"logprobs": found.logprobs_T})
 
-    def with_reference(self, model: Any, micro: PolicyMicroBatch) -> PolicyMicroBatch:
+    def with_reference(self, model: Any, micro: PolicyMicroBatch, layout: SegmentLayout | None) -> PolicyMicroBatch:
         """With the reference's logprobs."""
-        return replace(micro, ref_logprobs_T=packed_logprobs(model, micro, self.temperature).logprobs_T)
+        found = packed_logprobs(model, micro, self.temperature, layout=layout)
+        return replace(micro, ref_logprobs_T=found.logprobs_T)
 
     def first_bad(self, batch: Minibatch) -> str:
         """Look at what the sampler and the rewards gave."""

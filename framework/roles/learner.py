@@ -59,7 +59,7 @@ class LearnerWorker(Rank):
             )
         if self._learner.policy.kl_in_reward and self._learner.policy.kl_coef:
             minibatches = self._with_kl_reward(minibatches)
-        steps = tuple(self._learner.train_minibatch(minibatch) for minibatch in minibatches)
+        steps = tuple(self._learner.train_minibatches(minibatches))
         tokens = sum(len(s.prompt_ids) + len(s.response_ids) for minibatch in minibatches for s in minibatch.samples)
         return TrainResult(steps, mismatch, time.monotonic() - started, tokens)
 

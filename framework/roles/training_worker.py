@@ -61,8 +61,9 @@ class TrainingWorker(Rank):
 
         torch.set_num_threads(run.engine.threads or max(1, int(run.cpus_per_worker)))
         self._feed, engine = run.data.open(run.seed), run.engine
-        if run.min_workers:  # experts spread as far as this number of workers allows
-            engine = replace(engine, ep_size=math.gcd(engine.ep_size, world))
+        if run.min_workers:  # experts and rows spread as far as this number of workers allows
+            spread = math.gcd(engine.sp_size, world)
+            engine = replace(engine, ep_size=math.gcd(engine.ep_size, world), sp_size=spread)
         if isinstance(run.model, ModelConfig):
             model = build_sharded(run.model, run.seed, engine)
         else:

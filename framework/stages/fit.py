@@ -1,8 +1,9 @@
 """Sharding computed: how a model's learner and sampler are spread over a cluster's GPUs, from the plan's own estimates.
 
 The first of these that leaves room is taken, cheapest first: one card for both roles before a share of the cards each;
-ZeRO-1, 2, 3 (each sends more than the one before); experts spread inside a node, farther only if they must; few GPUs a
-sampler. What memory is left then holds longer micro-batches and more sequences. `placing` has the candidates.
+ZeRO-1, 2, 3 (each sends more than the one before); experts spread inside a node, farther only if they must; a row whole
+on a GPU, over those of a node only if it must; few GPUs a sampler. What memory is left then holds longer micro-batches
+and more sequences. `placing` has the candidates.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def fit_rl(config: Any, model: ModelConfig, cluster: ClusterConfig, given: Given
         "engine.rollout.kv_cache_gib": place.sampler.kv_cache_gib,
         "engine.learner.zero_stage": place.learner.zero_stage,
         "engine.learner.ep_size": place.learner.ep_size,
+        "engine.learner.sp_size": place.learner.sp_size,
         "engine.learner.token_budget": place.learner.token_budget,
     }
 
@@ -98,23 +100,21 @@ def fit_sampling(config: Any, model: ModelConfig, cluster: ClusterConfig, given:
 def fit_rows(config: Any, model: ModelConfig, cluster: ClusterConfig, given: Given) -> Fit:
     """Complete a stage that trains on rows of text, later on longer ones perhaps (its `PretrainConfig`)."""
     rows = (config.row_tokens, *(phase.row_tokens for phase in config.extend))
-    return _fit_training(config, model, cluster, given, rows, packed=False)
+    return _fit_training(config, model, cluster, given, rows)
 
 
 def fit_chats(config: Any, model: ModelConfig, cluster: ClusterConfig, given: Given) -> Fit:
     """Complete a stage that trains on conversations (its `SftConfig`), whose longest are left out if they must be."""
     longest = min(config.max_tokens, model.max_position_embeddings)
     while cluster.gpus and not given("max_tokens") and longest // 2 >= SHORTEST:
-        found = _fit_training(config, model, cluster, given, (longest,), packed=True)
+        found = _fit_training(config, model, cluster, given, (longest,))
         if not found.misfit:
             return found
         longest //= 2
-    return _fit_training(config, model, cluster, given, (longest,), packed=True)
+    return _fit_training(config, model, cluster, given, (longest,))
 
 
-def _fit_training(
-    config: Any, model: ModelConfig, cluster: ClusterConfig, given: Given, rows: tuple[int, ...], packed: bool
-) -> Fit:
+def _fit_training(config: Any, model: ModelConfig, cluster: ClusterConfig, given: Given, rows: tuple[int, ...]) -> Fit:
     choices = _of_machine(cluster, given, "engine.", sampler=False)
     engine = _updated(config.engine, choices, "engine.")
     if not cluster.gpus:
@@ -127,21 +127,22 @@ def _fit_training(
         or found.get("workers")
         or (cluster.learner_workers if given("cluster.learner_workers") else cluster.gpus)
     )
-    placed = place_trainer(model, cluster, given, engine, ranks, rows, packed)
+    placed = place_trainer(model, cluster, given, engine, ranks, rows)
     found |= {
         "engine.zero_stage": placed.engine.zero_stage,
         "engine.ep_size": placed.engine.ep_size,
+        "engine.sp_size": placed.engine.sp_size,
         "engine.token_budget": placed.engine.token_budget,
     }
 
     def fits_with(longest: int, cluster: ClusterConfig) -> bool:
         more = config.workers or cluster.gpus
-        tried = place_trainer(model, cluster, given, engine, more, (longest,), packed)
+        tried = place_trainer(model, cluster, given, engine, more, (longest,))
         return tried.rows == longest
 
     misfit = ""
     if placed.rows < max(rows):
-        least = place_trainer(model, cluster, given, engine, ranks, (max(rows),), packed).gib
+        least = place_trainer(model, cluster, given, engine, ranks, (max(rows),)).gib
         misfit = _misfit(least, cluster, max(rows), "rows of at most {:,} tokens".format, fits_with)
     choices |= {"workers": found.pop("workers")} if "workers" in found else {}
     return Fit(choices | _not_given(given, found), f"{placed.describe()} of {cluster.gpu_memory_gib:g} GiB", misfit)

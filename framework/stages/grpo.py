@@ -88,7 +88,8 @@ class GrpoConfig(RlConfig):
         """Raise UserError, with keys as they stand in this node, for what the model or the cluster can't do."""
         self.check_lengths(model)
         cluster.check_gpus(self.engine.rollout.tensor_parallel_size)
-        self.engine.learner.check_topology(cluster.learner_workers, model.experts_a_layer, "engine.learner")
+        heads = model.num_attention_heads
+        self.engine.learner.check_topology(cluster.learner_workers, model.experts_a_layer, "engine.learner", heads)
 
     def check_lengths(self, model: ModelConfig) -> None:
         """Raise UserError unless responses, context, rows, rewards and the algorithm fit each other."""
@@ -249,7 +250,7 @@ class Grpo:
         evaluations = sum(config.evaluates_at(step) for step in range(config.steps + 1))
         roles: tuple[RoleEstimate, ...] = (
             RoleEstimate("rollout", samplers, gpus, sampler),
-            learner_role(self.model, self.learner, workers, cluster, segment, packed=True),
+            learner_role(self.model, self.learner, workers, cluster, segment),
             RoleEstimate("reward", cluster.reward_workers, math.ceil(cluster.reward_workers * cluster.reward_gpus)),
         )
         if config.rollouts_from is not None:

@@ -12,31 +12,28 @@ from framework.graph.plan import RoleEstimate
 from framework.models.families.base import ModelConfig, RankLayout
 
 
-def rank_layout(
-    engine: DeepSpeedConfig, workers: int, cluster: ClusterConfig, segment: int, packed: bool
-) -> RankLayout:
+def rank_layout(engine: DeepSpeedConfig, workers: int, cluster: ClusterConfig, segment: int) -> RankLayout:
     """What decides the memory of one of `workers` ranks; `segment` is the most tokens that attend to each other."""
     return RankLayout(
         dtype=engine.dtype,
         zero_stage=engine.zero_stage,
         ep_size=engine.ep_size,
         world=workers,
-        micro_tokens=engine.token_budget,
+        micro_tokens=-(-engine.token_budget // engine.sp_size),
         checkpointing=engine.gradient_checkpointing,
         segment=segment,
-        packed=packed,
         on_gpu=cluster.gpus > 0,
         mtp=bool(engine.mtp_coef),
     )
 
 
 def learner_role(
-    spec: ModelConfig, engine: DeepSpeedConfig, workers: int, cluster: ClusterConfig, segment: int, packed: bool = False
+    spec: ModelConfig, engine: DeepSpeedConfig, workers: int, cluster: ClusterConfig, segment: int
 ) -> RoleEstimate:
     """Estimate `workers` ranks of `engine`; `segment` is the most tokens that attend to each other."""
     from framework.models.estimate import training_memory
 
-    layout = rank_layout(engine, workers, cluster, segment, packed)
+    layout = rank_layout(engine, workers, cluster, segment)
     most = gcd(workers, spec.n_routed_experts) if spec.num_moe_layers else 1
     table = {
         f"EP {size}": {

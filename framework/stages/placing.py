@@ -111,7 +111,7 @@ def _places(
         cards = cluster.gpus if colocate else cluster.gpus - learners
         for sharded in _shardings(model, cluster, given, learner, learners, "engine.learner."):
             engine = replace(sharded, token_budget=budget)
-            layout = rank_layout(engine, learners, cluster, rows, packed=True)
+            layout = rank_layout(engine, learners, cluster, rows)
             gib = training_memory(model, layout).total / GIB
             for size, (weights, sequence) in parts.items():
                 workers = cluster.rollout_workers if given("cluster.rollout_workers") else cards // size
@@ -137,13 +137,18 @@ def _splits(cluster: ClusterConfig, given: Given) -> Iterator[tuple[bool, int]]:
 def _shardings(
     model: ModelConfig, cluster: ClusterConfig, given: Given, engine: DeepSpeedConfig, ranks: int, prefix: str
 ) -> Iterator[DeepSpeedConfig]:
-    """ZeRO stages with sizes of expert parallelism. Under ZeRO-3 a layer of widely spread experts is less to gather."""
+    """ZeRO stages with sizes of expert parallelism; rows are spread over ranks of a node only if none of them does.
+
+    Under ZeRO-3 a layer of widely spread experts is less to gather.
+    """
     sizes = [size for size in divisors(gcd(ranks, _spread_experts(model))) if size <= EXPERT_RANKS]
     inside = max(size for size in sizes if size <= cluster.gpus_per_node)
-    for zero in (engine.zero_stage,) if given(f"{prefix}zero_stage") else (1, 2, 3):
-        wide = [size for size in sizes if size >= inside]
-        for size in (engine.ep_size,) if given(f"{prefix}ep_size") else wide[-1:] if zero == 3 else wide:
-            yield replace(engine, zero_stage=zero, ep_size=size)
+    sharing = [n for n in divisors(gcd(ranks, model.num_attention_heads)) if n <= cluster.gpus_per_node]
+    for spread in (engine.sp_size,) if given(f"{prefix}sp_size") else sharing:
+        for zero in (engine.zero_stage,) if given(f"{prefix}zero_stage") else (1, 2, 3):
+            wide = [size for size in sizes if size >= inside]
+            for size in (engine.ep_size,) if given(f"{prefix}ep_size") else wide[-1:] if zero == 3 else wide:
+                yield replace(engine, zero_stage=zero, ep_size=size, sp_size=spread)
 
 
 def _spread_experts(model: ModelConfig) -> int:
@@ -172,7 +177,7 @@ def _longer(model: ModelConfig, cluster: ClusterConfig, place: Place, rows: int,
     """Micro-batches of several rows, as far as they fit."""
     while 2 * place.learner.token_budget <= MICRO_TOKENS:
         engine = replace(place.learner, token_budget=2 * place.learner.token_budget)
-        layout = rank_layout(engine, place.learners, cluster, rows, packed=True)
+        layout = rank_layout(engine, place.learners, cluster, rows)
         longer = replace(place, learner=engine, learner_gib=training_memory(model, layout).total / GIB)
         if longer.needed > limit:
             break
@@ -187,12 +192,11 @@ def place_trainer(
     engine: DeepSpeedConfig,
     ranks: int,
     rows: tuple[int, ...],
-    packed: bool,
 ) -> Trainer:
     """Return how a learner alone is sharded for the longest of `rows` (tokens) that fit, or needs least if none do."""
 
     def needs(tried: DeepSpeedConfig, longest: int) -> float:
-        return training_memory(model, rank_layout(tried, ranks, cluster, longest, packed)).total / GIB
+        return training_memory(model, rank_layout(tried, ranks, cluster, longest)).total / GIB
 
     fixed, ways = given("engine.token_budget"), list(_shardings(model, cluster, given, engine, ranks, "engine."))
     for longest in sorted(rows, reverse=True):
@@ -214,4 +218,5 @@ def place_trainer(
 
 
 def _sharding(engine: DeepSpeedConfig) -> str:
-    return f"ZeRO-{engine.zero_stage}, EP {engine.ep_size}"
+    spread = f", rows over {engine.sp_size}" if engine.sp_size > 1 else ""
+    return f"ZeRO-{engine.zero_stage}, EP {engine.ep_size}{spread}"

@@ -72,7 +72,8 @@ class PretrainConfig:
     def check_place(self, model: ModelConfig, cluster: ClusterConfig) -> None:
         """Raise UserError, with keys as they stand in this node, for what the model or the cluster can't do."""
         self.check_rows(model)
-        self.engine.check_topology(self.check_workers(cluster), model.experts_a_layer)
+        heads = model.num_attention_heads
+        self.engine.check_topology(self.check_workers(cluster), model.experts_a_layer, heads=heads)
 
     def check_rows(self, model: ModelConfig) -> None:
         """Raise UserError if the model's context is shorter than a row."""

@@ -78,7 +78,8 @@ class RewardModelConfig:
 
     def check_place(self, model: ModelConfig, cluster: ClusterConfig) -> None:
         """Raise UserError, with keys as they stand in this node, for what the model or the cluster can't do."""
-        self.engine.check_topology(self.check_workers(cluster), model.experts_a_layer)
+        heads = model.num_attention_heads
+        self.engine.check_topology(self.check_workers(cluster), model.experts_a_layer, heads=heads)
 
     def schedule(self, steps: int) -> LrSchedule:
         """The learning rate of a training of `steps` steps; raises UserError if the warm-up is no shorter."""
@@ -161,7 +162,7 @@ class RewardModel:
         from framework.stages.memory import learner_role
 
         config, workers = self.config, self.config.check_workers(cluster)
-        role = learner_role(self.model, self.engine, workers, cluster, self.max_tokens, packed=True)
+        role = learner_role(self.model, self.engine, workers, cluster, self.max_tokens)
         tokens = config.epochs * self.expected * self.max_tokens * (2 if config.kind == "pairwise" else 1)
         return StageEstimate(
             batch={

@@ -63,6 +63,8 @@ class TransformerConfig:
             raise UserError("engine.token_budget", self.engine.token_budget, allowed)
         workers = self.check_workers(cluster)
         self.engine.check_topology(workers, model.experts_a_layer)
+        if self.engine.sp_size > 1:
+            raise UserError("engine.sp_size", self.engine.sp_size, "must be 1: rows of this stage stay whole")
         if self.engine.tensor_parallel:
             check_cut(model, self.engine.dtype, workers, self.min_workers)
 
@@ -130,7 +132,7 @@ class PretrainTransformer:
             "tokens a step, at most": config.sequences_per_step * config.max_tokens,
             "tokens, at most": f"{tokens / 1e9:,.3f} B",
         }
-        role = learner_role(self.model, config.engine, workers, cluster, config.max_tokens, packed=True)
+        role = learner_role(self.model, config.engine, workers, cluster, config.max_tokens)
         hours = pretraining_hours(self.model, tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus)
         return StageEstimate(batch=batch, roles=(role,), hours=hours)
 

@@ -32,7 +32,10 @@ from framework.models.families.deepseek import DeepseekMoe
 from framework.models.families.deepseek_v2 import DeepseekV2
 from framework.models.families.deepseek_v3 import DeepseekV3
 from framework.models.families.qwen2 import Qwen2
+from framework.models.output_head import Asked, scores_of, use_output_head
 from framework.models.spec import build_model, parameter_counts
+from framework.objectives.lm import StreamLm
+from framework.objectives.objective import Share
 from jobs.bench._common import report
 
 MIB = 2**20
@@ -82,7 +85,9 @@ def measure(case: Case) -> Measured:
 
     spec, config, length = case.spec, case.config, case.length
     others = _live()  # what earlier engines of this process left; held, so that no address is used again
-    engine, rows = TrainingEngine(build_model(spec, seed=0), config), max(1, config.token_budget // length)
+    model = build_model(spec, seed=0)
+    use_output_head(model)
+    engine, rows = TrainingEngine(model, config), max(1, config.token_budget // length)
     tokens = torch.Generator().manual_seed(int(os.environ.get("RANK", 0)))  # routing decides what a rank computes
     micros = torch.randint(spec.vocab_size, (2, rows, length + 1), generator=tokens)
     for index, micro in enumerate(micros):
@@ -137,12 +142,12 @@ def _settled_collectives() -> Iterator[None]:
 
 
 def _loss(engine: TrainingEngine, rows_BT: torch.Tensor) -> torch.Tensor:
-    """As the trainer's: logits are no one's once it has returned."""
-    targets_N, mtp = rows_BT[:, 1:].flatten(), MtpStep(engine)
-    weights_N, lengths_S = torch.ones(len(targets_N)), torch.full((len(rows_BT),), rows_BT.shape[1] - 1)
-    more = mtp.inputs(targets_N, weights_N, lengths_S)
+    """As the trainer's."""
+    (micro,), mtp = StreamLm().micro_batches(rows_BT, Share(rows_BT.numel())), MtpStep(engine)
+    more = mtp.inputs(micro)
+    more["asked"] = [Asked(micro.targets_T), *more.get("asked", ())]
     found = engine.forward(input_ids=rows_BT[:, :-1], use_cache=False, **more)
-    main = lm_loss(found.logits.flatten(0, 1), targets_N, weights_N).loss
+    main = lm_loss(scores_of(found.logits).logprobs_T, micro.mask_T).loss
     return mtp.add(main, found.get("mtp_logits"), 1.0)
 
 

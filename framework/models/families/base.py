@@ -31,7 +31,6 @@ class RankLayout:
     micro_tokens: int  # of a micro-batch
     checkpointing: bool = False
     segment: int = 0  # tokens that attend to each other; needed on CPU only
-    packed: bool = False  # packed attention repeats shared keys and values
     on_gpu: bool = True
     mtp: bool = True  # MTP modules train, where the model has any; else their weights stand by
 
@@ -217,8 +216,7 @@ class ModelConfig:
     def attention_bytes(self, layout: RankLayout) -> tuple[float, float]:
         """(kept for the backward pass, short-lived in it) by attention, per token of one layer, norms apart."""
         heads = self.num_attention_heads
-        shared = heads if layout.packed else self.key_value_heads
-        return (3 * heads + 2 * shared) * self.head_size * size_of(layout.dtype), 0.0
+        return (3 * heads + 2 * self.key_value_heads) * self.head_size * size_of(layout.dtype), 0.0
 
     def feed_forward_bytes(self, layout: RankLayout, moe: bool) -> tuple[float, float]:
         """(kept for the backward pass, short-lived in it) by the gated feed-forward part or the experts, per token."""

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from framework.algorithms import logprobs
-from framework.algorithms.logprobs import logprobs_and_entropy, token_logprobs
+from framework.algorithms.logprobs import token_logprobs, token_scores
 
 
 def token_entropy(logits_TV: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    return logprobs_and_entropy(logits_TV, torch.zeros(len(logits_TV), dtype=torch.int64), temperature)[1]
+    return token_scores(logits_TV, torch.zeros(len(logits_TV), dtype=torch.int64), temperature).entropy_T
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from framework.engines.trainer import Trainer
 from framework.errors import UserError
 from framework.objectives.lm import DocumentLm, Documents, StreamLm
 from tests.distributed import run_ranks
-from tests.learners import VOCAB, tiny_model
+from tests.learners import VOCAB, minibatch, tiny_learner, tiny_model
 
 STEPS, LR, CLIP = 3, 3e-3, 0.5
 
@@ -99,3 +99,13 @@ def test_validation_loss_is_the_mean_over_all_ranks_rows() -> None:
     # 3 rows and 2, two a forward: the second rank ends with a placeholder, or the first would wait for its shards
     for found in run_ranks(validation, 2, rows_BT, 3, 2):
         assert found == pytest.approx(alone, rel=1e-5)
+
+
+def test_the_reference_is_put_in_place_once_for_all_minibatches(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = [minibatch(seed=seed) for seed in range(3)]
+    apart, together = tiny_learner(kl_coef=0.1), tiny_learner(kl_coef=0.1)
+    expected = [apart.train_minibatch(one) for one in batch]
+    put, weights_of = list[Any](), together.engine.weights_of
+    monkeypatch.setattr(together.engine, "weights_of", lambda given: put.append(given) or weights_of(given))
+    assert [result.metrics for result in together.train_minibatches(batch)] == [one.metrics for one in expected]
+    assert put == [together.trainer.reference]

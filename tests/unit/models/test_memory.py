@@ -23,6 +23,9 @@ ALONE = {
     )
 }  # fmt: skip
 ALONE["frozen MTP modules"] = Case(FAMILIES["v3 mtp"], replace(BASE, mtp_coef=0.0), 192)
+for kind, dtype in (("v3 mtp", "bfloat16"), ("dense", "float32")):
+    engine = replace(BASE, dtype=dtype, gradient_checkpointing=True)
+    ALONE[f"{kind} {dtype}, logits in chunks"] = Case(replace(FAMILIES[kind], vocab_size=12_288), engine, 192)
 ALONE["an attention without a kernel"] = Case(replace(FAMILIES["v3"], v_head_dim=32), BASE, 192)
 PAIR = {
     f"ZeRO-{stage} EP {ep_size} {dtype}": Case(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from framework.data.packing import pack, pack_padded
+from framework.models import packed_attention as attention
 from framework.models.packed_attention import (
     SegmentLayout,
     forward_packed,
@@ -225,8 +226,12 @@ def test_what_packing_cannot_do_is_refused(model: Any) -> None:
         packed(input_ids=torch.zeros(2, 4, dtype=torch.int64), segments=SegmentLayout.of_lengths([4]))
 
 
+@pytest.mark.parametrize("queries", [2, 1024])
 @pytest.mark.parametrize("window", [1, 4, 100])
-def test_windows_hold_within_segments_and_shared_prefixes(window: int) -> None:
+def test_windows_hold_within_segments_and_shared_prefixes(
+    window: int, queries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "QUERIES", queries)
     lengths, heads, width = [9, 9, 3], 2, 4
     ids_T = torch.tensor([*range(6), 20, 21, 22, *range(6), 30, 31, 32, *range(3)])
     total = sum(lengths)

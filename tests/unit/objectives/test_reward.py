@@ -188,7 +188,7 @@ def test_every_family_scores_as_transformers_does_after_training(name: str, tmp_
         expected = theirs(input_ids=ids_BT, attention_mask=(ids_BT != 0).long()).logits[:, 0]
         for one in (trainer, again):  # a reward model goes on with the head that it has
             (micro,) = PairwiseReward().micro_batches([Judged(tuple(rows), ((0, 1, 0.0),))], Share(400))
-            output = PairwiseReward().loss(one.engine.model, micro, one._layout(micro))
+            output = PairwiseReward().loss(one.engine.model, micro, one.layout(micro))
             found = dict(zip(micro.sample_index_S, output.outputs["scores"].tolist(), strict=True))
             assert [found[i] for i in range(len(rows))] == pytest.approx(expected.tolist(), abs=1e-4), name
 
