@@ -196,6 +196,13 @@ def divisors(number: int) -> list[int]:
     return small + [number // d for d in reversed(small) if d * d != number]
 
 
+def check_divides(key: str, size: int, wholes: Mapping[str, int]) -> None:
+    """Raise UserError unless `size`, the value of `key`, divides each of these named numbers."""
+    for name, number in wholes.items():
+        if number % size:
+            raise UserError(key, size, f"must divide the {number} {name}: one of {divisors(number)}")
+
+
 @cache
 def _hints(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=True)

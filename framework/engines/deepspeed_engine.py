@@ -27,7 +27,7 @@ from framework.bounds import (
     PositiveInt,
     Seconds,
     bounded,
-    divisors,
+    check_divides,
 )
 from framework.engines import expert_parallel, finite
 from framework.engines.cpu.tuning import tune_training
@@ -90,13 +90,9 @@ class DeepSpeedConfig:
         """
         if self.ep_size > 1 and not experts:
             raise UserError(f"{where}.ep_size", self.ep_size, "1: this model has no routed experts")
-        ep, sp = self.ep_size, self.sp_size
-        wholes = {"routed experts": (experts or ep, "ep_size", ep), "attention heads": (heads or sp, "sp_size", sp)}
-        for name, (number, key, size) in wholes.items():
-            for whole, parts in (("learner ranks", world), (name, number)):
-                if parts % size:
-                    allowed_sizes = f"must divide the {parts} {whole}: one of {divisors(parts)}"
-                    raise UserError(f"{where}.{key}", size, allowed_sizes)
+        experts, heads = experts or self.ep_size, heads or self.sp_size
+        check_divides(f"{where}.ep_size", self.ep_size, {"learner ranks": world, "routed experts": experts})
+        check_divides(f"{where}.sp_size", self.sp_size, {"learner ranks": world, "attention heads": heads})
 
 
 @dataclass(frozen=True)

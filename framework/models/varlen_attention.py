@@ -39,10 +39,8 @@ def varlen_attention(
     def starts(counts: Sequence[int]) -> torch.Tensor:
         return torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=query_THD.device)
 
-    seen = (
-        -1 if window is None else window - 1,
-        0 if causal else -1,
-    )  # aligned to the last query and key, as flash attention 2 has it
+    # Windows are aligned to the last query and key, as flash attention 2 has it.
+    seen = (-1 if window is None else window - 1, 0 if causal else -1)
     output = varlen_attn(
         query_THD, key_THD, value_THD, starts(asking), starts(lengths), max(asking), max(lengths),
         scale=scaling, window_size=seen, enable_gqa=query_THD.shape[1] != key_THD.shape[1],

@@ -51,7 +51,7 @@ class TransformerConfig:
         """Compute what is not given of the engine, for the model on the cluster."""
         from framework.stages.fit import fit_chats
 
-        return fit_chats(self, model, cluster, given)
+        return fit_chats(self, model, cluster, lambda key: key == "engine.sp_size" or given(key))  # rows stay whole
 
     def check_place(self, model: ModelConfig, cluster: ClusterConfig) -> None:
         """Raise UserError, with keys as they stand in this node, for what the model or the cluster can't do."""
