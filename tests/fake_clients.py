@@ -64,6 +64,9 @@ class FakeRollouts:
     def publish(self, version: int, weights: Sequence[object]) -> None:
         self.version = version
 
+    def sleep(self) -> bool:
+        return not self.held
+
     def synced(self) -> bool:
         return True
 
@@ -133,6 +136,9 @@ class FakeLearnerClient:
 
     def publish(self, version: int) -> Sequence[object]:
         return [self._called("publish").publish(version)]
+
+    def offload(self) -> None:
+        self._called("offload")
 
     def reset_reference(self) -> None:
         self.references.append(self._called("reset_reference").steps)

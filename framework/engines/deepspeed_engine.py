@@ -33,7 +33,9 @@ from framework.engines import expert_parallel, finite
 from framework.engines.cpu.tuning import tune_training
 from framework.engines.device import DEVICE, on_gpu
 from framework.engines.lr_schedule import LrSchedule, StepwiseValue, value_at
+from framework.engines.offload import Turn
 from framework.errors import NotFinite, UserError
+from framework.models.dropout import switch_dropout_off
 from framework.models.estimate import REDUCE_BUCKET
 from framework.models.sequence_parallel import sequence_group
 
@@ -173,6 +175,7 @@ class TrainingEngine:
         self._names = finite.parameter_names(self.model)
         self.steps = 0
         self.skipped = 0  # of them, left out because something was not finite
+        self.turn = Turn(self._engine)
 
     def forward(self, *, counted: bool = True, **inputs: Any) -> Any:
         """The model's forward for training; call `backward` on a loss made from it next.
@@ -382,16 +385,6 @@ def _initialize(model: nn.Module, config: DeepSpeedConfig, moe: bool) -> Any:
         engine.compile()
     engine.train()
     return engine
-
-
-def switch_dropout_off(model: nn.Module) -> None:
-    """GPT-2 and others of its time ask for some: a policy must be the one that the sampler sampled from."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
 
 
 def shape_of(parameter: Any) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ class Submission:
     """A request under way: `id` to abort it by, `result` for its last output."""
 
     id: str
-    result: Future[RequestOutput]
+    result: Future[RequestOutput | None]  # None: given up
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class EngineLoop:
         self.turns = 0  # steps and commands done: whoever waits sees that the engine gets on
         self._build = build
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
-        self._requests: dict[str, tuple[Future[RequestOutput], Callable[[RequestOutput], None] | None]] = {}
+        self._requests: dict[str, tuple[Future[RequestOutput | None], Callable[[RequestOutput], None] | None]] = {}
         self._ids = itertools.count()
         self._lock = threading.Lock()  # between posting a command and dying
         self._ready: Future[None] = Future()
@@ -68,7 +68,7 @@ class EngineLoop:
     ) -> Submission:
         """Begin to sample; `on_output` is called on the loop's thread with every output, the last one included."""
         request_id = str(next(self._ids))
-        result: Future[RequestOutput] = Future()
+        result: Future[RequestOutput | None] = Future()
 
         def add(engine: LLMEngine) -> None:
             engine.add_request(request_id, {"prompt_token_ids": prompt_ids}, params)
@@ -89,6 +89,13 @@ class EngineLoop:
                 engine.abort_request([request_id])
 
         self.call(drop)
+
+    def give_up(self, engine: LLMEngine) -> None:
+        """Stop sampling all requests; their results are None. On the loop's thread."""
+        engine.abort_request(list(self._requests))
+        for result, _ in self._requests.values():
+            result.set_result(None)
+        self._requests.clear()
 
     def call(self, function: Callable[[LLMEngine], T], fatal: bool = False) -> Future[T]:
         """Run a function between two steps; if `fatal`, its error ends the loop."""

@@ -33,10 +33,10 @@ from framework.engines.deepspeed_engine import (
     StepStats,
     TrainingEngine,
     init_process_group,
-    switch_dropout_off,
 )
 from framework.engines.expert_parallel import ExpertRouting
 from framework.errors import NotFinite, UserError
+from framework.models.dropout import switch_dropout_off
 
 COLUMNS = ("attn.c_attn", "mlp.c_fc")
 ROWS = ("attn.c_proj", "mlp.c_proj")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -70,17 +70,22 @@ class VllmSampler:
     so each token's logprob is exactly that of the policy version which `weight_versions` names.
     """
 
-    def __init__(self, config: VllmConfig, executor: Literal["mp", "ray"] | None = None) -> None:
-        """`executor`: how vLLM starts the workers of a tensor-parallel engine; None: as it chooses."""
-        self.config, self._executor = config, executor
+    def __init__(self, config: VllmConfig, executor: Literal["mp", "ray"] | None = None, sleeps: bool = False) -> None:
+        """`executor`: how vLLM starts the workers of a tensor-parallel engine; None: as it chooses.
+
+        `sleeps`: the engine can give its GPUs back (not on a CPU).
+        """
+        self.config, self._executor, self._sleeps = config, executor, sleeps
+        self._asleep = False
         self.version = -1  # of the weights being served; -1: not started
         self._loop: EngineLoop | None = None
         self._groups = self._tokens = self._updates = 0
         self._update_seconds = 0.0
 
-    async def start(self, checkpoint: Path, version: int = 0) -> None:
+    async def start(self, checkpoint: Path, version: int = 0, weights_follow: bool = False) -> None:
         """Load `checkpoint`, a Hugging Face directory, as policy `version`.
 
+        `weights_follow`: `update_weights` comes before any prompt, so the engine starts with random ones, unread.
         Raises UserError that names the file or tensor if it is damaged, incomplete or does not match its config.
         """
         Checkpoint(checkpoint).check()
@@ -93,7 +98,9 @@ class VllmSampler:
         self._vocabulary = int(model.vocab_size)
         self._tokenizer = await asyncio.to_thread(load_tokenizer, checkpoint)
         _set_environment(self.config)
-        self._loop = EngineLoop(lambda: _build_engine(self.config, checkpoint, version, self._executor))
+        more: dict[str, Any] = {"load_format": "dummy"} if weights_follow else {}
+        more |= {"enable_sleep_mode": True} if self._sleeps else {}
+        self._loop = EngineLoop(lambda: _build_engine(self.config, checkpoint, version, self._executor, more))
         await asyncio.wrap_future(self._loop.start())
         self._hidden = hidden_token_ids(self._tokenizer)
         self.version = version
@@ -101,7 +108,7 @@ class VllmSampler:
             await self._warm_up()
 
     async def generate(self, prompt: Prompt, params: SamplingParams) -> ResponseGroup:
-        """Sample G responses to `prompt.token_ids`.
+        """Sample G responses to `prompt.token_ids`; none if `sleep` comes before they are finished.
 
         Raises UserError for a request that can never succeed: tokens that the model has not, or too many for the
         context. Raises RunFailed if the engine has failed; it then fails every later call too.
@@ -113,6 +120,8 @@ class VllmSampler:
         try:
             submission = engine.submit(list(prompt.token_ids), _vllm_params(params))
             output = await asyncio.wrap_future(submission.result)
+            if output is None:
+                return ResponseGroup(prompt, ())
         except (ValueError, VLLMClientError) as error:  # of this request alone: an engine that failed raises RunFailed
             shown = f"{len(prompt.token_ids)} tokens, {params}"
             raise UserError(f"prompt {prompt.id}", shown, f"vLLM takes no such request: {error}") from error
@@ -140,7 +149,7 @@ class VllmSampler:
             loop.call_soon_threadsafe(pieces.put_nowait, output.outputs[0].text)
 
         submission = self._running().submit(list(token_ids), streamed, pass_on)
-        finished = asyncio.wrap_future(submission.result)
+        finished: asyncio.Future[Any] = asyncio.wrap_future(submission.result)
         while not finished.done() or not pieces.empty():
             piece = asyncio.ensure_future(pieces.get())
             await asyncio.wait({piece, finished}, return_when=asyncio.FIRST_COMPLETED)
@@ -150,18 +159,34 @@ class VllmSampler:
                 piece.cancel()
         await finished
 
+    async def sleep(self) -> None:
+        """Give the GPUs' memory back, weights and cache, until `update_weights`. Groups under way are given up.
+
+        Raises RunFailed if it cannot: somebody else is about to use that memory.
+        """
+        loop = self._running()
+
+        def rest(engine: LLMEngine) -> None:
+            loop.give_up(engine)
+            engine.sleep(level=2)  # weights are dropped: they come anew
+
+        await asyncio.wrap_future(loop.call(rest, fatal=True))
+        self._asleep = True
+
     async def update_weights(self, published: Sequence[PublishedWeights]) -> int:
         """Load every learner rank's share between two steps, drop all keys and values, return the version now served.
 
+        An engine that sleeps wakes: its weights before they are loaded, its cache when they are.
         Raises RunFailed if any part of it fails, and the sampler never answers again: its weights are in doubt.
         """
         version, began = common_version(published), time.perf_counter()
-        loaded = self._running().call(lambda engine: _load_weights(engine, published, version), fatal=True)
+        asleep = self._asleep
+        loaded = self._running().call(lambda engine: _load_weights(engine, published, version, asleep), fatal=True)
         try:
             await asyncio.wrap_future(loaded)
         except Exception as error:
             raise RunFailed(f"loading weights of version {version}: {type(error).__name__}: {error}") from error
-        self.version = version
+        self.version, self._asleep = version, False
         self._updates += 1
         self._update_seconds += time.perf_counter() - began
         return version
@@ -230,9 +255,13 @@ def _set_environment(config: VllmConfig) -> None:
 
 
 def _build_engine(
-    config: VllmConfig, checkpoint: Path, version: int, executor: Literal["mp", "ray"] | None = None
+    config: VllmConfig,
+    checkpoint: Path,
+    version: int,
+    executor: Literal["mp", "ray"] | None,
+    more: Mapping[str, Any],
 ) -> LLMEngine:
-    """Build the engine on the calling thread, which it will run on."""
+    """Build the engine on the calling thread, which it will run on; `more`: further arguments of vLLM's."""
     import torch
 
     if config.cores is not None:
@@ -264,6 +293,7 @@ def _build_engine(
         disable_log_stats=not config.speculative_tokens,  # drafts are counted there
         use_tqdm_on_load=False,
         **sampler_arguments(current_platform.is_cpu(), config.mla),
+        **more,
     )
     engine = LLMEngine.from_engine_args(args)
     if config.speculative_tokens:
@@ -272,10 +302,12 @@ def _build_engine(
     return engine
 
 
-def _load_weights(engine: LLMEngine, shares: Sequence[PublishedWeights], version: int) -> None:
+def _load_weights(engine: LLMEngine, shares: Sequence[PublishedWeights], version: int, asleep: bool = False) -> None:
     """Replace the weights, drafting modules' too. Requests under way keep their tokens; keys and values are computed
     again.
     """
+    if asleep:
+        engine.wake_up(["weights"])
     if not engine.reset_prefix_cache(reset_running_requests=True):
         raise RuntimeError("the prefix cache could not be reset")
     starts = ["start_weight_update"]
@@ -285,6 +317,8 @@ def _load_weights(engine: LLMEngine, shares: Sequence[PublishedWeights], version
         engine.collective_rpc(start)
         engine.collective_rpc("update_weights", kwargs={"update_info": {"shares": tuple(shares)}})
         engine.collective_rpc("finish_weight_update")
+    if asleep:  # only now: cache and arriving weights need not fit at once
+        engine.wake_up(["kv_cache"])
     engine.set_weight_version(str(version))
 
 

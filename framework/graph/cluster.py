@@ -29,7 +29,8 @@ class ClusterConfig:
     reward_workers: PositiveInt = 1
     # of each worker, for rewards that are models; shares of a GPU too
     reward_gpus: Annotated[float, Bound(least=0, most=1, note="a reward is on one GPU")] = 0.0
-    colocate: bool = False  # rollout workers and learners take turns on the same GPUs
+    colocate: bool = False  # rollout workers and learners share the GPUs
+    turns: bool = False  # of which one has them at a time; needs colocate, and stages with max_staleness=0
     gpu_memory_gib: PositiveFloat = 80.0
     gpu_hour_usd: NonNegativeFloat = 2.0
     gpu_tflops: PositiveFloat = 989.0  # dense bf16 peak of one GPU (H100, H800)
@@ -43,6 +44,9 @@ class ClusterConfig:
         booked = {role: getattr(self, f"{role}_workers") * max(getattr(self, f"{role}_cpus", 1), 1) for role in roles}
         if self.ray_address and not _ADDRESS.fullmatch(self.ray_address):
             raise UserError("cluster.ray_address", self.ray_address, "must be host:port, ray://host:port or auto")
+        if self.turns and not (self.colocate and self.gpus):
+            lacking = "cluster.colocate=true" if self.gpus else "GPUs: a CPU has nothing to hand over"
+            raise UserError("cluster.turns", True, f"needs {lacking}")
         if self.reward_workers * self.reward_gpus > self.gpus:
             allowed = f"{self.reward_workers} reward workers, and the cluster has {self.gpus} GPUs"
             raise UserError("cluster.reward_gpus", self.reward_gpus, allowed)

@@ -102,7 +102,8 @@ def _describe_cluster(cluster: ClusterConfig) -> str:
         if cluster.gpus
         else f"{cluster.cpus} CPU cores, no GPU"
     )
-    shared = ", sharing their GPUs" if cluster.colocate and cluster.gpus else ""
+    sharing = ", taking turns on their GPUs" if cluster.turns else ", sharing their GPUs"
+    shared = sharing if cluster.colocate and cluster.gpus else ""
     roles = f"{cluster.rollout_workers} rollout, {cluster.learner_workers} learner, {cluster.reward_workers} reward"
     return f"cluster: {where}; workers: {roles}{shared}"
 
@@ -138,9 +139,9 @@ def _memory(role: RoleEstimate, cluster: ClusterConfig) -> str:
 
 
 def shared_memory(estimate: StageEstimate, cluster: ClusterConfig) -> dict[str, float]:
-    """GiB of each role that has a share of the same GPU: none gives its memory back while the other takes its turn."""
+    """GiB of each role that has a share of the same GPU at the same time."""
     roles = [role for role in estimate.roles if role.gpus and role.memory_gib]
-    if not cluster.colocate or len(roles) < 2:
+    if not cluster.colocate or cluster.turns or len(roles) < 2:
         return {}
     return {role.name: sum(role.memory_gib.values()) for role in roles}
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from framework.actors.rank_group import Rank
 from framework.algorithms.mismatch import Mismatch, check_mismatch, measure_mismatch, merge_mismatches
@@ -16,6 +17,9 @@ from framework.objectives.policy import PolicyObjective
 from framework.roles.rl_batch import TrainBatch
 from framework.roles.rl_clients import TrainResult
 from framework.types import Float32, Minibatch, PublishedWeights, TrainSample
+
+if TYPE_CHECKING:
+    from framework.engines.published_policy import PublishedPolicy
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class LearnerWorker(Rank):
         A batch that engines disagree about must not move the weights.
         """
         started = time.monotonic()
+        self._learner.engine.turn.reload()
         mismatch = self._measure(batch) if batch.probe else None
         if mismatch is not None:
             check_mismatch(mismatch, batch.gate)
@@ -65,29 +70,39 @@ class LearnerWorker(Rank):
 
     def logprobs(self, samples: Sequence[TrainSample], version: int | None = None) -> list[Float32]:
         """As `protocols.Learner.logprobs`."""
-        return self._learner.logprobs(samples, version)
+        return self._awake.logprobs(samples, version)
+
+    def offload(self) -> None:
+        """Leave the GPU to the samplers; any other call comes back to it first."""
+        self._learner.engine.turn.offload()
 
     def reset_reference(self) -> None:
         """Make the current policy the KL term's reference."""
-        self._learner.reset_reference()
+        self._awake.reset_reference()
 
     def publish(self, version: int) -> tuple[PublishedWeights, int]:
         """This rank's weights as `version`, and the version alone: errors show without fetching the weights."""
-        return self._learner.publish(version), version
+        return self._awake.publish(version), version
 
     def save(self, directory: Path) -> None:
         """Write engine state; raises UserError for a disk that is full or cannot be written."""
         with disk_errors(directory):
-            self._learner.save(directory)
+            self._awake.save(directory)
 
     def load(self, directory: Path) -> None:
         """Restore engine state."""
-        self._learner.load(directory)
+        self._awake.load(directory)
 
     def export(self, directory: Path) -> None:
         """Write a Hugging Face checkpoint (rank 0); raises UserError as `save` does."""
         with disk_errors(directory):
-            self._learner.export(directory)
+            self._awake.export(directory)
+
+    @property
+    def _awake(self) -> PublishedPolicy:
+        """The learner, back on its GPU."""
+        self._learner.engine.turn.reload()
+        return self._learner
 
     def _with_old_logprobs(self, samples: tuple[TrainSample, ...]) -> tuple[TrainSample, ...]:
         found = self._learner.logprobs(samples)

@@ -52,6 +52,10 @@ class LearnerGroup(RankGroup):
         result: list[Float32] = self.call("logprobs", samples, version)
         return result
 
+    def offload(self) -> None:
+        """Move what the ranks keep on their GPUs to host memory; any other call brings it back first."""
+        self.call("offload")
+
     def reset_reference(self) -> None:
         """Make the current policy the KL term's reference."""
         self.call("reset_reference")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,11 @@ class _Update:
 
     era: int
     version: int
+
+
+@dataclass(frozen=True)
+class _Sleep:
+    """Tag of a call that gives a worker's GPUs to the learner."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class RayRollouts:
         self._sent: dict[int, _Update] = {}  # worker -> newest update sent to it
         self._serving: dict[int, _Update] = {}  # worker -> newest update that it acknowledged
         self._held: dict[int, list[_Group]] = {}  # worker -> groups that it gets when it serves the newest version
+        self._sampling: Counter[int] = Counter()  # groups of this era under way, by worker
+        self._sleeping: dict[int, bool] = {}  # workers that were sent to sleep: whether they are there
 
     def free_slots(self) -> int:
         """Groups that workers can take which serve the newest version, or are loading it."""
@@ -70,7 +77,10 @@ class RayRollouts:
             if isinstance(tag, _Update):
                 if isinstance(outcome, Done):
                     self._serving[outcome.worker] = tag
+            elif isinstance(tag, _Sleep):
+                self._sleeping[outcome.worker] = True  # a dead one has no GPU either
             elif isinstance(tag, _Generate) and tag.era == self._era:
+                self._sampling[outcome.worker] -= 1
                 results.append((tag.ticket, outcome.result if isinstance(outcome, Done) else None))
         for worker in list(self._sent):
             if worker not in self._pool.ready():  # died: whatever starts in its place has no weights yet
@@ -83,8 +93,21 @@ class RayRollouts:
 
     def publish(self, version: int, weights: Sequence[object]) -> None:
         """Send new weights to every worker, and later to any that restarts; none: they serve what they started with."""
-        self._version, self._weights = version, weights
+        self._version, self._weights, self._sleeping = version, weights, {}
         self._send()
+
+    def sleep(self) -> bool:
+        """Send workers to sleep that have nothing of this era to do; whether all of them sleep.
+
+        A worker that is not ready has no GPU: it builds its engine when it gets weights.
+        """
+        self._weights = None  # those of the last turn: a worker that restarts must wait for the next
+        for worker in self._pool.ready():
+            loading = self._sent.get(worker) != self._serving.get(worker)
+            if worker not in self._sleeping and not loading and self._sampling[worker] <= 0:
+                self._sleeping[worker] = False
+                self._pool.call(worker, "sleep", tag=_Sleep())
+        return all(self._sleeping.get(worker) for worker in self._pool.ready())
 
     def synced(self) -> bool:
         """Whether every healthy worker serves the newest version, and at least one does."""
@@ -95,12 +118,13 @@ class RayRollouts:
         """Ignore what is being sampled; the next publish counts as new whatever its number."""
         self._era += 1
         self._weights = None
-        self._held = {}
+        self._held, self._sampling = {}, Counter()
 
     def _updated(self, updates: Mapping[int, _Update]) -> list[int]:
-        """Healthy workers for which the newest version is the one in `updates`."""
+        """Healthy workers, awake, for which the newest version is the one in `updates`."""
         newest = _Update(self._era, self._version)
-        return [worker for worker in self._pool.ready() if updates.get(worker) == newest]
+        awake = (worker for worker in self._pool.ready() if worker not in self._sleeping)
+        return [worker for worker in awake if updates.get(worker) == newest]
 
     def _load(self, worker: int) -> int:
         """Groups that the worker has or is to get."""
@@ -112,6 +136,7 @@ class RayRollouts:
         for worker in self._updated(self._serving):
             for group in self._held.pop(worker, ()):
                 tag = _Generate(self._era, group.ticket)
+                self._sampling[worker] += 1
                 self._pool.call(worker, "generate", group.prompt, group.params, tag=tag)
 
     def _send(self) -> None:

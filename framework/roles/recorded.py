@@ -39,6 +39,10 @@ class RecordedRollouts:
     def publish(self, version: int, weights: Sequence[object]) -> None:
         """Nobody needs them."""
 
+    def sleep(self) -> bool:
+        """Nobody is awake."""
+        return True
+
     def synced(self) -> bool:
         """There is nobody to wait for."""
         return True
@@ -96,6 +100,9 @@ class FixedPolicy:
     def publish(self, version: int) -> Sequence[object]:
         """There are no new weights."""
         return ()
+
+    def offload(self) -> None:
+        """Nothing is on a GPU."""
 
     def reset_reference(self) -> None:
         """There is none."""

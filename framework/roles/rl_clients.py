@@ -37,6 +37,10 @@ class Rollouts(Protocol):
         """Start sending new weights; a worker gets no new prompts until it has acknowledged them."""
         ...
 
+    def sleep(self) -> bool:
+        """Send workers to sleep as they have nothing under way; whether all sleep. `publish` wakes them."""
+        ...
+
     def synced(self) -> bool:
         """Whether every healthy worker has acknowledged the newest version."""
         ...
@@ -73,6 +77,10 @@ class LearnerClient(Protocol):
 
     def publish(self, version: int) -> Sequence[object]:
         """Return handles of the weights, one a rank that has some, to be given to the rollout workers."""
+        ...
+
+    def offload(self) -> None:
+        """Leave the GPUs; whatever is called next comes back to them first."""
         ...
 
     def reset_reference(self) -> None: ...

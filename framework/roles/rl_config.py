@@ -10,6 +10,7 @@ from framework.algorithms.mismatch import MismatchConfig
 from framework.bounds import Bound, NonNegativeInt, PositiveInt, bounded, count_of, divisors
 from framework.engines.lr_schedule import StepwiseValue, value_at, values_of
 from framework.errors import UserError
+from framework.graph.cluster import ClusterConfig
 from framework.types import SamplingParams
 
 
@@ -80,6 +81,10 @@ class RlConfig:
     def late_from(self) -> int:
         """The first of the late prompts' tickets: where groups are replaced (DAPO) they come that much earlier."""
         return (self.steps - self.late_steps) * self.prompts_per_step
+
+    def takes_turns(self, cluster: ClusterConfig) -> bool:
+        """Whether sampler and learner have the same GPUs, one at a time."""
+        return cluster.turns and not (self.sample_only or self.rollouts_from)
 
     def evaluates_at(self, step: int) -> bool:
         """Whether the policy after `step` optimizer steps is evaluated."""

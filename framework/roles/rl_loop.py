@@ -25,6 +25,8 @@ P prompts make a batch, G responses each, k is `max_staleness`. Nothing blocks: 
 moved, and `wait` sleeps until a role has a result.
 
 With `max_staleness: 0` sampling waits for training (synchronous GRPO); with k, rollouts run up to k versions ahead.
+With `turns` sampler and learner have the same GPUs, one at a time: samplers sleep -> train -> save -> publish -> the
+learner leaves the GPUs -> samplers wake with the new version.
 Source: DeepSeek-R1 (2501.12948v2) section 2.1 and B.1.
 """
 
@@ -37,11 +39,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from framework.actors.rank_group import RanksLost
-from framework.algorithms.balance import load_imbalance
 from framework.data.shuffle import seed_of
 from framework.errors import DamagedState, RunFailed, Stopped
 from framework.files import clear_way
@@ -53,17 +51,11 @@ from framework.roles.ledger import FinishedTicket, Ledger
 from framework.roles.recorded import RolloutSaver
 from framework.roles.reward import check_scores, failures
 from framework.roles.reward_watch import WATCHED_BATCHES, RewardWatch
-from framework.roles.rl_batch import (
-    batch_metrics,
-    build_batch,
-    mismatch_metrics,
-    sample_rows,
-    step_metrics,
-    with_finite_totals,
-)
+from framework.roles.rl_batch import build_batch, sample_rows, with_finite_totals
 from framework.roles.rl_clients import LearnerClient, Rewards, Rollouts, TrainResult
 from framework.roles.rl_config import RlConfig
 from framework.roles.rl_evaluation import Evaluation, HeldOut
+from framework.roles.rl_report import batch_report, expert_load
 from framework.rotation import Checkpoints
 from framework.types import ResponseGroup, ScoredGroup
 
@@ -87,6 +79,7 @@ class RlLoop:
     should_stop: Callable[[], bool] = lambda: False
     wait: Callable[[], None] = lambda: time.sleep(0.002)  # a moment, or until any role has a result
     max_failed_share: float = 0.05
+    turns: bool = False  # on the GPUs; needs max_staleness 0
     saver: RolloutSaver | None = None  # writes every scored group
     held_out: HeldOut | None = None  # what `evaluate_every` asks
     finish_export: Callable[[Path], None] = lambda directory: None  # adds what a policy needs beside its weights
@@ -203,8 +196,10 @@ class RlLoop:
             )
 
     def _train(self) -> int:
-        """Hand the next whole batch to an idle learner."""
+        """Hand the next whole batch to an idle learner, where they take turns once every sampler sleeps."""
         if self._training is not None or not self.ledger.batch_ready():
+            return 0
+        if self.turns and not self.rollouts.sleep():
             return 0
         self._training = self.ledger.batch()
         self._clock.training()
@@ -213,16 +208,9 @@ class RlLoop:
         check_scores([*scored, *(item.scored for item in discarded)], self.max_failed_share)
         if self.saver is not None:
             self.saver.write(self.ledger.batches_trained, [*self._training, *discarded])
-        probe = self.config.probe_responses
-        batch = build_batch(
-            scored,
-            self.algorithm,
-            self.config.minibatches_per_rollout,
-            self.version,
-            probe,
-            self.ledger.seed,
-            self.config.mismatch,
-        )
+        config = self.config
+        each, probe, gate = config.minibatches_per_rollout, config.probe_responses, config.mismatch
+        batch = build_batch(scored, self.algorithm, each, self.version, probe, self.ledger.seed, gate)
         self.learner.train(batch)
         return 1
 
@@ -239,20 +227,28 @@ class RlLoop:
         every = self.algorithm.reference_reset_steps  # a multiple of a batch's steps
         if self.algorithm.kl_coef and every and self._steps % every == 0:
             self.learner.reset_reference()
-        self._publish(self.ledger.batches_trained)
+        trained, evaluates = self.ledger.batches_trained, self.config.evaluates_at(self._steps)
+        saves = evaluates or trained == self.config.batches or trained % self.config.checkpoint_every == 0
+        exports = self.config.exports_at(self._steps)
+        if self.turns:  # while the GPUs are the learner's
+            self._write(saves, exports)
+        self._publish(trained)
         phases = self._clock.finish_batch()
-        saves = self.version == self.config.batches or self.version % self.config.checkpoint_every == 0
-        evaluates, exports = self.config.evaluates_at(self._steps), self.config.exports_at(self._steps)
-        if not (saves or evaluates or exports) and not self.should_stop():
+        if not (saves or exports) and not self.should_stop():
             self._train()  # the learner goes on while the last batch is recorded
         self._record(batch, discarded, result, phases)
-        if saves or evaluates:  # what is evaluated can be the best, and has to be there
-            self._save()
-        if exports:
-            self._export_step()
+        if not self.turns:
+            self._write(saves, exports)
         if evaluates:
             self._evaluate()
         return 1
+
+    def _write(self, saves: bool, exports: bool) -> None:
+        """What is due after a batch. What is evaluated can be the best, so it is saved before."""
+        if saves:
+            self._save()
+        if exports:
+            self._export_step()
 
     @property
     def _steps(self) -> int:
@@ -260,13 +256,25 @@ class RlLoop:
         return self.ledger.batches_trained * self.config.minibatches_per_rollout
 
     def _stop(self) -> None:
+        self._take_gpus()
         self._save()
         raise Stopped(f"stopped after {self._steps} of {self.config.steps} steps; the same command resumes")
 
     def _publish(self, version: int) -> None:
         self._clock.published()
-        self.rollouts.publish(version, self.learner.publish(version))
+        weights = self.learner.publish(version)
+        if self.turns:
+            self.learner.offload()
+        self.rollouts.publish(version, weights)
         self.version = version
+
+    def _take_gpus(self) -> None:
+        """Where they take turns, wait until the GPUs are the learner's; what is being sampled is given up."""
+        if self.turns:
+            self.rollouts.forget()
+            while not self.rollouts.sleep():
+                self.rollouts.poll()
+                self.wait()
 
     def _record(
         self,
@@ -278,26 +286,15 @@ class RlLoop:
         """Log one batch; its x axis is the optimizer steps taken."""
         step = self._steps
         scored = [item.scored for item in batch]
-        metrics = batch_metrics(scored, [item.scored for item in discarded], self.version - 1)
-        metrics |= step_metrics(result.steps)
-        if result.mismatch is not None:
-            metrics |= mismatch_metrics(result.mismatch)
-            if not result.mismatch.tokens:
-                print(f"step {step}: mismatch not measured, the learner has no version that sampled", flush=True)
-        metrics |= {**phases, "time/train_s": result.seconds}
-        seconds = metrics["time/step_s"]
-        sampled = [item.scored.group for item in (*batch, *discarded)]
-        metrics["sampled_tokens_per_s"] = sum(len(r.token_ids) for g in sampled for r in g.responses) / seconds
-        metrics["trained_tokens_per_s"] = result.tokens / seconds
-        loads = [one.expert_load_LE for one in result.steps if one.expert_load_LE is not None]
-        if loads:
-            load_LE = np.sum(loads, axis=0)
-            metrics["experts/max_over_mean"] = float(load_imbalance(torch.from_numpy(load_LE)).mean())
+        metrics = batch_report(scored, [item.scored for item in discarded], result, phases, self.version - 1)
+        if result.mismatch is not None and not result.mismatch.tokens:
+            print(f"step {step}: mismatch not measured, the learner has no version that sampled", flush=True)
+        if (load_LE := expert_load(result.steps)) is not None:
             self.tracker.expert_load(step, load_LE)
         self.tracker.log(step, metrics)
         if self.version % self.config.samples_every == 1 or self.config.samples_every == 1:
             self.tracker.samples(step, sample_rows(scored, self.algorithm))
-        reward, length = metrics["reward/mean"], metrics["response/length_mean"]
+        reward, length, seconds = (metrics[name] for name in ("reward/mean", "response/length_mean", "time/step_s"))
         self._told = f"reward {reward:.3f}  length {length:.1f}  {seconds:.2f} s a batch  "
         self.tracker.progress(step, self.config.steps, self._told)
 
@@ -344,6 +341,7 @@ class RlLoop:
 
     def _finish(self) -> None:
         """Export the policy that the stage gives on."""
+        self._take_gpus()
         best = Checkpoints(self.directory).best() if self.config.export == "best" else None
         if best is not None:
             try:
@@ -370,6 +368,7 @@ class RlLoop:
             self.ledger.load(checkpoint / LEDGER)
             self.learner.load(checkpoint)
 
+        self._take_gpus()
         if Checkpoints(self.directory).restore(load):
             self.tracker.rewind(self._steps)
         else:
@@ -379,9 +378,9 @@ class RlLoop:
             self._save()
         if self.saver is not None:
             self.saver.begin(self.ledger.batches_trained)
-        self._publish(self.ledger.batches_trained)
         if self.config.exports_at(self._steps) and not (self.directory / EXPORTS / export_name(self._steps)).is_dir():
             self._export_step()
+        self._publish(self.ledger.batches_trained)
         if self.config.evaluates_at(self._steps) and not Checkpoints(self.directory).evaluated(self.version):
             self._evaluate()  # the last process did not get to it
 

@@ -24,13 +24,17 @@ class RolloutWorker:
     worker whose engine has failed ends its process, so that Ray replaces it: it never answers with weights in doubt.
     """
 
-    def __init__(self, config: VllmConfig, seat: Seat | None = None) -> None:
-        self._sampler = VllmSampler(config, None if seat is None else seat.take())
+    def __init__(self, config: VllmConfig, seat: Seat | None = None, turns: bool = False) -> None:
+        """`turns`: the GPUs are the learner's too, and this worker's only from an update to the next `sleep`."""
+        self._turns, self._checkpoint = turns, Path()
+        self._sampler = VllmSampler(config, None if seat is None else seat.take(), sleeps=turns)
         beat(turns=lambda: self._sampler.turns)
 
     async def start(self, checkpoint: Path) -> None:
         """Load the first weights and warm up; raises UserError for a damaged checkpoint."""
-        await self._sampler.start(checkpoint)
+        self._checkpoint = checkpoint
+        if not self._turns:  # else a worker that starts, or starts again, may find the learner on its GPUs
+            await self._sampler.start(checkpoint)
 
     async def generate(self, prompt: Prompt, params: SamplingParams) -> ResponseGroup:
         """Sample G responses; raises UserError if they may not fit the context, RunFailed if the engine is dead."""
@@ -38,9 +42,16 @@ class RolloutWorker:
 
     async def update_weights(self, version: int, *shares: PublishedWeights) -> int:
         """Load every learner rank's share of policy `version` and acknowledge it by returning it."""
+        if self._turns and self._sampler.version < 0:
+            await self._sampler.start(self._checkpoint, weights_follow=True)
         served = await self._sampler.update_weights(shares)
         assert served == version, f"asked for version {version}, loaded {served}"
         return served
+
+    async def sleep(self) -> None:
+        """Leave the GPUs to the learner until the next update."""
+        if self._sampler.version >= 0:
+            await self._sampler.sleep()
 
     async def stats(self) -> SamplerStats:
         """Totals since the start."""

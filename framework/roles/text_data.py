@@ -210,7 +210,7 @@ class CodedFeed:
 def frozen_teacher(checkpoint: Path) -> Any:
     """Return the model of a BERT checkpoint, packed and without gradients."""
     from framework.engines.checkpoint import load_hf
-    from framework.engines.deepspeed_engine import switch_dropout_off
+    from framework.models.dropout import switch_dropout_off
     from framework.models.packed_attention import use_packed_attention
 
     model = load_hf(checkpoint, "float32").requires_grad_(False).eval()

@@ -1,9 +1,9 @@
 """Sharding computed: how a model's learner and sampler are spread over a cluster's GPUs, from the plan's own estimates.
 
-The first of these that leaves room is taken, cheapest first: one card for both roles before a share of the cards each;
-ZeRO-1, 2, 3 (each sends more than the one before); experts spread inside a node, farther only if they must; a row whole
-on a GPU, over those of a node only if it must; few GPUs a sampler. What memory is left then holds longer micro-batches
-and more sequences. `placing` has the candidates.
+The first of these that leaves room is taken, cheapest first: one card for both roles, at once or in turns, before a
+share of the cards each; ZeRO-1, 2, 3 (each sends more than the one before); experts spread inside a node, farther only
+if they must; a row whole on a GPU, over those of a node only if it must; few GPUs a sampler. What memory is left then
+holds longer micro-batches and more sequences. `placing` has the candidates.
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ def fit_rl(config: Any, model: ModelConfig, cluster: ClusterConfig, given: Given
     contexts = [context]
     while free and contexts[-1] // 2 >= SHORTEST:
         contexts.append(contexts[-1] // 2)
-    tried = [(tokens, *place_roles(model, cluster, given, rollout, learner, tokens)) for tokens in contexts]
+    turns = not config.max_staleness and not config.sample_only
+    tried = [(tokens, *place_roles(model, cluster, given, rollout, learner, tokens, turns)) for tokens in contexts]
     context, place, fits = next((t for grade in (2, 1, 0) for t in tried if t[2] >= grade), tried[0])
     found: dict[str, Any] = {
         "cluster.colocate": place.colocate,
+        "cluster.turns": place.turns,
         "cluster.learner_workers": place.learners,
         "cluster.rollout_workers": place.samplers,
         "max_tokens": _response(context, config.longest),
@@ -57,7 +59,7 @@ def fit_rl(config: Any, model: ModelConfig, cluster: ClusterConfig, given: Given
     }
 
     def fits_with(rows: int, cluster: ClusterConfig) -> bool:
-        return place_roles(model, cluster, given, rollout, learner, rows)[1] > 0
+        return place_roles(model, cluster, given, rollout, learner, rows, turns)[1] > 0
 
     needs = f"{place.describe(context)} of {cluster.gpu_memory_gib:g} GiB"
     misfit = "" if fits else _misfit(place.needed, cluster, context, _shorter_responses, fits_with)

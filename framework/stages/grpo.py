@@ -87,6 +87,13 @@ class GrpoConfig(RlConfig):
     def check_place(self, model: ModelConfig, cluster: ClusterConfig) -> None:
         """Raise UserError, with keys as they stand in this node, for what the model or the cluster can't do."""
         self.check_lengths(model)
+        if self.max_staleness and self.takes_turns(cluster):
+            allowed = "0 where roles take turns (cluster.turns=true): nobody samples while the learner trains"
+            raise UserError("max_staleness", self.max_staleness, allowed)
+        learner = self.engine.learner
+        if self.takes_turns(cluster) and learner.zero_stage == 1 and learner.dtype == "bfloat16":
+            allowed = "2 or 3 where roles take turns (cluster.turns=true): ZeRO-1 in bfloat16 cannot leave its GPU"
+            raise UserError("engine.learner.zero_stage", 1, allowed)
         cluster.check_gpus(self.engine.rollout.tensor_parallel_size)
         heads = model.num_attention_heads
         self.engine.learner.check_topology(cluster.learner_workers, model.experts_a_layer, "engine.learner", heads)
@@ -210,6 +217,7 @@ class Grpo:
                 policy=directory,
                 should_stop=runtime.should_stop,
                 wait=roles.wait,
+                turns=config.takes_turns(runtime.cluster),
                 max_failed_share=rewards.max_failed_share,
                 saver=saver,
                 held_out=asked,

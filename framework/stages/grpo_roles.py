@@ -83,7 +83,9 @@ def live_roles(
     placement = Placement(cluster, ranks, cluster.rollout_workers, rollout.tensor_parallel_size, cluster.reward_workers)
     with (
         reserved(placement, runtime.should_stop) as seats,
-        sampling_pools(cluster, rollout, rewards, learner.checkpoint, runtime.work_dir, seats) as pools,
+        sampling_pools(
+            cluster, rollout, rewards, learner.checkpoint, runtime.work_dir, seats, config.takes_turns(cluster)
+        ) as pools,
     ):
         group = FixedPolicy(learner.checkpoint) if config.sample_only else _learner_group(learner, runtime, seats)
         rollouts = RayRollouts(pools.rollout, rollout.max_num_seqs // config.group_size + 1)

@@ -19,6 +19,7 @@ FREE = 0.95  # share of a GPU that is filled, if that does: contexts, collective
 SEQUENCES = (8, 32, 256)  # whole ones at once: at least, if that fits; before micro-batches grow; at most
 EXPERT_RANKS = 64  # the most that a layer's experts are spread over: V3 section 3.2
 MICRO_TOKENS = 65_536  # a micro-batch of several rows is not made longer than this
+ASLEEP_GIB = 2.0  # of a GPU that a role away from it keeps: its context, its collectives' buffers, its CUDA graphs
 SHARES = (1 / 2, 3 / 4, 7 / 8, 1 / 4)  # of the GPUs that learners get, where the roles do not share theirs
 
 
@@ -27,6 +28,7 @@ class Place:
     """Learner and sampler on the GPUs, and the GiB that they need of each."""
 
     colocate: bool
+    turns: bool  # on shared GPUs: one of the two has their memory
     learners: int
     samplers: int  # rollout workers
     learner: DeepSpeedConfig
@@ -43,11 +45,15 @@ class Place:
     def with_sequences(self, sequences: int) -> float:
         """GiB of the fullest GPU with so many whole sequences at once."""
         sampling = self.weights_gib + sequences * self.sequence_gib
+        if self.turns:
+            return max(self.learner_gib, sampling) + ASLEEP_GIB
         return self.learner_gib + sampling if self.colocate else max(self.learner_gib, sampling)
 
     def room(self, limit: float) -> int:
         """Whole sequences that fit beside all else in `limit` GiB; below 0: not even the weights do."""
-        free = limit - self.weights_gib - (self.learner_gib if self.colocate else 0.0)
+        if self.turns:
+            limit -= ASLEEP_GIB
+        free = limit - self.weights_gib - (self.learner_gib if self.colocate and not self.turns else 0.0)
         return -1 if self.learner_gib > limit or free < 0 else floor(free / self.sequence_gib)
 
     def holding(self, sequences: int) -> Place:
@@ -61,6 +67,8 @@ class Place:
         sequences = self.sampler.max_num_seqs
         sampling = f"sampler TP {self.sampler.tensor_parallel_size} {self.weights_gib:.1f} + {sequences} sequences"
         sampling += f" of {rows:,} tokens {sequences * self.sequence_gib:.1f}"
+        if self.turns:
+            return f"each GPU holds {learning}, or in turn {sampling}: at most {self.needed:.1f}"
         if self.colocate:
             return f"each GPU holds {learning} + {sampling} = {self.needed:.1f}"
         return f"{self.learners} GPUs hold {learning}, the others {sampling}: at most {self.needed:.1f}"
@@ -80,10 +88,19 @@ class Trainer:
 
 
 def place_roles(
-    model: ModelConfig, cluster: ClusterConfig, given: Given, sampler: VllmConfig, learner: DeepSpeedConfig, rows: int
+    model: ModelConfig,
+    cluster: ClusterConfig,
+    given: Given,
+    sampler: VllmConfig,
+    learner: DeepSpeedConfig,
+    rows: int,
+    turns: bool = False,
 ) -> tuple[Place, int]:
-    """Return how sampler and learner share the GPUs for sequences of `rows` tokens; 0: it fits nowhere, 2: well."""
-    places = list(_places(model, cluster, given, sampler, learner, rows))
+    """Return how sampler and learner share the GPUs for sequences of `rows` tokens; 0: it fits nowhere, 2: well.
+
+    `turns`: nothing is sampled while the learner trains, so each may have the other's memory then.
+    """
+    places = list(_places(model, cluster, given, sampler, learner, rows, turns))
     least, better, most = SEQUENCES
     if given("engine.rollout.max_num_seqs"):
         least = better = most = sampler.max_num_seqs
@@ -101,15 +118,23 @@ def place_roles(
 
 
 def _places(
-    model: ModelConfig, cluster: ClusterConfig, given: Given, sampler: VllmConfig, learner: DeepSpeedConfig, rows: int
+    model: ModelConfig,
+    cluster: ClusterConfig,
+    given: Given,
+    sampler: VllmConfig,
+    learner: DeepSpeedConfig,
+    rows: int,
+    turns: bool,
 ) -> Iterator[Place]:
     """Every way that what is given allows, cheapest first."""
     sizes = widths(model, cluster, given, sampler, "engine.rollout.tensor_parallel_size")
     parts = {size: tuple(sampler_memory(model, size, rows).values()) for size in sizes}
     budget = max(learner.token_budget if given("engine.learner.token_budget") else 0, rows)
-    for colocate, learners in _splits(cluster, given):
+    for colocate, in_turn, learners in _splits(cluster, given, turns):
         cards = cluster.gpus if colocate else cluster.gpus - learners
         for sharded in _shardings(model, cluster, given, learner, learners, "engine.learner."):
+            if in_turn and sharded.zero_stage == 1:  # which cannot leave its GPU in bfloat16
+                continue
             engine = replace(sharded, token_budget=budget)
             layout = rank_layout(engine, learners, cluster, rows)
             gib = training_memory(model, layout).total / GIB
@@ -117,21 +142,22 @@ def _places(
                 workers = cluster.rollout_workers if given("cluster.rollout_workers") else cards // size
                 if 0 < workers * size <= cards:
                     tp = replace(sampler, tensor_parallel_size=size)
-                    yield Place(colocate, learners, workers, engine, tp, gib, weights, sequence)
+                    yield Place(colocate, in_turn, learners, workers, engine, tp, gib, weights, sequence)
 
 
-def _splits(cluster: ClusterConfig, given: Given) -> Iterator[tuple[bool, int]]:
-    """(Whether the roles share their GPUs, learners)."""
+def _splits(cluster: ClusterConfig, given: Given, turns: bool) -> Iterator[tuple[bool, bool, int]]:
+    """(Whether the roles share their GPUs, whether they take turns on them, learners)."""
     fixed = cluster.learner_workers if given("cluster.learner_workers") else None
     if cluster.colocate or not given("cluster.colocate"):
-        yield True, fixed or cluster.gpus
+        for in_turn in (cluster.turns,) if given("cluster.turns") else (False, True) if turns else (False,):
+            yield True, in_turn, fixed or cluster.gpus
     if cluster.colocate and given("cluster.colocate"):
         return
     unit = cluster.gpus_per_node if cluster.num_nodes > 1 else 1
     for share in SHARES if fixed is None else (1.0,):
         learners = fixed or int(cluster.gpus * share) // unit * unit
         if 0 < learners < cluster.gpus:
-            yield False, learners
+            yield False, False, learners
 
 
 def _shardings(

@@ -32,11 +32,13 @@ def sampling_pools(
     checkpoint: Path,
     logs: Path | None = None,
     seats: Seats | None = None,
+    turns: bool = False,
 ) -> Iterator[SamplingPools]:
     """Start the actors (they get ready in the background) and kill them at the end.
 
     What rewards print, and the tracebacks of what they raise, goes to reward-N.log in `logs`, a file a worker.
-    `seats`: where samplers sit beside learners; by default they have the cluster's GPUs for themselves.
+    `seats`: where samplers sit beside learners; by default they have the cluster's GPUs for themselves. `turns`: they
+    start when the first weights come, as learners use the same GPUs until then.
     """
     if seats is None:
         alone = Placement(cluster, 0, cluster.rollout_workers, engine.tensor_parallel_size, cluster.reward_workers)
@@ -52,7 +54,7 @@ def sampling_pools(
         WorkerPool(
             "rollout",
             [
-                rollout_class.options(max_restarts=-1, max_concurrency=1000, **each).remote(engine, seat)
+                rollout_class.options(max_restarts=-1, max_concurrency=1000, **each).remote(engine, seat, turns)
                 for each, seat in zip(options, seats.seats(), strict=True)
             ],
             set_up=lambda actor: actor.start.remote(checkpoint),

@@ -97,9 +97,15 @@ def vllm_sampler(policy: TinyPolicy) -> Iterator[VllmSampler]:
         cores=(min(os.sched_getaffinity(0)),),
     )  # fmt: skip
     sampler = VllmSampler(config)
-    asyncio.run(sampler.start(policy.directory, VERSION_AT_START))
+    asyncio.run(_start_without_weights(sampler, policy))
     yield sampler
     asyncio.run(sampler.stop())
+
+
+async def _start_without_weights(sampler: VllmSampler, policy: TinyPolicy) -> None:
+    """As a rollout worker does that learners give its first weights."""
+    await sampler.start(policy.directory, weights_follow=True)
+    await sampler.update_weights([flatten(policy.named_tensors(), VERSION_AT_START)])
 
 
 @pytest.fixture(params=["fake", pytest.param("vllm", marks=pytest.mark.slow)])

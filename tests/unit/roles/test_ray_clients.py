@@ -66,6 +66,53 @@ def submit(rollouts: RayRollouts, tickets: range) -> None:
         rollouts.submit(ticket, Prompt(f"p{ticket}", "", "", "", token_ids=(1,)), PARAMS)
 
 
+def test_workers_sleep_when_they_have_nothing_to_do_and_wake_with_the_next_weights():
+    pool, rollouts = make()
+    for worker in (0, 1):
+        pool.answer(worker, "update_weights")
+    rollouts.poll()
+    submit(rollouts, range(1))
+    assert not rollouts.sleep()
+    assert [call[:2] for call in pool.out] == [(0, "generate"), (1, "sleep")], "the first still samples"
+    pool.answer(1, "sleep")
+    pool.answer(0, "generate")
+    rollouts.poll()
+    assert not rollouts.sleep()
+    assert rollouts.free_slots() == 0
+    pool.answer(0, "sleep")
+    rollouts.poll()
+    assert rollouts.sleep()
+    rollouts.publish(1, ["weights"])
+    assert [call[:2] for call in pool.out] == [(0, "update_weights"), (1, "update_weights")]
+
+
+def test_a_worker_that_restarts_in_the_learners_turn_gets_no_weights_before_its_own():
+    pool, rollouts = make()
+    for worker in (0, 1):
+        pool.answer(worker, "update_weights")
+    rollouts.poll()
+    pool.kill(1)
+    rollouts.poll()
+    rollouts.sleep()
+    pool.answer(0, "sleep")
+    pool.alive = [0, 1]  # it is back
+    rollouts.poll()
+    sent = len(pool.given)
+    assert not rollouts.sleep()
+    assert pool.given[sent:] == [(1, "sleep", ())], "it is told to sleep, and is sent no weights"
+
+
+def test_what_was_being_sampled_before_a_recovery_keeps_nobody_awake():
+    pool, rollouts = make()
+    for worker in (0, 1):
+        pool.answer(worker, "update_weights")
+    rollouts.poll()
+    submit(rollouts, range(4))
+    rollouts.forget()
+    rollouts.sleep()
+    assert {call[:2] for call in pool.out} >= {(0, "sleep"), (1, "sleep")}
+
+
 def test_the_first_worker_to_acknowledge_does_not_take_the_whole_batch():
     pool, rollouts = make()
     pool.answer(0, "update_weights")
