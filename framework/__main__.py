@@ -13,7 +13,6 @@ def main() -> NoReturn:
         signal.signal(number, _end)
     from framework.cli import entry
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     entry()
 
 

@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import logging
 import os
+import select
 import signal
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from typing import Any, NoReturn
 
 from framework.commands import COMMANDS
 from framework.errors import (
+    EXIT_DONE,
     EXIT_FAILED,
     EXIT_STOPPED,
     FrameworkError,
@@ -45,29 +47,48 @@ def entry() -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; every error is one line on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        with _sigterm_as_interrupt():
-            return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        with _ended_by_signals(at_once=arguments[:1] in (["plan"], ["run"], ["keys"])):
+            return _dispatch(arguments)
     except KeyboardInterrupt:
         print("framework: interrupted; the same command resumes", file=sys.stderr)
         return EXIT_STOPPED
     except Exception as error:
-        return _explain(error)
+        return EXIT_DONE if isinstance(error, BrokenPipeError) and _reader_has_gone() else _explain(error)
     finally:
         logger.handlers.clear()  # of this command: a caller's next one has another terminal
 
 
+def _reader_has_gone() -> bool:
+    """Whether whoever read standard output (`| head`) has closed it, having seen enough."""
+    asked = select.poll()
+    try:
+        asked.register(sys.stdout, 0)
+    except OSError:  # there is no file behind it
+        return False
+    return any(event & select.POLLERR for _, event in asked.poll(0))
+
+
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does, from its first moment on; a run then stops at its next safe point."""
-    if threading.current_thread() is not threading.main_thread():
+def _ended_by_signals(at_once: bool) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C end a command with 130 from its first moment on.
+
+    What has begun something is ended by an exception, which unwinds it. `at_once` is for what has not: an exception
+    amid the imports of engines may be swallowed there, or abort the process, so the handlers of `__main__` stay. A run
+    sets handlers of its own before it begins.
+    """
+    stays = at_once and callable(signal.getsignal(signal.SIGTERM))
+    if stays or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -67,11 +67,13 @@ def run(arguments: argparse.Namespace) -> int:
             if not runner.is_finished():
                 with checking():
                     look_ahead(graph)
+                stop.check()
                 with awaiting("Ray to start, or to answer"):
                     stack.enter_context(ray_session(config.cluster))
                 if ray_address(config.cluster):  # a local instance has one node, this one
                     with awaiting("every node to say how it is"):
                         check_nodes(config.cluster, config.run_dir)
+                stop.check()
                 if config.tracking is not None:
                     with awaiting("what the run is tracked by to open"):
                         tracking = stack.enter_context(RunTracking(config.tracking, config.run_dir, plain))

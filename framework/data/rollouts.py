@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from framework.files import write_atomically
 from framework.types import Prompt, Response, ResponseGroup, RewardScore, ScoredGroup
 
 HEADER = "rollouts.json"
+FILES_HELD = 4
 COLUMNS = (
     "ticket",
     "prompt",  # JSON of a Prompt
@@ -55,6 +57,28 @@ class SavedGroup:
 
     ticket: int
     scored: ScoredGroup
+
+
+@dataclass(frozen=True)
+class SavedGroups(Sequence[SavedGroup]):
+    """The groups of a directory in the order of their tickets, read when they are asked for.
+
+    The groups of FILES_HELD batches are in memory: batches that overlap in time have tickets in between each other.
+    """
+
+    places: Sequence[tuple[Path, int]]  # file and row
+    _read: Callable[[Path], list[SavedGroup]] = field(
+        default_factory=lambda: lru_cache(FILES_HELD)(lambda file: list(_read(file))), init=False
+    )
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        file, row = self.places[place]
+        return self._read(file)[row]
 
 
 def header_of(tokenizer: Any, temperature: float, run: Path) -> RolloutHeader:
@@ -106,21 +130,21 @@ def read_header(directory: Path) -> RolloutHeader:
         raise UserError(str(file), str(error), "must be what stage.grpo.save_rollouts wrote") from None
 
 
-def read_rollouts(rollouts: RolloutSet) -> list[SavedGroup]:
-    """Return all groups in the order of their tickets; raises UserError naming file and row of what is wrong."""
-    files, groups = _files(rollouts.path), list[SavedGroup]()
+def read_rollouts(rollouts: RolloutSet) -> SavedGroups:
+    """Read all groups once, and return them; raises UserError naming file and row of what is wrong."""
+    files, places = _files(rollouts.path), list[tuple[int, Path, int]]()
     for number, file in enumerate(files):
         if _number(file) != number:
             missing = rollouts.path / f"batch_{number:06d}.parquet"
             raise UserError(str(missing), "no such file", f"batches follow one another, and {file.name} is there")
-        groups += _read(file)
-    if not groups:
+        places += [(group.ticket, file, row) for row, group in enumerate(_read(file))]
+    if not places:
         raise UserError(str(rollouts.path), "no batch_*.parquet", "stage.grpo.save_rollouts writes one a batch")
-    groups.sort(key=lambda group: group.ticket)
-    for before, after in pairwise(groups):
-        if before.ticket == after.ticket:
-            raise UserError(str(rollouts.path), f"ticket {after.ticket} twice", "each group is there once")
-    return groups
+    places.sort()
+    for (before, *_), (after, *_) in pairwise(places):
+        if before == after:
+            raise UserError(str(rollouts.path), f"ticket {after} twice", "each group is there once")
+    return SavedGroups([(file, row) for _, file, row in places])
 
 
 def _read(file: Path) -> Iterator[SavedGroup]:

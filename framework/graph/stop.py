@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from framework.errors import EXIT_STOPPED
+from framework.errors import EXIT_STOPPED, Stopped
 from framework.graph.deadlines import Deadlines
 
 logger = logging.getLogger("framework.graph")
@@ -44,6 +44,11 @@ class StopFlag:
     def set(self) -> None:
         """Ask the run to stop at the next point where everything needed to resume is saved."""
         self._event.set()
+
+    def check(self) -> None:
+        """Raise Stopped if the run was asked to stop, where no stage has begun and nothing is to be saved."""
+        if self():
+            raise Stopped("stopped before the first stage; the same command starts the run")
 
     def allow(self, seconds: float) -> None:
         """Something worth waiting for, a checkpoint, takes so long from now on."""

@@ -13,14 +13,14 @@ from framework.data.rollouts import RolloutHeader, SavedGroup, begin_rollouts, w
 from framework.roles.ledger import FinishedTicket
 from framework.roles.rl_batch import TrainBatch
 from framework.roles.rl_clients import TrainResult
-from framework.types import Prompt, ResponseGroup, RewardScore, SamplingParams, ScoredGroup
+from framework.types import Prompt, ResponseGroup, RewardScore, SamplingParams
 
 
 @dataclass
 class RecordedRollouts:
     """`rl_clients.Rollouts` that answers ticket n with the n-th saved group, at once."""
 
-    groups: Sequence[ScoredGroup]
+    groups: Sequence[SavedGroup]
     _held: list[int] = field(default_factory=list, init=False)
 
     def free_slots(self) -> int:
@@ -34,7 +34,7 @@ class RecordedRollouts:
     def poll(self) -> list[tuple[int, ResponseGroup | None]]:
         """Return the groups of all tickets taken."""
         held, self._held = self._held, []
-        return [(ticket, self.groups[ticket].group) for ticket in held]
+        return [(ticket, self.groups[ticket].scored.group) for ticket in held]
 
     def publish(self, version: int, weights: Sequence[object]) -> None:
         """Nobody needs them."""
@@ -56,7 +56,7 @@ class RecordedRollouts:
 class RecordedRewards:
     """`rl_clients.Rewards` that gives ticket n the rewards of the n-th saved group."""
 
-    groups: Sequence[ScoredGroup]
+    groups: Sequence[SavedGroup]
     _held: list[int] = field(default_factory=list, init=False)
 
     def submit(self, ticket: int, group: ResponseGroup, votes_by: tuple[str, ...] = ()) -> None:
@@ -66,7 +66,7 @@ class RecordedRewards:
     def poll(self) -> list[tuple[int, tuple[RewardScore, ...] | None]]:
         """Return the rewards of all tickets taken."""
         held, self._held = self._held, []
-        return [(ticket, self.groups[ticket].scores) for ticket in held]
+        return [(ticket, self.groups[ticket].scored.scores) for ticket in held]
 
     def forget(self) -> None:
         """Drop what was taken."""

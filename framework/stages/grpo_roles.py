@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,19 +44,18 @@ class Roles:
 
 @contextmanager
 def recorded_roles(
-    config: RlConfig, groups: list[SavedGroup], learner: LearnerConfig, runtime: Runtime
+    config: RlConfig, groups: Sequence[SavedGroup], learner: LearnerConfig, runtime: Runtime
 ) -> Iterator[Roles]:
     """A learner that trains on saved groups; nothing else starts."""
-    scored = [group.scored for group in groups]
-    prompts = [group.group.prompt for group in scored]
+    prompts = [group.scored.group.prompt for group in groups]
     ledger = Ledger(prompts, config.prompts_per_batch, config.max_staleness, runtime.seed, once=True)
     with reserved(Placement(runtime.cluster, runtime.cluster.learner_workers), runtime.should_stop) as seats:
         group = _learner_group(learner, runtime, seats)
         try:
             yield Roles(
                 ledger,
-                RecordedRollouts(scored),
-                RecordedRewards(scored),
+                RecordedRollouts(groups),
+                RecordedRewards(groups),
                 group,
                 lambda: wait_for_any(group.outstanding),
             )
@@ -127,7 +126,7 @@ def usable_rollouts(
     algorithm: PolicyObjective,
     learner: DeepSpeedConfig,
     model: ModelConfig,
-) -> list[SavedGroup]:
+) -> Sequence[SavedGroup]:
     """Return the groups that a run trains on; raises UserError unless they are this tokenizer's, fit, and suffice."""
     header, groups = read_header(rollouts.path), read_rollouts(rollouts)
     where, ours = "stage.grpo.rollouts_from", header_of(load_tokenizer(base), config.temperature, rollouts.path)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -17,6 +20,7 @@ from framework import about, cli
 from framework.actors import ray_session as cluster_module
 from framework.config import group_options
 from framework.errors import RunFailed, UserError
+from framework.graph import plan as plan_module
 from framework.graph.found import find_checkpoint
 from framework.observe import tracking as tracking_module
 from tests.unit.bad_input import TOY, TOY_CONF
@@ -50,6 +54,32 @@ def test_plan_prints_and_creates_nothing(tmp_path: Path, capsys: pytest.CaptureF
     assert "2. train  (Train)" in out
     assert "in   corpus: TextSet from write.text" in out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    pipe = os.fdopen(write, "w")
+    monkeypatch.setattr(sys, "stdout", pipe)
+    assert cli.main(["keys", "job=r1_zero"]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.undo()
+    with suppress(BrokenPipeError):
+        pipe.close()
+    monkeypatch.setattr(about, "describe_keys", Mock(side_effect=BrokenPipeError("of an engine")))
+    assert cli.main(["keys", "job=r1_zero"]) == 1
+    assert "BrokenPipeError: of an engine" in capsys.readouterr().err
+
+
+def test_a_run_stopped_before_it_has_begun_starts_no_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plan_module, "look_ahead", lambda graph: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(cluster_module, "ray_session", Mock(side_effect=AssertionError))
+    assert framework(tmp_path, "run") == 130
+    assert "stopped before the first stage; the same command starts the run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -44,3 +44,19 @@ def test_a_signal_amid_imports_is_130_and_one_line(number: signal.Signals, tmp_p
     for process in processes:
         _, said = process.communicate(timeout=60)
         assert (process.returncode, said) == (130, "framework: interrupted; the same command resumes\n")
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_what_is_being_imported_cannot_swallow_a_signal(command: str) -> None:
+    code = (
+        "import os, sys, framework.commands.running as running, framework.__main__\n"
+        "def swallow(arguments):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), 15)\n"
+        "    except BaseException:\n"
+        "        return 0\n"
+        f"running.{command}, sys.argv = swallow, ['framework', '{command}']\n"
+        "framework.__main__.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "framework: interrupted; the same command resumes\n")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 
 # Units of one family measure the same thing: two of them that differ are two answers. Others are not compared.
 _FAMILIES = {
     "length": "mm cm dm m km in inch ft foot yd yard mi mile millimeter centimeter meter kilometer metre kilometre "
+    "centimetre millimetre "
     "米 厘米 千米 公里",
     "mass": "mg g kg gram kilogram lb pound oz ounce ton tonne 克 千克 公斤 吨",
     "time": "ms s sec second min minute h hr hour day week month year 秒 分钟 小时 天 周 月 年",
@@ -15,7 +17,8 @@ _FAMILIES = {
     "volume": "ml l liter litre milliliter gallon quart pint cup 升 毫升",
 }
 _ONE_NAME = {
-    "metre": "m", "meter": "m", "millimeter": "mm", "centimeter": "cm", "kilometer": "km", "kilometre": "km",
+    "metre": "m", "meter": "m", "centimetre": "cm", "millimetre": "mm",
+    "millimeter": "mm", "centimeter": "cm", "kilometer": "km", "kilometre": "km",
     "inch": "in", "foot": "ft", "feet": "ft", "inches": "in", "yard": "yd", "mile": "mi", "gram": "g",
     "kilogram": "kg", "pound": "lb", "ounce": "oz", "tonne": "ton", "sec": "s", "second": "s", "minute": "min",
     "hr": "h", "hour": "h", "buck": "dollar", "usd": "dollar", "eur": "euro", "liter": "l", "litre": "l",
@@ -56,34 +59,15 @@ _DOUBT = re.compile(
     r"|不|或|\\ldots|\.\.\.",
     re.IGNORECASE,
 )
-_ENGLISH = {
-    word: value
-    for value, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        ]
-    )
-} | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
+_UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen"
+)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_ENGLISH = {word: value for value, word in enumerate(_UNITS.split())}
+_ENGLISH |= {word: value for value, word in zip(range(20, 100, 10), _TENS.split(), strict=True)}
+_PARTS = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
+          "ninth": 9, "tenth": 10}  # fmt: skip
 
 
 def split_unit(text: str, strict: bool) -> tuple[str, str] | None:
@@ -126,7 +110,8 @@ def scale_of(unit: str) -> tuple[int, str]:
 
 def singular(unit: str) -> str:
     """Return a unit's one name: "metres" and "m" are the same."""
-    word = re.split(r"[\s^(]", unit.strip().lower())[0].rstrip(".")
+    bare = re.sub(r"^(?:(?:square|sq|cubic|cu)\b\.?\s*|平方|立方)", "", unit.strip().lower())
+    word = re.split(r"[\s^(]", bare)[0].rstrip(".")
     if word in _ONE_NAME:
         return _ONE_NAME[word]
     word = word.removesuffix("s") if len(word) > 2 else word
@@ -134,9 +119,17 @@ def singular(unit: str) -> str:
 
 
 def units_differ(left: str, right: str) -> bool:
-    """Whether two units measure the same thing on different scales (cents for dollars)."""
+    """Whether two units of one family are not the same: another scale (cents for dollars), or an area for a length."""
     a, b = singular(left), singular(right)
-    return a != b and a in _FAMILY and _FAMILY[a] == _FAMILY.get(b)
+    if a not in _FAMILY or _FAMILY[a] != _FAMILY.get(b):
+        return False
+    return a != b or _dimension(left) != _dimension(right)
+
+
+def _dimension(unit: str) -> int:
+    """Return 2 for an area, 3 for a volume, else 1."""
+    powers = {2: r"\^\{?2|\bsq(?:uare)?\b|平方", 3: r"\^\{?3|\bcu(?:bic)?\b|立方"}
+    return next((power for power, pattern in powers.items() if re.search(pattern, unit.lower())), 1)
 
 
 def after_phrase(text: str) -> str | None:
@@ -176,20 +169,56 @@ def only_number(text: str) -> str | None:
 
 
 def spelt_number(text: str) -> Fraction | None:
-    """Return the value of an English number word up to ninety-nine, with a unit or not; else None."""
+    """Return the value of an English number, "minus two hundred and five" or "three quarters", with a unit or not."""
     words = text.lower().replace("-", " ").split()
-    if not words or words[0] not in _ENGLISH or _DOUBT.search(text):
+    sign = -1 if words[:1] in (["minus"], ["negative"]) else 1
+    words = words[1:] if sign < 0 else words
+    if len(words) > 1 and words[0] in ("a", "an") and words[1] in ("half", *_PARTS, *_SCALES):
+        words[0] = "one"
+    if words[:1] == ["half"]:
+        words = ["one", *words]
+    value, read = _cardinal(words)
+    if value is None:
         return None
-    value = _ENGLISH[words[0]]
-    if len(words) > 1 and value >= 20 and 0 < _ENGLISH.get(words[1], 0) < 10:
-        value, words = value + _ENGLISH[words[1]], words[1:]
-    rest = words[1:]
-    if (
-        any(word in _ENGLISH or word in _SCALES or word == "and" or not word.isalpha() for word in rest)
-        or len(rest) > 3
+    rest, parts = words[read:], 1
+    part = rest[0].removesuffix("s") if rest else ""
+    if part in _PARTS:
+        if (part == rest[0]) != (value == 1):
+            return None  # "twenty fifth" is a place in an order
+        parts, rest = _PARTS[part], rest[1:]
+    if len(rest) > 3 or any(
+        word in _ENGLISH or word in _SCALES or word == "and" or not word.isalpha() for word in rest
     ):
         return None
-    return Fraction(value)
+    return None if _DOUBT.search(" ".join(rest)) else Fraction(sign * value, parts)
+
+
+def _cardinal(words: Sequence[str]) -> tuple[int | None, int]:
+    """Return the cardinal number that the words begin with, and how many of them say it; None if they say none.
+
+    Its parts come in order: what a scale ("thousand") multiplies stands before it, and each scale is smaller than the
+    one before it.
+    """
+    total, group, place, least = 0, 0, 0, 10**15  # least: the smallest scale so far
+    room = 1000  # what may still be added to the group: below 100 behind "hundred", below 10 behind "twenty"
+    while place < len(words):
+        word = words[place]
+        joined = word == "and" and place and words[place - 1] in _SCALES and words[place + 1 : place + 2]
+        if joined and words[place + 1] in _ENGLISH:
+            place += 1
+            continue
+        scale = 10 ** _SCALES[word] if word.isascii() and word in _SCALES else 0
+        if word in _ENGLISH and _ENGLISH[word] < room and (_ENGLISH[word] or place == 0):
+            value = _ENGLISH[word]
+            group, room = group + value, 10 if value >= 20 else 0
+        elif scale == 100 and 0 < group < 100:
+            group, room = 100 * group, 100
+        elif scale > 100 and group and scale < least:
+            total, group, room, least = total + group * scale, 0, 1000, scale
+        else:
+            break
+        place += 1
+    return (total + group, place) if place else (None, 0)
 
 
 def doubts(text: str) -> bool:

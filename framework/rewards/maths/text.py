@@ -71,9 +71,10 @@ def normalise(text: str, limit: int = MAX_CHARS) -> str:
     text = re.sub(r"[€£¥₹₽₩฿]|\b(?:US|HK|A|C)(?=\d)", " ", text)
     text = _plain_numbers(text)
     text = re.sub(r"\.(?:\s*\.)+", r"\\ldots ", text).strip().rstrip(".,;:?\\ ").strip()
-    for quote in "'\"":
+    for quote in "'\"*__":  # quotation marks, or Markdown's emphasis
         if len(text) > 1 and text[0] == text[-1] == quote:
             text = text[1:-1].strip()
+    text = re.sub(r"^(?:minus|negative) (?=[\d.\\])", "-", text, flags=re.IGNORECASE)
     return re.sub(r"(?<=[^\W\d_]{2})[.!?]+$", "", text)
 
 

@@ -15,6 +15,8 @@ from framework.rewards.maths.tree import Node, number
 from framework.rewards.maths.values import evaluate, is_finished
 
 MAX_REFERENCE_CHARS = 20_000
+_BRACE = re.compile(r"\\.|[{}]")
+_CUT = re.compile(r"\\(?:frac|binom|sqrt|boxed|overline)\s*$|\\(?:frac|binom)\s*(?:\{[^{}]*\}|\d)\s*$")
 _DATE_LIKE = re.compile(r"\d+(?:[-/:]\d+){2,}|\d+[-:]\d+(?:[-:]\d+)*")
 
 
@@ -64,6 +66,8 @@ def read_reference(reference: str) -> Reading:
     text = _candidate(reference, MAX_REFERENCE_CHARS)
     if not text:
         raise ReferenceWithoutContent(f"the reference answer {reference[:80]!r} holds nothing to compare to")
+    if _is_cut_off(text):
+        raise ReferenceWithoutContent(f"the reference answer {reference[:80]!r} is LaTeX that breaks off")
     found = quantities.option_of(text)
     if found and (len(text) > 1 or text.isupper()):
         rest = found[1]
@@ -78,6 +82,16 @@ def read_reference(reference: str) -> Reading:
         scaled, unit = _scaled(inner, split[1])
         return Reading(text, scaled, unit)
     return Reading(text) if node is None else _reference_of(text, node)
+
+
+def _is_cut_off(text: str) -> bool:
+    """Whether braces do not close, or a command has none of its arguments: only its own text could agree with it."""
+    depth = 0
+    for brace in _BRACE.findall(text):
+        depth += {"{": 1, "}": -1}.get(brace, 0)
+        if depth < 0:
+            return True
+    return depth > 0 or _CUT.search(text) is not None
 
 
 def is_copy(reference: str, answer: str, question: str) -> bool:

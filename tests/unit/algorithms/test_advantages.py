@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framework.algorithms.advantages import group_advantages, has_signal
+from framework.algorithms.advantages import NOISE, STD_EPSILON, group_advantages, has_signal, leave_one_out
 
 
 def test_hand_worked() -> None:
@@ -19,6 +19,36 @@ def test_hand_worked() -> None:
 
 def test_half_right_gives_plus_and_minus_one() -> None:
     torch.testing.assert_close(group_advantages(torch.tensor([1.0, 0.0])), torch.tensor([1.0, -1.0]))
+
+
+@pytest.mark.parametrize(("rewards", "expected"), [([3.0, 1.0], [2.0, -2.0]), ([4.0, 1.0, 1.0], [3.0, -1.5, -1.5])])
+def test_each_reward_against_the_mean_of_the_others(rewards: list[float], expected: list[float]) -> None:
+    torch.testing.assert_close(leave_one_out(torch.tensor(rewards)), torch.tensor(expected))
+    assert leave_one_out(torch.tensor(rewards[:1])).tolist() == [0.0]
+
+
+def test_advantages_are_float32_worked_out_in_float64() -> None:
+    for rewards_G in (torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.25])):
+        assert group_advantages(rewards_G.double()).dtype == torch.float32
+    close_G = torch.tensor([1.0, 1 + 2**-18, 1 + 2**-18])  # their mean is no float32
+    expected = [place / 3 * 2**-18 for place in (-2, 1, 1)]
+    assert group_advantages(close_G, std=False).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_group_that_hardly_differs_is_held_down() -> None:
+    rewards_G = torch.tensor([0.0, 4e-6], dtype=torch.float64)
+    expected = 2e-6 / (2e-6 + STD_EPSILON)
+    assert group_advantages(rewards_G).tolist() == pytest.approx([-expected, expected], rel=1e-6)
+
+
+@pytest.mark.parametrize(("difference", "signal"), [(0.99, False), (1.0, False), (1.01, True)])
+def test_noise_is_relative_to_one_or_to_the_largest_reward(difference: float, signal: bool) -> None:
+    for scale in (1, 2**20):
+        rewards_G = torch.tensor([0.0, difference * NOISE], dtype=torch.float64)
+        largest_G = torch.tensor([scale, scale * (1 - difference * NOISE)], dtype=torch.float64)
+        assert has_signal(rewards_G) is signal
+        if difference != 1:
+            assert has_signal(largest_G) is signal
 
 
 @pytest.mark.parametrize("rewards", [[0.1, 0.1, 0.1], [0.7] * 7, [3.0]])

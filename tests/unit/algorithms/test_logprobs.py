@@ -21,8 +21,20 @@ def test_hand_worked() -> None:
     logits_TV = torch.tensor([[0.0, math.log(3.0)]])
     torch.testing.assert_close(token_logprobs(logits_TV, torch.tensor([1])), torch.tensor([math.log(0.75)]))
     torch.testing.assert_close(token_logprobs(logits_TV, torch.tensor([0]), 0.5), torch.tensor([math.log(0.1)]))
+    at_one_T = token_scores(logits_TV, torch.tensor([1])).logprobs_T
+    torch.testing.assert_close(at_one_T, torch.tensor([math.log(0.75)]))
     entropy = -(0.1 * math.log(0.1) + 0.9 * math.log(0.9))
     torch.testing.assert_close(token_entropy(logits_TV, 0.5), torch.tensor([entropy]))
+
+
+@pytest.mark.parametrize(("elements", "rows"), [(14, (2, 2, 1)), (3, (1,) * 5), (7, (1,) * 5), (100, (5,))])
+def test_chunks_are_of_so_many_elements_and_at_least_a_row(
+    elements: int, rows: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", {"cpu": elements})
+    found = list(logprobs._chunks(torch.zeros(5, 7)))
+    assert tuple(chunk.stop - chunk.start for chunk in found) == rows
+    assert [row for chunk in found for row in range(5)[chunk]] == list(range(5))
 
 
 @pytest.mark.usefixtures("small_chunks")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from framework.artifacts import RolloutSet
+from framework.data import rollouts
 from framework.data.rollouts import (
     RolloutHeader,
     SavedGroup,
@@ -73,6 +75,19 @@ def test_groups_come_back_to_the_last_bit(tmp_path: Path) -> None:
                 assert getattr(ours, name).dtype == getattr(theirs, name).dtype
 
 
+def test_only_the_batches_in_use_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    read = rollouts._read
+    monkeypatch.setattr(rollouts, "_read", lambda file: opened.append(file.stem) or read(file))
+    sets = saved(tmp_path, *([group(3 * number + place) for place in range(3)] for number in range(9)))
+    groups = read_rollouts(sets)
+    opened.clear()
+    held = [weakref.ref(item) for item in groups]
+    assert [ref() is not None for ref in held] == [False] * 15 + [True] * 12
+    assert opened == [f"batch_{number:06d}" for number in range(9)]
+    assert [item.ticket for item in groups[4:7]] == [4, 5, 6]
+
+
 def changed(column: str, change: Any) -> Any:
     """Write the first batch again with one column changed."""
 
@@ -106,10 +121,10 @@ def changed(column: str, change: Any) -> Any:
     ],
 )  # fmt: skip
 def test_files_that_are_not_what_was_saved_are_one_line(tmp_path: Path, spoil: Any, says: str) -> None:
-    rollouts = saved(tmp_path, [group(0)], [group(1)])
+    found = saved(tmp_path, [group(0)], [group(1)])
     spoil(tmp_path)
     with pytest.raises(UserError, match=says):
-        (read_header(tmp_path), read_rollouts(rollouts))
+        (read_header(tmp_path), read_rollouts(found))
 
 
 CONFIG = RlConfig(steps=2, prompts_per_step=2, group_size=2, minibatches_per_rollout=1, max_tokens=8)

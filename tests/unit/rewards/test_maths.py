@@ -92,6 +92,14 @@ def test_a_reference_without_anything_is_an_error(reference: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "reference", ["\\frac{", "\\frac", "\\frac{1}", "\\sqrt", "\\boxed{\\frac{1}{2}", "{1, 2", "x}", "\\frac1"]
+)
+def test_a_reference_that_breaks_off_agrees_with_nothing(reference: str) -> None:
+    with pytest.raises(ReferenceWithoutContent, match="breaks off"):
+        math_answers_agree(reference, reference)
+
+
+@pytest.mark.parametrize(
     ("reference", "answer", "question", "copied"),
     [
         ("3", "84/28", "What is 84/28?", True),

@@ -30,9 +30,9 @@ def saver(directory: Path) -> RolloutSaver:
 
 def replayed(tmp_path: Path, name: str, saved: Path, **changes):  # type: ignore[no-untyped-def]
     """A loop that trains on what lies in `saved`, run to its end."""
-    scored = [group.scored for group in read_rollouts(RolloutSet(saved))]
-    loop = make_loop(tmp_path / name, rollouts=RecordedRollouts(scored), rewards=RecordedRewards(scored), **changes)
-    prompts = [group.group.prompt for group in scored]
+    groups = read_rollouts(RolloutSet(saved))
+    loop = make_loop(tmp_path / name, rollouts=RecordedRollouts(groups), rewards=RecordedRewards(groups), **changes)
+    prompts = [group.scored.group.prompt for group in groups]
     loop.ledger = Ledger(prompts, loop.config.prompts_per_batch, loop.config.max_staleness, 0, once=True)
     loop.run()
     return loop
