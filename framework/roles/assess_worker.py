@@ -134,7 +134,7 @@ class AssessWorker(Rank):
         else:
             model = AutoModelForSequenceClassification.from_config(config)
         steps = tuning.epochs * -(-tuning.texts // tuning.per_step)
-        schedule = LrSchedule(tuning.lr, "cosine", max(1, steps // 10), steps, final_ratio=0.0)
+        schedule = LrSchedule(tuning.lr, "cosine", steps // 10, steps, final_ratio=0.0)
         engine = replace(task.engine, schedule=schedule)
         objective = Classify(tokenizer.pad_token_id, pad_left=config.model_type == "xlnet")
         trainer = Trainer(model, engine, objective)
