@@ -19,7 +19,7 @@ from framework.data.chat_template import ChatTemplate
 from framework.data.control import ControlTokens
 from framework.data.tokenizer_files import load_tokenizer, servable_tokenizer
 from framework.engines.vllm_engine import VllmConfig, VllmSampler
-from framework.engines.weights import check_safetensors
+from framework.engines.weights import SERVED_TEXT, check_safetensors
 from framework.errors import UserError
 from framework.types import SamplingParams
 
@@ -77,6 +77,8 @@ def serve(checkpoint: Path, host: str, port: int, options: TalkOptions, name: st
     command += ["--tokenizer", str(servable_tokenizer(checkpoint)), "--served-model-name", name]
     command += ["--host", host, "--port", str(port), "--dtype", dtype_of(checkpoint, options)]
     command += ["--tensor-parallel-size", str(options.tensor_parallel), "--disable-uvicorn-access-log"]
+    if load_tokenizer(checkpoint).chat_template:  # families without one are rendered by code of vLLM's own
+        command += ["--tokenizer-mode", SERVED_TEXT]
     if options.max_model_len:
         command += ["--max-model-len", str(options.max_model_len)]
     from vllm.platforms import current_platform  # the build of vLLM that is installed decides, as in vllm_engine

@@ -21,6 +21,7 @@ from framework.errors import UserError
 from framework.types import PublishedWeights, WeightTensor
 
 TRANSPORT = "published_weights"  # the name of our transport among vLLM's
+SERVED_TEXT = "framework_text"  # the name of our renderer of messages among those of vLLM's server
 ALIGNMENT = 64  # bytes; any dtype may be viewed at such an offset, and copies start on a cache line
 
 
@@ -63,17 +64,22 @@ def common_version(shares: Sequence[PublishedWeights]) -> int:
 
 @functools.cache
 def register_transport() -> None:
-    """Tell vLLM of our transport and of the family that transformers lacks, once a process.
+    """Tell vLLM of our transport, of how its server is to read messages, and of the family that transformers lacks.
 
     Also vLLM's plug-in entry point, for worker processes of its own.
     """
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+    from vllm.renderers.registry import RENDERER_REGISTRY
+    from vllm.tokenizers.registry import TokenizerRegistry
 
     import framework.models.deepseek_moe  # noqa: F401
 
     WeightTransferEngineFactory.register_engine(
         TRANSPORT, "framework.engines.weight_transfer", "PublishedWeightsTransfer"
     )
+    if SERVED_TEXT not in RENDERER_REGISTRY.renderers:
+        RENDERER_REGISTRY.register(SERVED_TEXT, "framework.engines.served_chat", "TextRenderer")
+        TokenizerRegistry.register(SERVED_TEXT, "vllm.tokenizers.hf", "CachedHfTokenizer")
 
 
 def check_safetensors(checkpoint: Path) -> None:

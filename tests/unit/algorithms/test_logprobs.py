@@ -101,3 +101,10 @@ def test_large_logits_do_not_overflow() -> None:
 def test_temperature_must_be_positive() -> None:
     with pytest.raises(ValueError, match="temperature"):
         token_logprobs(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), 0.0)
+
+
+def test_bfloat16_logits_are_divided_by_the_temperature_in_float32() -> None:
+    logits_TV = torch.randn(9, 7, generator=torch.Generator().manual_seed(1)).bfloat16()
+    targets_T = torch.arange(9) % 7
+    exact_T = torch.log_softmax(logits_TV.double() / 0.7, -1).gather(1, targets_T[:, None])[:, 0].float()
+    torch.testing.assert_close(token_logprobs(logits_TV, targets_T, 0.7), exact_T, rtol=1e-5, atol=1e-5)

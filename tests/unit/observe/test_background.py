@@ -170,7 +170,7 @@ print("longest", longest)
 """
 
 
-@pytest.mark.parametrize("number", ["SIGKILL", "SIGSTOP"])
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGKILL", "SIGSTOP"])  # SIGTERM: what `ray job stop` sends to it too
 def test_wandbs_process_dies_or_hangs_and_the_run_goes_on(tmp_path: Path, number: str) -> None:
     begun = time.monotonic()
     done = subprocess.run(
