@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("framework: interrupted; the same command resumes", file=sys.stderr)
         return EXIT_STOPPED
     except Exception as error:
-        return EXIT_DONE if isinstance(error, BrokenPipeError) and _reader_has_gone() else _explain(error)
+        unread = isinstance(error, BrokenPipeError) and arguments[:1] != ["run"] and _reader_has_gone()
+        return EXIT_DONE if unread else _explain(error)
     finally:
         logger.handlers.clear()  # of this command: a caller's next one has another terminal
 

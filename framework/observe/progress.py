@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -71,7 +72,8 @@ class StageProgress:
         left = f", {format_seconds(elapsed / gained * (total - done))} left" if gained > 0 and done < total else ""
         share = f"{done / total:4.0%}" if total else "  - "
         line = f"[{stage}] {done}/{total} {share} {format_seconds(elapsed)}{left}{'  ' + text if text else ''}"
-        print(line, file=self.stream, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # whoever watched (`2>&1 | head`) has gone: the run goes on
+            print(line, file=self.stream, flush=True)
 
     def _move_bar(self, stage: str, done: int, total: int, text: str) -> None:
         if self._bar is None:

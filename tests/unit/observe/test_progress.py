@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import time
 
 import pytest
@@ -29,6 +31,17 @@ def test_a_log_gets_a_line_now_and_then_and_always_the_last() -> None:
         "[grpo] 80/100  80% 10 s, 2 s left  reward 0.80",
         "[grpo] 100/100 100% 12 s  reward 0.100",
     ]
+
+
+def test_a_watcher_that_has_gone_ends_nothing() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    stream = open(write, "w")  # noqa: SIM115
+    progress = StageProgress(ProgressConfig(seconds_between_lines=0.0), stream)
+    for done in range(3):
+        progress.progress("grpo", done, 3)
+    with contextlib.suppress(BrokenPipeError):
+        stream.close()
 
 
 def test_the_last_line_appears_once() -> None:
