@@ -6,16 +6,15 @@ Dimensions: S answers of a packed row, P pairs of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from itertools import accumulate
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
 from framework.algorithms.reward_loss import Pointwise, bradley_terry, pointwise
 from framework.data.judged import Judged
-from framework.data.packing import pack_documents
 from framework.models.packed_attention import SegmentLayout, forward_packed
+from framework.objectives.judged_rows import extended, name_of, pack_judged, pairs_in
 from framework.objectives.objective import BatchSize, Objective, Share
 from framework.types import LossOutput, MicroBatch
 
@@ -56,20 +55,12 @@ class PairwiseReward(Objective[Sequence[Judged], PairMicroBatch]):
 
     def micro_batches(self, batch: Sequence[Judged], share: Share) -> list[PairMicroBatch]:
         """Pack the answers, those of a prompt together."""
-        starts = [0, *accumulate(len(judged.rows) for judged in batch)]
-        of_row = [place for place, judged in enumerate(batch) for _ in judged.rows]
         found = []
-        for micro in _packed(batch, share):
-            places = {row: place for place, row in enumerate(micro.sample_index_S)}
-            whole = dict.fromkeys(of_row[row] for row in micro.sample_index_S)
-            pairs = [
-                (places[starts[at] + better], places[starts[at] + worse], margin, 1 / len(batch[at].pairs))
-                for at in whole
-                for better, worse, margin in batch[at].pairs
-            ]
+        for micro in pack_judged(batch, share):
+            pairs = [(*pair, margin, 1 / len(judged.pairs)) for *pair, margin, judged in pairs_in(batch, micro)]
             table_P4 = torch.tensor(pairs, dtype=torch.float64).reshape(len(pairs), 4)
             margins_P, weights_P = table_P4[:, 2].float(), table_P4[:, 3].float()
-            found.append(_extended(PairMicroBatch, micro, table_P4[:, :2].long(), margins_P, weights_P))
+            found.append(extended(PairMicroBatch, micro, table_P4[:, :2].long(), margins_P, weights_P))
         return found
 
     def loss(self, model: Any, micro: PairMicroBatch, layout: SegmentLayout | None) -> LossOutput:
@@ -83,7 +74,7 @@ class PairwiseReward(Objective[Sequence[Judged], PairMicroBatch]):
 
     def name(self, batch: Sequence[Judged], index: int) -> str:
         """By the prompt's place."""
-        return _name(batch, index)
+        return name_of(batch, index)
 
 
 @dataclass(frozen=True)
@@ -106,8 +97,8 @@ class PointwiseReward(Objective[Sequence[Judged], LabelMicroBatch]):
         """Pack the answers, those of a prompt together."""
         labels = [label for judged in batch for label in judged.labels]
         return [
-            _extended(LabelMicroBatch, micro, torch.tensor([labels[row] for row in micro.sample_index_S]))
-            for micro in _packed(batch, share)
+            extended(LabelMicroBatch, micro, torch.tensor([labels[row] for row in micro.sample_index_S]))
+            for micro in pack_judged(batch, share)
         ]
 
     def loss(self, model: Any, micro: LabelMicroBatch, layout: SegmentLayout | None) -> LossOutput:
@@ -121,7 +112,7 @@ class PointwiseReward(Objective[Sequence[Judged], LabelMicroBatch]):
 
     def name(self, batch: Sequence[Judged], index: int) -> str:
         """By the prompt's place."""
-        return _name(batch, index)
+        return name_of(batch, index)
 
 
 def last_token_scores(model: Any, micro: MicroBatch, layout: SegmentLayout | None = None) -> torch.Tensor:
@@ -133,19 +124,3 @@ def last_token_scores(model: Any, micro: MicroBatch, layout: SegmentLayout | Non
 def _size(batch: Sequence[Judged], divisor: int) -> BatchSize:
     rows = [row for judged in batch for row in judged.rows]
     return BatchSize(len(rows), float(sum(map(len, rows))), divisor)
-
-
-def _packed(batch: Sequence[Judged], share: Share) -> list[MicroBatch]:
-    rows = [row for judged in batch for row in judged.rows]
-    ends = list(accumulate(len(judged.rows) for judged in batch))
-    units = [range(end - len(judged.rows), end) for end, judged in zip(ends, batch, strict=True)]
-    return pack_documents(rows, share.token_budget, rank=share.rank, ranks=share.ranks, units=units)
-
-
-def _extended(kind: Any, micro: MicroBatch, *more: torch.Tensor) -> Any:
-    return kind(*(getattr(micro, field.name) for field in fields(micro)), *more)
-
-
-def _name(batch: Sequence[Judged], index: int) -> str:
-    places = [place for place, judged in enumerate(batch) for _ in judged.rows]
-    return f"prompt {places[index]}"

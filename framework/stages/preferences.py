@@ -7,12 +7,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from framework.artifacts import Checkpoint, PreferenceSet, TokenizerDir, TokenShards
-from framework.bounds import Probability, bounded
+from framework.bounds import Bound, NonNegativeFloat, Probability, bounded
 from framework.data.chat_encoding import encode_chat
 from framework.data.chat_shards import Chat, Message
 from framework.data.chat_template import ChatTemplate, TemplateConfig
@@ -40,12 +40,24 @@ class PreferencesConfig:
     train: str | None = None
     columns: Columns = field(default_factory=dict)  # our name -> the file's
     validation_share: Probability = 0.05  # of the prompts, by hash of their text: equal ones stay together
+    least_margin: NonNegativeFloat = 0.0  # pairs of a smaller margin are left out; those without one have 0
+    # of the longer answer's characters to the shorter's, above which a pair is left out; null: any
+    longest_ratio: Annotated[float, Bound(least=1)] | None = None
 
     def read(self, kind: Kind) -> Iterator[Preference | Labelled]:
         """Yield what was judged; raises UserError naming file and line, or if nothing is given."""
         if self.train is None:
             raise UserError("data.train", None, "must name a file, glob, folder or hub data set of preferences")
-        yield from (load_preferences if kind == "pairwise" else load_labelled)(self.train, self.columns)
+        if kind == "pairwise":
+            yield from filter(self.keeps, load_preferences(self.train, self.columns))
+        else:
+            yield from load_labelled(self.train, self.columns)
+
+    def keeps(self, one: Preference) -> bool:
+        """Whether a pair's margin is large enough, and its answers of comparable length."""
+        lengths = sorted(len(str(answer.get("content") or "")) for answer in answers_of(one))
+        comparable = self.longest_ratio is None or lengths[1] <= self.longest_ratio * max(lengths[0], 1)
+        return one.margin >= self.least_margin and comparable
 
     def named_files(self) -> tuple[Path, ...]:
         """The files that it reads: the stage runs again when one of them changes."""
@@ -87,10 +99,20 @@ def answers_of(one: Preference | Labelled) -> tuple[Message, ...]:
     return (one.chosen, one.rejected) if isinstance(one, Preference) else (one.answer,)
 
 
-def encode_answer(template: ChatTemplate, messages: tuple[Message, ...], answer: Message, where: str) -> Int32:
-    """Return prompt and answer up to the token that ends it, where a sampled answer ends too, [T]."""
+@dataclass(frozen=True)
+class EncodedAnswer:
+    """Prompt [5 6] and answer [7 1], of which 1 ends it: row 5 6 7 1, start 2."""
+
+    row: Int32  # [T]
+    start: int  # where the answer begins
+
+
+def encode_answer(template: ChatTemplate, messages: tuple[Message, ...], answer: Message, where: str) -> EncodedAnswer:
+    """Return prompt and answer up to the token that ends it, where a sampled answer ends too."""
     encoded = encode_chat(template, Chat(where, (*messages, answer), where=where))
-    return encoded.token_ids[: int(np.flatnonzero(encoded.learned)[-1]) + 1]
+    end = int(np.flatnonzero(encoded.learned)[-1]) + 1
+    before = np.flatnonzero(encoded.learned[:end] == 0)  # earlier answers of the conversation are learned too
+    return EncodedAnswer(encoded.token_ids[:end], int(before[-1]) + 1 if len(before) else 0)
 
 
 @dataclass(frozen=True)
@@ -155,7 +177,7 @@ class EncodePreferences:
                 continue
             (shards / file.stem).mkdir()
 
-            def encode(messages: tuple[Message, ...], answer: Message, where: str) -> Int32:
+            def encode(messages: tuple[Message, ...], answer: Message, where: str) -> EncodedAnswer:
                 return self._checked(encode_answer(template, messages, answer, where), where)
 
             judged = (pairs_of if self.kind == "pairwise" else labels_of)(file, encode)
@@ -166,12 +188,12 @@ class EncodePreferences:
         runtime.tracker.progress(1, 1, f"{tokens:,} tokens")
         return EncodedPreferences(TokenShards(shards), TokenizerDir(saved))
 
-    def _checked(self, row_T: Int32, where: str) -> Int32:
-        if len(row_T) > self.max_tokens:
-            allowed = f"must be at most {self.max_tokens}: the least of stage.reward_model.max_tokens, "
+    def _checked(self, encoded: EncodedAnswer, where: str) -> EncodedAnswer:
+        if len(encoded.row) > self.max_tokens:
+            allowed = f"must be at most {self.max_tokens}: the least of the training stage's max_tokens, "
             allowed += "engine.learner.token_budget and model.max_position_embeddings"
-            raise UserError(f"{where}: tokens", len(row_T), allowed)
-        return row_T
+            raise UserError(f"{where}: tokens", len(encoded.row), allowed)
+        return encoded
 
     def _fitting(self, judged: Judged) -> Judged:
         if (tokens := sum(map(len, judged.rows))) > self.token_budget:
@@ -180,7 +202,7 @@ class EncodePreferences:
         return judged
 
 
-Encode = Callable[[tuple[Message, ...], Message, str], Int32]
+Encode = Callable[[tuple[Message, ...], Message, str], EncodedAnswer]
 
 
 def pairs_of(file: Path, encode: Encode) -> Iterator[Judged]:
@@ -192,20 +214,22 @@ def pairs_of(file: Path, encode: Encode) -> Iterator[Judged]:
     for one in load_preferences(str(file)):
         of_prompt.setdefault(prompt_text(one.messages), []).append(one)
     for found in of_prompt.values():
-        places, rows, pairs = dict[str, int](), list[Int32](), dict[tuple[int, int], float]()
+        places, answers, pairs = dict[str, int](), list[EncodedAnswer](), dict[tuple[int, int], float]()
         for one in found:
             for answer in answers_of(one):
                 if (key := json.dumps(answer, sort_keys=True)) not in places:
-                    places[key] = len(rows)
-                    rows.append(encode(one.messages, answer, one.id))
+                    places[key] = len(answers)
+                    answers.append(encode(one.messages, answer, one.id))
             better, worse = (places[json.dumps(answer, sort_keys=True)] for answer in answers_of(one))
             if (worse, better) in pairs:
                 raise UserError(one.id, "chosen and rejected", "another row of the same prompt says the opposite")
             pairs[better, worse] = max(one.margin, pairs.get((better, worse), 0.0))
-        yield Judged(tuple(rows), tuple((*pair, margin) for pair, margin in pairs.items()))
+        judged = tuple((*pair, margin) for pair, margin in pairs.items())
+        yield Judged(tuple(one.row for one in answers), judged, starts=tuple(one.start for one in answers))
 
 
 def labels_of(file: Path, encode: Encode) -> Iterable[Judged]:
     """Yield the labelled answers of a PreferenceSet's file."""
     for one in load_labelled(str(file)):
-        yield Judged((encode(one.messages, one.answer, one.id),), labels=(one.label,))
+        encoded = encode(one.messages, one.answer, one.id)
+        yield Judged((encoded.row,), labels=(one.label,), starts=(encoded.start,))
