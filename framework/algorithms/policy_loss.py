@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from framework.algorithms.kl import clamp_log_ratio
-from framework.types import LossOutput, PolicyMicroBatch
+from framework.types import LossOutput, MicroBatch, PolicyMicroBatch
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,17 @@ def clipped_gain(ratio_T: torch.Tensor, advantages_T: torch.Tensor, low: float, 
 
 def segment_means(values_T: torch.Tensor, micro: PolicyMicroBatch) -> torch.Tensor:
     """Return each response's mean over its trained tokens, at its tokens [T]; `values_T` are zeros elsewhere."""
+    tokens_S = segment_sums(micro.mask_T.to(values_T.dtype), micro)
+    means_S = segment_sums(values_T, micro) / tokens_S.clamp_min(1.0)
+    return means_S.repeat_interleave(micro.segment_lengths_S, output_size=values_T.shape[0])
+
+
+def segment_sums(values_T: torch.Tensor, micro: MicroBatch) -> torch.Tensor:
+    """Return the sum over each segment, [S]."""
     n_segments = micro.segment_lengths_S.shape[0]
     segments = torch.arange(n_segments, device=values_T.device)
     segment_T = segments.repeat_interleave(micro.segment_lengths_S, output_size=values_T.shape[0])
-    zeros_S = torch.zeros(n_segments, dtype=values_T.dtype, device=values_T.device)
-    tokens_S = zeros_S.index_add(0, segment_T, micro.mask_T.to(zeros_S.dtype))
-    return (zeros_S.index_add(0, segment_T, values_T) / tokens_S.clamp_min(1.0))[segment_T]
+    return torch.zeros(n_segments, dtype=values_T.dtype, device=values_T.device).index_add(0, segment_T, values_T)
 
 
 @torch.no_grad()

@@ -5,12 +5,13 @@ Dimensions: B rows, T tokens of a row, S its segments, L MoE layers, E routed ex
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from framework.algorithms.balance import Summed, auxiliary_losses, identity, sequence_balance_loss
@@ -26,7 +27,9 @@ from framework.models.packed_attention import SegmentLayout, use_packed_attentio
 from framework.objectives.objective import BatchT, MicroT, Objective, Share
 from framework.types import LossOutput, MicroBatch, StepResult
 
+T = TypeVar("T")
 REFERENCE = "reference"
+Measure = Callable[[Any, Any, SegmentLayout | None], Mapping[int, T]]  # of a model on a row: what of each sequence
 
 
 class Trainer(Generic[BatchT, MicroT]):
@@ -66,6 +69,7 @@ class Trainer(Generic[BatchT, MicroT]):
     def _step(self, batch: BatchT, micros: list[MicroT]) -> StepResult:
         engine, objective = self.engine, self.objective
         size, mtp, sums, found = objective.size(batch), MtpStep(engine), _Sums(), objective.first_bad(batch)
+        micros = self._with_sums(micros)
         for index, micro in enumerate(micros):
             layout = self.layout(micro)
             forward = _Forward(engine, micro, mtp, layout)
@@ -94,10 +98,19 @@ class Trainer(Generic[BatchT, MicroT]):
     def evaluate(self, batch: BatchT) -> dict[str, float]:
         """Return the objective's loss and metrics on a batch, of which every rank computes its share."""
         size, sums = self.objective.size(batch), _Sums()
-        for micro in self._with_reference([self._micro_batches(batch)])[0]:
+        for micro in self._with_sums(self._with_reference([self._micro_batches(batch)])[0]):
             output = self.objective.loss(self.engine.model, micro, self.layout(micro))
             sums.add(output, {"loss": float(output.loss / (size.divisor * self.engine.config.sp_size))})
         return sums.means(self.engine)
+
+    @torch.no_grad()
+    def measure(self, batch: BatchT, measure: Measure[T]) -> list[T]:
+        """Return something of each sequence of a batch under the current weights; every rank returns all of them."""
+        found: dict[int, T] = {}
+        for micro in self._micro_batches(batch):
+            found |= measure(self.engine.model, micro, self.layout(micro, scoring=True))
+        all_ranks = gathered(found)
+        return [all_ranks[index] for index in sorted(all_ranks)]
 
     def reset_reference(self) -> None:
         """Make the current weights the reference (R1-Zero's KL term: every 400 steps)."""
@@ -141,6 +154,16 @@ class Trainer(Generic[BatchT, MicroT]):
 
     def _micro_batches(self, batch: BatchT) -> list[MicroT]:
         return [self.on_device(micro) for micro in self.objective.micro_batches(batch, self.share)]
+
+    def _with_sums(self, micros: list[MicroT]) -> list[MicroT]:
+        """The rows with what the losses need of the whole batch, under the weights of now."""
+        model, objective = self.engine.model, self.objective
+        if not objective.two_passes:
+            return micros
+        with torch.no_grad():
+            found = [objective.first_sums(model, micro, self.layout(micro, scoring=True)) for micro in micros]
+        sums: list[float] = self.engine.sum_over_ranks(torch.stack(found).sum(0)).tolist()
+        return [objective.with_sums(micro, sums) for micro in micros]
 
     def layout(self, micro: MicroBatch, scoring: bool = False) -> SegmentLayout | None:
         """Return how a row lies, on this rank; None where the objective does not pack.
@@ -191,6 +214,15 @@ class Trainer(Generic[BatchT, MicroT]):
                 weighted_S = config.device_alpha * losses.device_S + config.communication_alpha * losses.communication_S
                 total = total + weighted_S.mean()
         return total
+
+
+def gathered(found: dict[int, T]) -> dict[int, T]:
+    """Return what all ranks have found, by sequence (a collective)."""
+    if dist.get_world_size() == 1:
+        return found
+    shares: list[dict[int, T]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(shares, found)
+    return {index: value for share in shares for index, value in share.items()}
 
 
 class _Forward:

@@ -8,9 +8,11 @@ Dimensions: T tokens of a packed row, S segments of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
 
 from framework.models.packed_attention import SegmentLayout
 from framework.types import LossOutput, MicroBatch
@@ -55,6 +57,11 @@ class Objective(Generic[BatchT, MicroT]):
         """Whether the loss needs another model: a copy of the first weights, for `with_reference`."""
         return False
 
+    @property
+    def two_passes(self) -> bool:
+        """Whether a row's loss needs sums over the whole batch, which a first forward of every row gives."""
+        return False
+
     def size(self, batch: BatchT) -> BatchSize:
         """Return what the whole batch's sums are divided by."""
         raise NotImplementedError
@@ -75,6 +82,14 @@ class Objective(Generic[BatchT, MicroT]):
 
     def with_reference(self, model: Any, micro: MicroT, layout: SegmentLayout | None) -> MicroT:
         """Return the row with what the loss needs of the reference, given the model under its weights."""
+        raise NotImplementedError
+
+    def first_sums(self, model: Any, micro: MicroT, layout: SegmentLayout | None) -> torch.Tensor:
+        """Return what the row adds to those sums, [N], where `two_passes`."""
+        raise NotImplementedError
+
+    def with_sums(self, micro: MicroT, sums: Sequence[float]) -> MicroT:
+        """Return the row with the sums over the whole batch."""
         raise NotImplementedError
 
     def first_bad(self, batch: BatchT) -> str:

@@ -72,6 +72,7 @@ class TrainingWorker(Rank):
             allowed = f"the tokenizer has {self._feed.vocab_size} tokens: it does not match this model"
             raise UserError("model.vocab_size", model.config.vocab_size, allowed)
         self._trainer = Trainer(model, engine, self._feed.objective)
+        self._feed.begin(self._trainer, run.work_dir)
 
     def steps(self) -> int:
         """Optimizer steps taken."""
