@@ -2,6 +2,7 @@
 
 chosen, rejected    texts after a prompt (text or messages); or whole conversations that begin alike
 hh                  chosen and rejected as "\\n\\nHuman: ...\\n\\nAssistant: ..." (Anthropic's hh-rlhf)
+rankings            several answers, as `layouts.rankings` has them: all pairs of them that are no ties
 labels              one answer a row (answer, response) with a label: a number, true or false
 
 Beside chosen and rejected a margin may stand: by how much the first is better.
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from framework.data.layouts import rankings
 from framework.data.layouts.chats import with_system
 from framework.data.layouts.columns import Columns, Field, named, renamed, text_of
 from framework.data.layouts.messages import Message, read_messages
@@ -78,12 +80,19 @@ def load_preferences(
 def preferences_of(source: Source, columns: Columns) -> Iterator[Preference]:
     """As `load_preferences`, of a source that was found."""
     column_key = f"{source.key.rpartition('.')[0] or 'data'}.columns"
-    said = False
+    said, ties, rows = False, 0, 0
     for found in source.rows():
         row = renamed(found, columns, OURS, column_key)
         chosen, rejected, prompt = (field.find(row.fields) for field in (_CHOSEN, _REJECTED, _PROMPT))
+        ranking = rankings.ANSWERS.find(row.fields)
+        if ranking is not None and chosen is None:
+            ranked = rankings.read_ranking(row.fields, ranking, row.where)
+            ties, rows = ties + ranked.ties, rows + 1
+            yield from _ranked(row, ranked, prompt)
+            continue
         if chosen is None or rejected is None:
-            allowed = f"preferences need chosen and rejected; or name them, {column_key}={{chosen: COLUMN, …}}"
+            allowed = "preferences need chosen and rejected, or ranked answers; "
+            allowed += f"or name them, {column_key}={{chosen: COLUMN, …}}"
             raise UserError(row.where, f"columns {named(row.fields)}", allowed)
         if not said:
             hh = _is_hh(row.fields[chosen])
@@ -91,6 +100,8 @@ def preferences_of(source: Source, columns: Columns) -> Iterator[Preference]:
             logger.info("%s: %s read as %s", source.key, source.name, layout)
             said = True
         yield _preference(row, chosen, rejected, prompt)
+    if rows:
+        logger.info("%s: %s read as %d rankings; %d pairs in them are ties", source.key, source.name, rows, ties)
 
 
 def load_labelled(
@@ -107,12 +118,9 @@ def load_labelled(
         if prompt is None or answer is None or label is None:
             allowed = f"labelled answers need prompt, answer and label; or name them, {column_key}={{label: COLUMN, …}}"
             raise UserError(row.where, f"columns {named(row.fields)}", allowed)
-        value, where = row.fields[prompt], f"{row.where}: {prompt}"
-        asked = ({"role": "user", "content": value},) if isinstance(value, str) else _side(value, where)
-        answers = _side(row.fields[answer], f"{row.where}: {answer}")
-        if len(answers) != 1 or answers[0]["role"] != "assistant" or asked[-1]["role"] not in ("user", "tool"):
+        messages, answers = _asked(row, prompt), _side(row.fields[answer], f"{row.where}: {answer}")
+        if len(answers) != 1 or answers[0]["role"] != "assistant":
             raise UserError(row.where, answer, "must be one assistant's answer to a question")
-        messages = with_system(asked, row.fields.get("system"), row.where)
         number = _number(row.fields[label], f"{row.where}: {label}")
         yield Labelled(str(row.fields.get("id") or row.where), messages, answers[0], number)
 
@@ -121,6 +129,26 @@ def _number(value: Any, where: str) -> float:
     if isinstance(value, bool | int | float) and math.isfinite(value):
         return float(value)
     raise UserError(where, value, "must be a number, true or false")
+
+
+def _ranked(row: Row, ranked: rankings.Ranked, prompt: str | None) -> Iterator[Preference]:
+    """All pairs of a ranking; of the answers of one rank nothing is said."""
+    if prompt is None:
+        raise UserError(row.where, f"columns {named(row.fields)}", "a ranking needs the prompt that it answers")
+    messages = _asked(row, prompt)
+    name = str(row.fields.get("id") or row.where)
+    for better, worse in ranked.pairs():
+        # by how much is not said: ranks have no unit
+        yield Preference(f"{name}#{better}>{worse}", messages, ranked.answers[better], ranked.answers[worse])
+
+
+def _asked(row: Row, prompt: str) -> tuple[Message, ...]:
+    """The conversation that is answered, which a user or a tool ends."""
+    value, where = row.fields[prompt], f"{row.where}: {prompt}"
+    asked = ({"role": "user", "content": value},) if isinstance(value, str) else _side(value, where)
+    if asked[-1]["role"] not in ("user", "tool"):
+        raise UserError(where, asked[-1]["role"], "must end with a user's question")
+    return with_system(asked, row.fields.get("system"), row.where)
 
 
 def _preference(row: Row, chosen: str, rejected: str, prompt: str | None) -> Preference:

@@ -19,6 +19,7 @@ from framework.graph.nodes import Runtime
 from framework.stages.collect import NoInputs
 from framework.stages.preferences import (
     CollectPreferences,
+    EncodedAnswer,
     EncodePreferences,
     EncodePreferencesInputs,
     PreferencesConfig,
@@ -66,9 +67,13 @@ def test_all_pairs_of_a_prompt_are_one_element_and_each_answer_one_row(tmp_path:
     assert all(
         row[-1] == END and row.tolist().count(END) == 2 for one in found for row in one.rows
     )  # where sampling ends
-    with pytest.raises(UserError, match=r"train\.jsonl:1: tokens.*stage\.reward_model\.max_tokens"):
+    for one in found:  # an answer begins where all rows of its prompt still agree
+        sides = [(row[:start], row[start:-1]) for row, start in zip(one.rows, one.starts, strict=True)]
+        assert len({tuple(prompt) for prompt, _ in sides}) == 1
+        assert all(END in prompt and END not in answer for prompt, answer in sides)
+    with pytest.raises(UserError, match=r"train\.jsonl:1: tokens.*the training stage's max_tokens"):
         EncodePreferences(4, 400, "pairwise").run(inputs, runtime(tmp_path / "out"))
-    alike = lambda messages, answer, where: np.zeros(30, np.int32)  # noqa: E731
+    alike = lambda messages, answer, where: EncodedAnswer(np.zeros(30, np.int32), 20)  # noqa: E731
     with pytest.raises(UserError, match=r"3 answers to a prompt: tokens.*one batch element"):
         list(map(EncodePreferences(64, 60, "pairwise")._fitting, pairs_of(file, alike)))
 
@@ -76,7 +81,7 @@ def test_all_pairs_of_a_prompt_are_one_element_and_each_answer_one_row(tmp_path:
 def test_contradictory_pairs_are_named(tmp_path: Path) -> None:
     file = Path(written(tmp_path / "p.jsonl", pair("1 + 2?", "3", "4"), pair("1 + 2?", "4", "3")))
     with pytest.raises(UserError, match=r"p\.jsonl:2.*the opposite"):
-        list(pairs_of(file, lambda messages, answer, where: np.zeros(1, np.int32)))
+        list(pairs_of(file, lambda messages, answer, where: EncodedAnswer(np.zeros(2, np.int32), 1)))
 
 
 def test_equal_prompts_fall_on_one_side_and_what_is_written_is_read_again(tmp_path: Path) -> None:
@@ -89,6 +94,53 @@ def test_equal_prompts_fall_on_one_side_and_what_is_written_is_read_again(tmp_pa
     assert len(sides["train"]) + len(sides["validation"]) == len(rows)
     assert config.count_train("pairwise") == len(asked["train"])
     assert {one.margin for side in sides.values() for one in side} == {row["margin"] for row in rows}
+
+
+def ranking(*answers: Any, **more: Any) -> dict[str, Any]:
+    return {"prompt": "1 + 2?", "answers": list(answers), **more}
+
+
+def test_a_ranking_is_all_pairs_that_are_no_ties(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def pairs(*rows: dict[str, Any]) -> list[tuple[str, str]]:
+        file = written(tmp_path / "r.jsonl", *rows)
+        return [(one.chosen["content"], one.rejected["content"]) for one in load_preferences(file)]
+
+    best_first = [("3", "4"), ("3", "5"), ("4", "5")]
+    assert pairs(ranking("3", "4", "5")) == best_first
+    assert sorted(pairs(ranking("5", "3", "4", ranks=[3, 1, 2]))) == best_first
+    assert sorted(pairs(ranking("5", "3", "4", scores=[0.1, 9, 2]))) == best_first
+    objects = [{"answer": "4", "rank": 2}, {"answer": "3", "rank": 1}, {"answer": "5", "rank": 2}]
+    with caplog.at_level("INFO"):
+        assert pairs(ranking(*objects)) == [("3", "4"), ("3", "5")]
+    assert "1 rankings; 1 pairs in them are ties" in caplog.text
+    # K answers are one batch element, however many pairs they make
+    file = Path(written(tmp_path / "r.jsonl", ranking("3", "4", "5", "6")))
+    (found,) = pairs_of(file, lambda messages, answer, where: EncodedAnswer(np.zeros(2, np.int32), 1))
+    assert (len(found.rows), len(found.pairs)) == (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([ranking("3")], r"r\.jsonl:1: answers: got 1; must rank at least two"),
+        ([ranking("3", "3")], r"r\.jsonl:1: answers\[1\].*is answer 0 again"),
+        ([ranking("3", "4", ranks=[1])], r"r\.jsonl:1: rank: got \[1\]; must be a number for each of the 2"),
+        ([{"answers": ["3", "4"]}], r"r\.jsonl:1.*needs the prompt"),
+        ([ranking("3", "4"), ranking("4", "3")], r"r\.jsonl:2#0>1.*the opposite"),
+        ([ranking("3", 4)], r"r\.jsonl:1: answers\[1\]"),
+    ],
+)
+def test_rankings_that_say_nothing_or_two_things_are_one_line(rows: Any, says: str, tmp_path: Path) -> None:
+    file = Path(written(tmp_path / "r.jsonl", *rows))
+    with pytest.raises(UserError, match=says):
+        list(pairs_of(file, lambda messages, answer, where: EncodedAnswer(np.zeros(2, np.int32), 1)))
+
+
+def test_margins_and_lengths_are_controlled(tmp_path: Path) -> None:
+    rows = [pair("a", "x" * 9, "y", margin=2), pair("b", "xx", "y", margin=0.5), pair("c", "xx", "y", margin=2)]
+    file = written(tmp_path / "m.jsonl", *rows)
+    kept = PreferencesConfig(file, least_margin=1, longest_ratio=4).read("pairwise")
+    assert [one.messages[0]["content"] for one in kept] == ["c"]
 
 
 def test_labelled_answers(tmp_path: Path) -> None:
