@@ -116,10 +116,23 @@ class TrainSample:
     prompt_id: str
     prompt_ids: Int32  # [P]
     response_ids: Int32  # [R]
-    advantage: float  # 0 without signal in its group, or without a score of its own
+    # 0 without signal in its group, or without a score of its own; of an algorithm with a critic the reward
+    advantage: float
     sampler_logprobs: Float32  # [R]
     weight_versions: Int32  # [R]
     old_logprobs: Float32 | None = None  # [R], pi_old of the ratio; None: the sampler's
+    token_advantages: Float32 | None = None  # [R], a critic's; None: `advantage` at each token
+
+
+@dataclass(frozen=True)
+class ValueSample:
+    """One response as a critic trains on it: [7 1], worth 0.8 and 1.1 before the batch, returns 1.5 and 1.5."""
+
+    prompt_id: str
+    prompt_ids: Int32  # [P]
+    response_ids: Int32  # [R]
+    returns: Float32  # [R], reward that was still to come before each token
+    old_values: Float32  # [R], what the critic had expected
 
 
 @dataclass(frozen=True)
@@ -134,6 +147,7 @@ class Minibatch:
     samples: tuple[TrainSample, ...]
     n_responses: int  # that the step stands for: the denominator of a mean over responses
     n_tokens: int  # of these responses: the denominator of a mean over tokens
+    pretraining: tuple[Int32, ...] = ()  # rows of text that are learned beside them, [T] each
 
     @classmethod
     def of(cls, samples: Sequence[TrainSample]) -> Minibatch:

@@ -8,7 +8,7 @@ from framework.errors import UserError
 from framework.graph.nodes import Graph
 from framework.stages.evaluate import Evaluate
 from framework.stages.grpo import Grpo
-from framework.stages.grpo_roles import find_rollouts, usable_rollouts
+from framework.stages.grpo_roles import check_critic, find_rollouts, usable_rollouts
 from framework.stages.prompts import PreparePrompts, PromptsConfig, check_prompts
 
 
@@ -17,6 +17,8 @@ def build(config: RunConfig) -> Graph:
     base, model = given_base(config)
     rl, evaluating = config.stage["grpo"], config.stage["evaluate"]
     grpo = Grpo(rl, model, evaluate=evaluating if rl.evaluate_every else None)
+    if grpo.given_critic is not None:
+        check_critic(grpo.given_critic, base.path)
     graph = Graph()
     if rl.rollouts_from is not None:  # no sampler starts, so nothing is evaluated either
         rollouts = find_rollouts(rl.rollouts_from)

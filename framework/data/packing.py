@@ -278,7 +278,7 @@ def _policy_segment(sample: TrainSample, denominator: Denominator, ref_logprobs:
         targets=token_ids[1:],
         mask=placed(1.0),
         weights=placed(1.0 / n_response if denominator == "response" else 1.0),
-        advantages=placed(sample.advantage),
+        advantages=placed(sample.advantage if sample.token_advantages is None else sample.token_advantages),
         old_logprobs=placed(old),
         sampler_logprobs=placed(sample.sampler_logprobs),
         ref_logprobs=placed(ref),

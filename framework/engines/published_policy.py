@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from framework.data.packing import unpack_responses
 from framework.engines.deepspeed_engine import DeepSpeedConfig, Snapshot
 from framework.engines.expert_parallel import own_tensors
-from framework.engines.trainer import Trainer
+from framework.engines.trainer import Trainer, gathered
 from framework.engines.weights import flatten
 from framework.errors import UserError
 from framework.models.packed_attention import packed_logprobs
 from framework.objectives.policy_rows import PolicyRows
+from framework.objectives.pretraining_mix import PretrainingMix
 from framework.types import Float32, Minibatch, PublishedWeights, StepResult, TrainSample
 
 
@@ -30,10 +31,13 @@ class PublishedPolicy:
     second model. Version 0 is the weights that the learner was built with; each `publish` makes the next.
     """
 
-    def __init__(self, model: nn.Module, config: DeepSpeedConfig, rows: PolicyRows) -> None:
+    def __init__(
+        self, model: nn.Module, config: DeepSpeedConfig, rows: PolicyRows, mix: PretrainingMix | None = None
+    ) -> None:
+        """`mix`: the same rows with pretraining beside them, where there is any."""
         if config.balance_losses:  # RL moves the correction bias, if anything (V3 has no balance loss in RL)
             raise UserError("engine.balance_alpha", config.balance_alpha, "0 in RL, as the other balance losses")
-        self.trainer = Trainer(model, config, rows)
+        self.trainer: Trainer[Minibatch, Any] = Trainer(model, config, mix or rows)
         self.engine, self.policy = self.trainer.engine, rows.policy
         self.version = 0
         self._rows = rows
@@ -71,10 +75,7 @@ class PublishedPolicy:
                 layout = self.trainer.layout(micro, scoring=True)
                 result = packed_logprobs(self.engine.model, micro, self._rows.temperature, layout=layout)
                 found |= unpack_responses(result.logprobs_T, micro)
-        if self.engine.world > 1:
-            shares: list[dict[int, Float32]] = [{}] * self.engine.world
-            dist.all_gather_object(shares, found)
-            found = {index: values for share in shares for index, values in share.items()}
+        found = gathered(found)
         return [found[index] for index in range(len(samples))]
 
     def reset_reference(self) -> None:

@@ -17,6 +17,7 @@ from framework.algorithms.kl import k3
 from framework.algorithms.policy_loss import Gain, PolicyValues, summed, token_ratio, trained_values
 from framework.bounds import NonNegativeFloat, NonNegativeInt, bounded
 from framework.errors import UserError
+from framework.objectives.objective import Objective
 from framework.types import Denominator, Float32, LossOutput, PolicyMicroBatch, ScoredGroup, TrainSample
 
 
@@ -37,11 +38,17 @@ class PolicyObjective:
 
     average: ClassVar[Denominator] = "response"  # what the sum of losses is divided by
     kl_in_reward: ClassVar[bool] = False  # the KL term is part of each response's reward, not of the loss
+    group_baseline: ClassVar[bool] = True  # it compares the responses to a prompt: there must be two
     std: ClassVar[bool] = True  # advantages are divided by the group's standard deviation
 
     def __post_init__(self) -> None:
         if self.skip_idle and self.kl_coef:
             raise UserError("algorithm.skip_idle", True, f"must be false with algorithm.kl_coef={self.kl_coef:g}")
+
+    @property
+    def critic(self) -> Objective[Any, Any] | None:
+        """What a second learner learns, which says what reward is to be expected (`token_advantages`); None: none."""
+        return None
 
     def check(self, response_limit: int, components: Sequence[str]) -> None:
         """Raise UserError unless the objective fits the run's longest response and its rewards."""
@@ -79,6 +86,16 @@ class PolicyObjective:
     def with_kl_reward(self, samples: Sequence[TrainSample], ref_logprobs: Sequence[Float32]) -> list[TrainSample]:
         """Return a batch's samples with the KL term in their advantages, where `kl_in_reward`."""
         raise NotImplementedError
+
+    def token_advantages(
+        self, samples: Sequence[TrainSample], values: Sequence[Float32], ref_logprobs: Sequence[Float32], kl_coef: float
+    ) -> tuple[list[Float32], list[Float32]]:
+        """Return each response's advantages and a critic's returns, [R] each, where `critic`."""
+        raise NotImplementedError
+
+    def next_kl_coef(self, kl_coef: float, kl: float) -> float:
+        """Return the KL term's coefficient for the next batch, where `critic`."""
+        return kl_coef
 
     def gain(self, values: PolicyValues, micro: PolicyMicroBatch) -> Gain:
         """Return what each token adds to the objective, [T], without the KL term and the token's weight."""

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from framework.actors.rank_group import Rank
 from framework.algorithms.mismatch import Mismatch, check_mismatch, measure_mismatch, merge_mismatches
+from framework.data.shards import TokenRows
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.graph.store import disk_errors
 from framework.objectives.grpo import Grpo
@@ -23,6 +26,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class PretrainingConfig:
+    """The text that is learned beside responses, and how strongly."""
+
+    shards: Path
+    coef: float
+    rows: int  # of each optimizer step
+    row_tokens: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class LearnerConfig:
     """What one learner rank is built from."""
 
@@ -31,10 +45,13 @@ class LearnerConfig:
     objective: PolicyObjective = field(default_factory=Grpo)
     temperature: float = 1.0  # the sampler's
     entropy: bool = False  # report the policy's entropy
+    pretraining: PretrainingConfig | None = None
 
 
 class LearnerWorker(Rank):
     """The rank. Calls are collective."""
+
+    _text: PretrainingConfig | None = None
 
     def start(self, rank: int, world: int, host: str, port: int, config: LearnerConfig) -> None:
         """Join the process group and load the model; raises UserError on a bad checkpoint or topology."""
@@ -42,9 +59,14 @@ class LearnerWorker(Rank):
         from framework.engines.published_policy import PublishedPolicy
         from framework.engines.sharded_load import load_sharded
         from framework.objectives.policy_rows import PolicyRows
+        from framework.objectives.pretraining_mix import PretrainingMix
 
         rows = PolicyRows(config.objective, config.temperature, config.entropy)
-        self._learner = PublishedPolicy(load_sharded(config.checkpoint, config.engine), config.engine, rows)
+        self._text, mix = config.pretraining, None
+        if self._text is not None:
+            self._rows = TokenRows(self._text.shards, "train", self._text.row_tokens, self._text.seed)
+            mix = PretrainingMix(rows, self._text.coef)
+        self._learner = PublishedPolicy(load_sharded(config.checkpoint, config.engine), config.engine, rows, mix)
 
     def train(self, batch: TrainBatch) -> TrainResult:
         """One optimizer step a minibatch; before the first raises MismatchTooLarge if the probe does not pass the gate.
@@ -56,15 +78,15 @@ class LearnerWorker(Rank):
         mismatch = self._measure(batch) if batch.probe else None
         if mismatch is not None:
             check_mismatch(mismatch, batch.gate)
-        minibatches = batch.minibatches
-        if self._learner.policy.old_logprobs == "learner":
+        minibatches, policy = batch.minibatches, self._learner.policy
+        if policy.old_logprobs == "learner" and not policy.critic:  # with one they are in the batch
             # pi_old is the policy that the batch starts from, so all come before the first step
             minibatches = tuple(
                 replace(minibatch, samples=self._with_old_logprobs(minibatch.samples)) for minibatch in minibatches
             )
-        if self._learner.policy.kl_in_reward and self._learner.policy.kl_coef:
+        if policy.kl_in_reward and policy.kl_coef and not policy.critic:
             minibatches = self._with_kl_reward(minibatches)
-        steps = tuple(self._learner.train_minibatches(minibatches))
+        steps = tuple(self._learner.train_minibatches(self._with_text(minibatches)))
         tokens = sum(len(s.prompt_ids) + len(s.response_ids) for minibatch in minibatches for s in minibatch.samples)
         return TrainResult(steps, mismatch, time.monotonic() - started, tokens)
 
@@ -75,6 +97,12 @@ class LearnerWorker(Rank):
     def offload(self) -> None:
         """Leave the GPU to the samplers; any other call comes back to it first."""
         self._learner.engine.turn.offload()
+
+    def look(self, samples: Sequence[TrainSample]) -> tuple[list[Float32] | None, list[Float32]]:
+        """Logprobs [R] of each response, before any is trained: pi_old's (None: the sampler's), and the reference's."""
+        learner = self._awake
+        old = learner.logprobs(samples) if learner.policy.old_logprobs == "learner" else None
+        return old, learner.reference_logprobs(samples)
 
     def reset_reference(self) -> None:
         """Make the current policy the KL term's reference."""
@@ -103,6 +131,16 @@ class LearnerWorker(Rank):
         """The learner, back on its GPU."""
         self._learner.engine.turn.reload()
         return self._learner
+
+    def _with_text(self, minibatches: Sequence[Minibatch]) -> Sequence[Minibatch]:
+        """With the pretraining rows of the steps that come next."""
+        if (text := self._text) is None:
+            return minibatches
+        first, found = self._learner.engine.steps, list[Minibatch]()
+        for place, minibatch in enumerate(minibatches):
+            rows_BT = self._rows.batch((first + place) * text.rows, text.rows)
+            found.append(replace(minibatch, pretraining=tuple(rows_BT.astype(np.int32))))
+        return found
 
     def _with_old_logprobs(self, samples: tuple[TrainSample, ...]) -> tuple[TrainSample, ...]:
         found = self._learner.logprobs(samples)

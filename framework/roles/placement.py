@@ -49,6 +49,7 @@ class Placement:
     rollouts: int = 0
     tensor_parallel_size: int = 1
     rewards: int = 0  # workers; they have GPUs where `cluster.reward_gpus` says so, several on one if it is a share
+    critic: bool = False  # a rank of it sits beside each learner's
 
     def __post_init__(self) -> None:
         cluster, size = self.cluster, self.tensor_parallel_size
@@ -105,7 +106,7 @@ class Placement:
     @property
     def share(self) -> float:
         """What one role books of a GPU."""
-        return BOOKED / 2 if self.cluster.colocate else BOOKED
+        return BOOKED / (1 + self.cluster.colocate + self.critic)
 
     def bundles(self) -> tuple[dict[str, float], ...]:
         """What every place books: a GPU, and its part of the CPUs of all roles that have GPUs.
@@ -162,6 +163,10 @@ class Seats:
         placement = self.placement
         cpus, ranks = placement.cluster.learner_cpus, range(placement.learners)
         return [self._options(cpus, placement.learner(rank), placement.share) for rank in ranks]
+
+    def critic_options(self) -> list[dict[str, Any]]:
+        """Ray's options for each rank of the critic, on the learner's GPU; its cores are the learner's."""
+        return [{**options, "num_cpus": 0} for options in self.learner_options()]
 
     def rollout_options(self) -> list[dict[str, Any]]:
         """Ray's options for each sampler. Ray's workers take the GPUs of one that spans nodes."""

@@ -68,10 +68,15 @@ def advantages(scored: ScoredGroup, objective: PolicyObjective) -> dict[int, flo
 def train_samples(scored: ScoredGroup, objective: PolicyObjective) -> list[TrainSample]:
     """Every response with its advantage: 0 in a group without signal, and where the response could not be scored.
 
-    Such a response is in no baseline, but in the KL term, the denominators and the metrics like any other.
+    Such a response is in no baseline, but in the KL term, the denominators and the metrics like any other. A critic
+    learns what rewards are, and so is not shown one that has none.
     """
     found, group = advantages(scored, objective), scored.group
-    return [_sample(group.prompt, response, found.get(i, 0.0)) for i, response in enumerate(group.responses)]
+    return [
+        _sample(group.prompt, response, found.get(i, 0.0))
+        for i, response in enumerate(group.responses)
+        if i in found or not objective.critic
+    ]
 
 
 def with_finite_totals(scores: Sequence[RewardScore]) -> tuple[RewardScore, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +20,7 @@ class TrainResult:
     mismatch: Mismatch | None  # measured, and found small enough, before the first step
     seconds: float
     tokens: int  # of prompts and responses, those of skipped responses left out
+    metrics: Mapping[str, float] = field(default_factory=dict)  # what else the learner has to tell, by a run's names
 
 
 class Rollouts(Protocol):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from framework.algorithms.mismatch import MismatchConfig
-from framework.bounds import Bound, NonNegativeInt, PositiveInt, bounded, count_of, divisors
+from framework.bounds import Bound, NonNegativeInt, PositiveInt, bounded, divisors
 from framework.engines.lr_schedule import StepwiseValue, value_at, values_of
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
@@ -21,7 +21,7 @@ class RlConfig:
 
     steps: PositiveInt = 10_400  # optimizer steps in all
     prompts_per_step: PositiveInt = 32
-    group_size: Annotated[int, count_of(2, "the group is the baseline")] = 16  # G
+    group_size: PositiveInt = 16  # G; the group is the baseline, unless the algorithm has a critic
     minibatches_per_rollout: PositiveInt = 16  # optimizer steps on one batch of rollouts; one inner epoch
     max_staleness: NonNegativeInt = 0  # policy versions that a rollout may lag behind
     temperature: Annotated[float, Bound(above=0, most=2, note="logprobs are at temperature")] = 1.0

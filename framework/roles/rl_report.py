@@ -25,7 +25,7 @@ def batch_report(
 
     `version` trained on it; `phases` are seconds by name, with time/step_s among them.
     """
-    metrics = batch_metrics(groups, discarded, version) | step_metrics(result.steps)
+    metrics = batch_metrics(groups, discarded, version) | step_metrics(result.steps) | dict(result.metrics)
     if result.mismatch is not None:
         metrics |= mismatch_metrics(result.mismatch)
     if (load_LE := expert_load(result.steps)) is not None:

@@ -7,15 +7,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from framework.artifacts import Checkpoint, PromptSet, RewardCheckpoint, RolloutSet
-from framework.bounds import bounded
+from framework.artifacts import Checkpoint, PromptSet, RewardCheckpoint, RolloutSet, TokenShards
+from framework.bounds import NonNegativeFloat, PositiveInt, bounded
 from framework.data.chat_template import TemplateConfig, tokenize_prompts
 from framework.data.readers import read_prompts
 from framework.data.tokenizer_files import copy_tokenizer, load_tokenizer
 from framework.engines.deepspeed_engine import DeepSpeedConfig
-from framework.engines.lr_schedule import sum_over
+from framework.engines.lr_schedule import LrSchedule, sum_over
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
@@ -33,6 +34,10 @@ from framework.stages.evaluate import EvaluateConfig
 from framework.stages.held_out import held_out
 from framework.types import Prompt
 
+if TYPE_CHECKING:
+    from framework.roles.critic import CriticConfig
+    from framework.roles.learner import PretrainingConfig
+
 
 @dataclass(frozen=True)
 class GrpoInputs:
@@ -44,6 +49,8 @@ class GrpoInputs:
     helpful: RewardCheckpoint | None = None  # what the reward component of this name asks
     safety: RewardCheckpoint | None = None
     rollouts: RolloutSet | None = None
+    text: TokenShards | None = None  # to learn beside responses, by `pretraining_coef`
+    critic: RewardCheckpoint | None = None  # whose head the critic starts with; None: the base with a new one
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,14 @@ class GrpoConfig(RlConfig):
     algorithm: PolicyObjective = field(default_factory=grpo.Grpo)  # how a batch becomes a loss
     reward: RewardConfig = field(kw_only=True)  # what scores a response
     engine: Engines = Engines()  # sampler and learner
+    # of an algorithm with a critic; its other settings are the learner's. InstructGPT's, C.4
+    critic_schedule: LrSchedule = LrSchedule(lr=9e-6)
+    # the reward model whose head it starts with; null: the job's, or the base with a new one
+    critic: Path | None = None
+    # PPO-ptx's gamma: how strongly the nll of pretraining text counts in each step, where the job has such; 0: not
+    pretraining_coef: NonNegativeFloat = 0.0
+    pretraining_rows: PositiveInt = 512  # of a step; InstructGPT: 8 an episode
+    pretraining_tokens: PositiveInt = 2048  # of a row
 
     def fit(self, model: ModelConfig, cluster: ClusterConfig, given: Given) -> Fit:
         """Compute what is not given of the engines, for the model on the cluster."""
@@ -111,6 +126,11 @@ class GrpoConfig(RlConfig):
             allowed = f"must hold a whole sequence: engine.rollout.max_model_len={context}"
             raise UserError("engine.learner.token_budget", self.engine.learner.token_budget, allowed)
         self.algorithm.check(self.longest, tuple(self.reward.components))
+        if self.pretraining_coef and self.pretraining_tokens > self.engine.learner.token_budget:
+            allowed = f"must be at most engine.learner.token_budget={self.engine.learner.token_budget}"
+            raise UserError("pretraining_tokens", self.pretraining_tokens, allowed)
+        if self.group_size < 2 and self.algorithm.group_baseline:
+            raise UserError("group_size", self.group_size, "must be at least 2: the group is the baseline")
         self.reward.check_limit(self.longest)
         reset, each = self.algorithm.reference_reset_steps, self.minibatches_per_rollout
         if self.algorithm.kl_coef and reset % each:
@@ -190,15 +210,16 @@ class Grpo:
         rewards = with_checkpoints(self.rewards, connected).at_limit(config.longest)
         objective = self.algorithm.at_limit(config.longest)
         engine = replace(self.learner, keep_versions=max(self.learner.keep_versions, config.max_staleness))
-        learner = LearnerConfig(base, engine, objective, config.temperature, entropy=True)
+        learner = LearnerConfig(base, engine, objective, config.temperature, True, self._text(inputs, runtime.seed))
+        critic = self._critic(inputs, engine, runtime.seed, base)
         asked = None
         if inputs.rollouts is not None:
             groups = usable_rollouts(inputs.rollouts, inputs.base.path, config, objective, self.learner, self.model)
-            starting = recorded_roles(config, groups, learner, runtime)
+            starting = recorded_roles(config, groups, learner, critic, runtime)
         else:
             prompts, asked = self._prompts(inputs, tokenizer)
             late = () if inputs.late is None else self._tokenized(inputs.late, tokenizer)
-            starting = live_roles(config, prompts, late, self.rollout, rewards, learner, runtime)
+            starting = live_roles(config, prompts, late, self.rollout, rewards, learner, critic, runtime)
         saver, directory = None, runtime.artifact_dir("policy")
         if config.save_rollouts is not None:
             header = header_of(tokenizer, config.temperature, runtime.work_dir)
@@ -225,6 +246,35 @@ class Grpo:
             ).run()
         copy_tokenizer(inputs.base.path, directory)
         return GrpoOutputs(Checkpoint(directory))
+
+    def _text(self, inputs: GrpoInputs, seed: int) -> PretrainingConfig | None:
+        from framework.roles.learner import PretrainingConfig
+
+        config = self.config
+        if not config.pretraining_coef:
+            return None
+        if inputs.text is None:
+            raise UserError("pretraining_coef", config.pretraining_coef, "must be 0: the job has no pretraining text")
+        rows, tokens = config.pretraining_rows, config.pretraining_tokens
+        return PretrainingConfig(inputs.text.path, config.pretraining_coef, rows, tokens, seed)
+
+    def _critic(self, inputs: GrpoInputs, engine: DeepSpeedConfig, seed: int, base: Path) -> CriticConfig | None:
+        """What the critic is built from; raises UserError for one of another tokenizer, or without its head."""
+        if (objective := self.algorithm.critic) is None:
+            return None
+        from framework.roles.critic import CriticConfig
+        from framework.stages.grpo_roles import check_critic
+
+        given = self.given_critic or inputs.critic
+        if given is not None:
+            check_critic(given, inputs.base.path)
+        schedule = replace(engine, schedule=self.config.critic_schedule, keep_versions=0)
+        return CriticConfig(given.path if given else base, schedule, objective, seed)
+
+    @property
+    def given_critic(self) -> RewardCheckpoint | None:
+        """The reward model that the settings name."""
+        return None if self.config.critic is None else RewardCheckpoint(self.config.critic.absolute())
 
     def _prompts(self, inputs: GrpoInputs, tokenizer: Any) -> tuple[tuple[Prompt, ...], HeldOut | None]:
         """The prompts to train on, and what is asked of the held-out ones; raises UserError if one does not fit."""
@@ -256,9 +306,11 @@ class Grpo:
         cached = self.rollout.max_num_seqs * self.rollout.max_model_len
         sampler = sampler_memory(self.model, self.rollout.tensor_parallel_size, cached)
         evaluations = sum(config.evaluates_at(step) for step in range(config.steps + 1))
+        learner = learner_role(self.model, self.learner, workers, cluster, segment)
         roles: tuple[RoleEstimate, ...] = (
             RoleEstimate("rollout", samplers, gpus, sampler),
-            learner_role(self.model, self.learner, workers, cluster, segment),
+            learner,
+            *([replace(learner, name="critic", gpus=0)] if self.algorithm.critic else []),
             RoleEstimate("reward", cluster.reward_workers, math.ceil(cluster.reward_workers * cluster.reward_gpus)),
         )
         if config.rollouts_from is not None:

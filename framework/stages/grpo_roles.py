@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from framework.actors.pool import wait_for_any
-from framework.artifacts import RolloutSet
+from framework.actors.rank_group import RankGroup
+from framework.artifacts import RewardCheckpoint, RolloutSet
 from framework.data.rollouts import SavedGroup, header_of, read_header, read_rollouts
 from framework.data.tokenizer_files import load_tokenizer
 from framework.engines.deepspeed_engine import DeepSpeedConfig
@@ -17,8 +18,11 @@ from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
 from framework.models.families.base import ModelConfig
+from framework.models.public_layout import stored_tensors
+from framework.models.scalar_head import HEAD
 from framework.objectives.policy import PolicyObjective
 from framework.rewards.base import RewardConfig
+from framework.roles.critic import ActorCritic, CriticConfig, CriticWorker
 from framework.roles.learner import LearnerConfig
 from framework.roles.learner_group import LearnerGroup
 from framework.roles.ledger import Ledger
@@ -44,13 +48,18 @@ class Roles:
 
 @contextmanager
 def recorded_roles(
-    config: RlConfig, groups: Sequence[SavedGroup], learner: LearnerConfig, runtime: Runtime
+    config: RlConfig,
+    groups: Sequence[SavedGroup],
+    learner: LearnerConfig,
+    critic: CriticConfig | None,
+    runtime: Runtime,
 ) -> Iterator[Roles]:
     """A learner that trains on saved groups; nothing else starts."""
     prompts = [group.scored.group.prompt for group in groups]
     ledger = Ledger(prompts, config.prompts_per_batch, config.max_staleness, runtime.seed, once=True)
-    with reserved(Placement(runtime.cluster, runtime.cluster.learner_workers), runtime.should_stop) as seats:
-        group = _learner_group(learner, runtime, seats)
+    placement = Placement(runtime.cluster, runtime.cluster.learner_workers, critic=critic is not None)
+    with reserved(placement, runtime.should_stop) as seats:
+        group = _learner_group(learner, critic, runtime, seats)
         try:
             yield Roles(
                 ledger,
@@ -71,6 +80,7 @@ def live_roles(
     rollout: VllmConfig,
     rewards: RewardConfig,
     learner: LearnerConfig,
+    critic: CriticConfig | None,
     runtime: Runtime,
 ) -> Iterator[Roles]:
     """Samplers and rewards, and a learner unless they are only to sample; `late` prompts come in the last steps."""
@@ -79,14 +89,22 @@ def live_roles(
     )
     cluster = runtime.cluster
     ranks = 0 if config.sample_only else cluster.learner_workers
-    placement = Placement(cluster, ranks, cluster.rollout_workers, rollout.tensor_parallel_size, cluster.reward_workers)
+    placement = Placement(
+        cluster,
+        ranks,
+        cluster.rollout_workers,
+        rollout.tensor_parallel_size,
+        cluster.reward_workers,
+        critic=critic is not None and ranks > 0,
+    )
     with (
         reserved(placement, runtime.should_stop) as seats,
         sampling_pools(
             cluster, rollout, rewards, learner.checkpoint, runtime.work_dir, seats, config.takes_turns(cluster)
         ) as pools,
     ):
-        group = FixedPolicy(learner.checkpoint) if config.sample_only else _learner_group(learner, runtime, seats)
+        alone = config.sample_only
+        group = FixedPolicy(learner.checkpoint) if alone else _learner_group(learner, critic, runtime, seats)
         rollouts = RayRollouts(pools.rollout, rollout.max_num_seqs // config.group_size + 1)
         waited: Callable[[], list[Any]] = lambda: [  # noqa: E731
             *pools.rollout.outstanding,
@@ -99,16 +117,28 @@ def live_roles(
             group.shutdown()
 
 
-def _learner_group(config: LearnerConfig, runtime: Runtime, seats: Seats) -> LearnerGroup:
+def _learner_group(
+    config: LearnerConfig, critic: CriticConfig | None, runtime: Runtime, seats: Seats
+) -> LearnerGroup | ActorCritic:
     cluster = runtime.cluster
-    return LearnerGroup(
-        config,
-        cluster.learner_workers,
-        actor_options=seats.learner_options(),
-        deadlines=cluster.deadlines,
-        should_stop=runtime.should_stop,
-        allow_s=runtime.allow_s,
-    )
+    common: dict[str, Any] = {"deadlines": cluster.deadlines, "should_stop": runtime.should_stop}
+    common["allow_s"] = runtime.allow_s
+    policy = LearnerGroup(config, cluster.learner_workers, actor_options=seats.learner_options(), **common)
+    if critic is None:
+        return policy
+    group = RankGroup("critic rank", CriticWorker, seats.critic_options(), (critic,), **common)
+    return ActorCritic(policy, group, config.objective)
+
+
+def check_critic(critic: RewardCheckpoint, base: Path) -> None:
+    """Raise UserError unless the reward model has a head, and reads the tokens of the policy that `base` begins."""
+    critic.check()
+    of_critic, of_base = (header_of(load_tokenizer(place), 1.0, place).tokens for place in (critic.path, base))
+    if of_critic != of_base:
+        allowed = f"must have the tokenizer of the policy's base, {base}: a critic reads its tokens"
+        raise UserError("critic", str(critic.path), allowed)
+    if HEAD not in stored_tensors(critic.path):
+        raise UserError(f"{critic.path}: {HEAD}", "no such tensor", "a critic begins with a reward model's head")
 
 
 def find_rollouts(directory: Path) -> RolloutSet:

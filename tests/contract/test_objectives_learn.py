@@ -53,11 +53,11 @@ def chance_of_reward(learner: PublishedPolicy) -> float:
     return float(np.mean([np.exp(policy(learner, prompt))[: VOCAB // 2].sum() for prompt in PROMPTS]))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "ppo"])  # with its critic: test_actor_critic.py
 def test_the_reward_rises(name: str) -> None:
     shipped: Any = compose([f"algorithm={name}"]).algorithm
     objective: PolicyObjective = replace(shipped, reference_reset_steps=0).at_limit(LIMIT)
-    rate = {"dr_grpo": 2e-2}.get(name, 5e-3)  # Adam forgets the scale of a loss but for its epsilon
+    rate = {"dr_grpo": 2e-2, "online_dpo": 2e-2}.get(name, 5e-3)  # Adam forgets the scale of a loss but for its epsilon
     config = DeepSpeedConfig(schedule=LrSchedule(lr=rate), token_budget=4096, weight_decay=0.0)
     rank = LearnerWorker()
     rank._learner = PublishedPolicy(tiny_model(), config, PolicyRows(objective))

@@ -18,6 +18,7 @@ from framework.objectives.dr_grpo import DrGrpo
 from framework.objectives.grpo import Grpo
 from framework.objectives.gspo import Gspo
 from framework.objectives.policy import PolicyObjective
+from framework.objectives.ppo import Ppo
 from framework.objectives.rloo import Rloo
 from framework.types import PolicyMicroBatch, TrainSample
 
@@ -29,6 +30,7 @@ OBJECTIVES: dict[str, PolicyObjective] = {
     "gspo": Gspo(clip_low=0.05, clip_high=0.08, kl_coef=0.01),
     "cispo": Cispo(clip_high=0.3),
     "rloo": Rloo(),
+    "ppo": Ppo(),
     "icepop": Grpo(kl_coef=0.0, old_logprobs="learner", icepop=(0.7, 1.4)),
 }
 VOCABULARY = 40
@@ -85,7 +87,11 @@ def test_a_step_is_the_same_however_it_is_laid_out(
 ) -> None:
     objective, samples = OBJECTIVES[name], samples_of(shapes, seed)
     reference = [np.full(len(s.response_ids), -1.5, np.float32) - 0.1 * s.sampler_logprobs for s in samples]
-    if objective.kl_in_reward:
+    if objective.critic is not None:
+        draw = np.random.default_rng(seed)
+        drawn = [draw.normal(size=len(s.response_ids)).astype(np.float32) for s in samples]
+        samples = [replace(s, token_advantages=found) for s, found in zip(samples, drawn, strict=True)]
+    elif objective.kl_in_reward:
         samples = objective.with_kl_reward(samples, reference)
     shuffled = np.random.default_rng(seed).permutation(len(samples)).tolist()
 

@@ -57,6 +57,16 @@ PAPERS: dict[str, dict[str, Any]] = {
         "algorithm.kl_coef": 0.03, "algorithm.average": "sequence",
         "stage.grpo.minibatches_per_rollout": 1, "stage.grpo.group_size": 4,
     },
+    "ppo": {  # InstructGPT (2203.02155) section 3.5, C.4
+        "algorithm.kl_coef": 0.02, "algorithm.kl_target": None, "algorithm.clip_low": 0.2, "algorithm.clip_high": 0.2,
+        "algorithm.gamma": 1.0, "algorithm.kl_in_reward": True, "algorithm.reference_reset_steps": 0,
+        "stage.grpo.minibatches_per_rollout": 8, "stage.grpo.group_size": 1, "stage.grpo.critic_schedule.lr": 9e-6,
+        "stage.grpo.temperature": 1.0,
+    },
+    "online_dpo": {  # 2402.04792: on-policy pairs, DPO's loss with its beta of 0.1
+        "algorithm.kl_coef": 0.1, "algorithm.average": "sequence", "algorithm.reference_reset_steps": 0,
+        "stage.grpo.minibatches_per_rollout": 1, "stage.grpo.group_size": 2,
+    },
     "icepop": {  # 2510.18855
         "algorithm.icepop": (0.5, 5.0), "algorithm.old_logprobs": "learner", "algorithm.kl_coef": 0.0,
     },

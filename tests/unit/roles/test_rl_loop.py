@@ -298,7 +298,7 @@ def test_a_mismatch_that_was_not_measured_shows(tmp_path: Path, capsys: pytest.C
     ("changes", "where"),
     [
         ({"steps": 10, "minibatches_per_rollout": 4}, "stage.grpo.minibatches_per_rollout"),
-        ({"group_size": 1}, "RlConfig.group_size"),
+        ({"group_size": 0}, "RlConfig.group_size"),
         ({"max_staleness": -1}, "RlConfig.max_staleness"),
         ({"prompts_per_step": 0}, "RlConfig.prompts_per_step"),
         ({"temperature": 0.0}, "RlConfig.temperature"),
