@@ -62,10 +62,12 @@ def margin_by_rule(prompt: Prompt, first: str, second: str) -> float:
 
     Else the one in the request's language is better by a grade. The order in which they are shown changes nothing.
     """
-    first_grade, second_grade = (
-        2 * answers_well(prompt, text) + _in_language(prompt, text) for text in (first, second)
-    )
-    return float(max(-2, min(2, first_grade - second_grade)))
+    return max(-2.0, min(2.0, grade_by_rule(prompt, first) - grade_by_rule(prompt, second)))
+
+
+def grade_by_rule(prompt: Prompt, answer: str) -> float:
+    """Return an answer's grade, 0 to 3: 2 for what is needed, 1 for the request's language."""
+    return float(2 * answers_well(prompt, answer) + _in_language(prompt, answer))
 
 
 def _in_language(prompt: Prompt, answer: str) -> bool:

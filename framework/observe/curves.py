@@ -63,6 +63,10 @@ CURVES = (
            "mean over responses", zero=True, smooth=False),
     Curves("KL divergence", ("kl/reference",), LEARNED, "grows slowly from 0: how far the policy has gone",
            "to the reference, nats per token", zero=True),
+    Curves("KL divergence of a response", ("kl/sequence",), LEARNED, "grows slowly from 0; to its target",
+           "to the reference, nats", zero=True),
+    Curves("Critic", ("critic/value", "critic/return"), LEARNED, "what is expected comes near to what is earned",
+           "reward still to come", zero=True),
     Curves("Entropy", ("train/entropy",), LEARNED, "sinks slowly; at 0 the policy tries nothing new any more",
            "nats per token", zero=True),
     Curves("Gradient norm", ("train/grad_norm",), STABLE, "steady, without spikes", zero=True),
@@ -74,6 +78,8 @@ CURVES = (
     Curves("KL divergence, old policy", ("kl/old", "kl/*"), STABLE, "near 0: steps within one batch stay small",
            "nats per token", zero=True),
     Curves("Clipped tokens", ("clip/low", "clip/high", "clip/*"), STABLE, "a percent or less", "share", zero=True),
+    Curves("KL coefficient", ("kl/coef",), STABLE, "flat, or on its way to the KL's target", zero=True, smooth=False),
+    Curves("Critic's loss", ("critic/loss",), STABLE, "falls, then follows the rewards", zero=True),
     Curves("Policy loss", ("loss/policy", "loss/*"), STABLE, "around 0: it says little by itself"),
     Curves("Learning rate", ("train/lr",), STABLE, "as the schedule was given", zero=True, smooth=False),
     Curves("Staleness", ("staleness/mean", "staleness/max"), STABLE, "at most max_staleness", "policy versions",
@@ -110,9 +116,24 @@ def stage_charts(stage: StageHistory) -> DrawnCharts:
         if chosen:
             chart = line_chart(curves.title, chosen, curves.unit, curves.zero, curves.smooth, curves.expect)
             drawn[curves.group].append(chart)
+    if against := _against_kl(stage):
+        note = "all rise together; where one falls while what is trained for rises, the reward model is fooled"
+        unit = "mean over responses, by hundredths of a nat a response"
+        drawn[LEARNED].append(line_chart("Rewards against KL", against, unit, zero=True, note=note))
     drawn[OTHER] = [line_chart(name, [series]) for name, series in sorted(left.items())]
     groups = tuple((group, tuple(charts)) for group, charts in drawn.items() if charts)
     return DrawnCharts(groups, tuple(_heat_maps(stage)))
+
+
+def _against_kl(stage: StageHistory) -> list[Series]:
+    """Every reward over the KL to the reference, as over-optimisation is looked for (2210.10760)."""
+    kl, found = stage.series.get("kl/sequence", {}), list[Series]()
+    for name, values in stage.series.items():
+        if fnmatchcase(name, "reward/*") and name != "reward/failed_share":
+            points = sorted((round(100 * kl[step]), value) for step, value in values.items() if step in kl)
+            if points:
+                found.append(Series(name, [x for x, _ in points], [y for _, y in points]))
+    return found
 
 
 def _matches(pattern: str, names: dict[str, Series], apart: set[str]) -> list[str]:

@@ -22,9 +22,14 @@ from framework.types import Prompt, Response
 class Helpful(Reward):
     """1 if the summary says what a good answer says; like R1's helpful model it reads nothing else (R1 v2 B.3)."""
 
+    reasons: bool = True  # false: of models that were not taught to reason; their responses are read whole
+
     def __call__(self, prompt: Prompt, response: Response) -> float:
         """Return 1.0 or 0.0; a response whose summary cannot be told from its reasoning is not helpful."""
-        found = split_reasoning(prompt.opened + response.text)
+        text = prompt.opened + response.text
+        if not self.reasons:
+            return float(answers_well(prompt, text))
+        found = split_reasoning(text)
         return float(found is not None and answers_well(prompt, found.summary))
 
     def check(self, prompt: Prompt) -> None:

@@ -17,7 +17,7 @@ from framework.convert import to_plain
 from framework.errors import UserError
 from framework.keys import SYNONYMS, like
 
-JOBS = ("r1_zero", "sft", "grpo", "eval", "reward_model")
+JOBS = ("r1_zero", "sft", "grpo", "eval", "reward_model", "dpo", "rlhf")
 REWARD = """
 from dataclasses import dataclass
 from framework.rewards.base import Reward

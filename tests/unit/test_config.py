@@ -21,7 +21,7 @@ TOY_CONF = Path(__file__).parent / "conf"
 TOY = ("job=toy", "~recipe", "~data", "~engine", "~algorithm", "~reward", "~tracking")
 SHIPPED = sorted(file.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml"))
 GROUPS = ("job", "recipe", "model", "algorithm", "reward", "data", "cluster", "tracking")
-MOST_FILES = 67  # besides the public test sets, a file each; nine are sizes of the table of transformers
+MOST_FILES = 73  # besides the public test sets, a file each; nine are sizes of the table of transformers
 
 
 class Shape(Protocol):
@@ -240,7 +240,7 @@ def test_every_shipped_yaml_loads(file: str, tmp_path: Path) -> None:
     if file == "config.yaml":
         compose()
         return
-    if file == "recipe/own.yaml":  # for jobs on a model of one's own, which are below
+    if group == "recipe" and name in ("own", "rlhf", "instructgpt"):  # recipes of other jobs, which are below
         return
     if file.startswith("recipe/table"):
         build_graph(compose(["job=transformers", f"recipe={name}"]))
@@ -259,7 +259,7 @@ def test_every_shipped_yaml_loads(file: str, tmp_path: Path) -> None:
             "sft": f"data.train={tmp_path}/chats.jsonl",
             "grpo": f"data.train={tmp_path}/prompts.jsonl",
             "eval": f"data.heldout={tmp_path}/prompts.jsonl",
-            "reward_model": f"data.train={tmp_path}/pairs.jsonl",
+            **dict.fromkeys(("reward_model", "dpo"), f"data.train={tmp_path}/pairs.jsonl"),
         }
         (tmp_path / "pairs.jsonl").write_text('{"prompt": "1 + 2?", "chosen": "3", "rejected": "4"}')
         given = [data[name], f"base={tmp_path}/base"] if name in data else []

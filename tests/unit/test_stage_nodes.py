@@ -69,6 +69,7 @@ def test_a_job_chooses_the_algorithm_of_a_stage_and_so_does_the_command_line() -
         ("stage.dev2.algorithm.clip_high=-1", r"stage\.dev2\.algorithm\.clip_high: got -1; must be at least 0"),
         ("stage.dev3.steps=1", r"stage\.dev3: got .*; unknown; did you mean 'dev2'"),
         ("stage.dev2.algorithm=dappo", r"algorithm: got 'dappo'; did you mean 'dapo'"),
+        ("stage.dev2.group_size=1", r"stage\.dev2\.group_size: got 1; must be at least 2: the group is the baseline"),
         ("rl.group_sise=1", r"rl\.group_sise: got 1; unknown key; did you mean 'group_size'"),
         ("stage.dev2.max_tokens=300", r"stage\.dev2\.max_tokens: got 300; must leave room"),
         ("stage.dev2.engine.learner.ep_size=2", r"stage\.dev2\.engine\.learner\.ep_size: got 2; must divide"),
