@@ -22,7 +22,7 @@ from framework.objectives.lm import DocumentLm, Documents
 from framework.objectives.mlm import MaskedLm
 from framework.objectives.objective import Objective
 from framework.objectives.permutation import PermutationLm, PermutedRows
-from framework.roles.supervised_data import Data, RowData
+from framework.roles.supervised_data import Data, Feed, RowData
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class MaskedData:
         return MaskedFeed(self, seed)
 
 
-class MaskedFeed:
+class MaskedFeed(Feed):
     """Batches of sequences."""
 
     def __init__(self, data: MaskedData, seed: int) -> None:
@@ -159,7 +159,7 @@ class PermutedData:
         return PermutedFeed(self, seed)
 
 
-class PermutedFeed:
+class PermutedFeed(Feed):
     """Rows with what seeds their orders."""
 
     def __init__(self, data: PermutedData, seed: int) -> None:
@@ -184,7 +184,7 @@ class CodedData:
         return CodedFeed(self, seed)
 
 
-class CodedFeed:
+class CodedFeed(Feed):
     """Batches of documents behind their codes."""
 
     def __init__(self, data: CodedData, seed: int) -> None:
