@@ -11,6 +11,7 @@ from framework.graph.nodes import Graph
 from framework.rewards.base import Reward
 from framework.stages.grpo import Grpo
 from framework.types import Prompt, Response
+from jobs import r1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,3 +37,14 @@ def build_grpo_only(config: RunConfig) -> Graph:
     grpo = Grpo(config.stage["grpo"], config.model)
     graph.add("grpo", grpo, base=Checkpoint(start.base), prompts=PromptSet(start.prompts))
     return graph
+
+
+# The second student, and the student by reinforcement learning alone: kinds of node that the recipe has elsewhere too.
+LEFT_OUT = ("llama_tokenizer", "llama_tokenize", "llama_base", "distill_llama_tokens", "distill_llama", "qwen_zero")
+
+
+def build_r1(config: RunConfig) -> Graph:
+    """Return the R1 job's graph without the nodes of `LEFT_OUT` and without evaluations."""
+    graph = r1.build(config)
+    kept = {name: node for name, node in graph.nodes.items() if name not in LEFT_OUT and not name.startswith("eval_")}
+    return Graph(kept)

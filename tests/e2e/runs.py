@@ -127,9 +127,9 @@ class Run:
         pointers = list(self.directory.glob("state/grpo-*/LATEST"))
         return int(pointers[0].read_text().split("_")[1]) if pointers else 0
 
-    def ledger(self) -> list[dict[str, Any]]:
+    def ledger(self, node: str = "grpo") -> list[dict[str, Any]]:
         """Consumed tickets of GRPO's newest checkpoint."""
-        (pointer,) = self.directory.glob("state/grpo-*/LATEST")
+        (pointer,) = self.directory.glob(f"state/{node}-*/LATEST")
         lines = (pointer.parent / pointer.read_text() / "ledger.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines[1:]]
 
