@@ -40,8 +40,8 @@ def add_base_model(graph: Graph, config: RunConfig, name: str, rl: GrpoConfig, e
     context, max_tokens = min(rooms, key=lambda room: room[0] - room[1])  # where a prompt may be shortest
     check_given_prompts(config.data, rl.reward, stage["tokenizer"], context, max_tokens)
     template = config.template if config.template.name else replace(config.template, name="r1_zero")
-    notes = text_notes(stage[name].batches.tokens(stage[name].steps), stage["clean"], config.cluster)
-    graph.notes |= {"collect": notes["read"], "clean": notes["clean"], "tokenize": notes["tokenize"]}
+    tokens = stage[name].batches.tokens(stage[name].steps)
+    graph.notes |= text_notes(tokens, stage["clean"], config.cluster, "collect")
     collect = graph.add("collect", Collect(config.data, rl.reward))
     prompts = collect.out("prompts")
     text = graph.add("clean", Clean(stage["clean"]), text=collect.out("text"), prompts=prompts).out("text")

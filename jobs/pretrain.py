@@ -24,8 +24,8 @@ def build(config: RunConfig) -> Graph:
     stage, model = config.stage, fresh_model(config)
     pretrain = stage["pretrain"]
     graph = Graph()
-    notes = text_notes(pretrain.batches.tokens(pretrain.steps), stage["clean"], config.cluster)
-    graph.notes |= {"documents": notes["read"], "clean": notes["clean"], "tokenize": notes["tokenize"]}
+    tokens = pretrain.batches.tokens(pretrain.steps)
+    graph.notes |= text_notes(tokens, stage["clean"], config.cluster, "documents")
     documents = graph.add("documents", CollectDocuments(config.data)).out("text")
     text = graph.add("clean", Clean(stage["clean"]), text=documents).out("text")
     train_tokenizer = TrainTokenizer(stage["tokenizer"], model.max_position_embeddings, model.vocab_size)

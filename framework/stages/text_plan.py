@@ -13,8 +13,11 @@ READ, COPY, EXACT_COPIES, NEAR_COPIES, LANGUAGE, GOPHER = 28e6, 58e6, 70e6, 7.1e
 TOKENS = 0.63e6
 
 
-def text_notes(tokens: int, clean: CleanConfig, cluster: ClusterConfig) -> dict[str, str]:
-    """Return node kind -> a line on what it takes to make `tokens` of text; nothing is dropped in this reckoning."""
+def text_notes(tokens: int, clean: CleanConfig, cluster: ClusterConfig, reading: str) -> dict[str, str]:
+    """Return node -> a line on what it takes to make `tokens` of text, for those that take a core an hour.
+
+    `reading` is the node that reads the corpus. Nothing is dropped in this reckoning.
+    """
     documents, size = tokens // TOKENS_A_DOCUMENT, tokens * BYTES_A_TOKEN
     scratch, per_byte = size, 1 / COPY
     if clean.exact:
@@ -26,7 +29,7 @@ def text_notes(tokens: int, clean: CleanConfig, cluster: ClusterConfig) -> dict[
         per_byte += 1 / NEAR_COPIES
     per_byte += (1 / LANGUAGE if clean.languages else 0) + (1 / GOPHER if clean.gopher else 0)
     costs = {
-        "read": (size / READ, size, size),
+        reading: (size / READ, size, size),
         "clean": (size * per_byte, size, scratch),
         "tokenize": (tokens / TOKENS, 4.0 * tokens, 0.0),
     }
@@ -35,6 +38,7 @@ def text_notes(tokens: int, clean: CleanConfig, cluster: ClusterConfig) -> dict[
         f"{_bytes((size + result) * cluster.cpus / seconds)} a second of disk; "
         f"{_bytes(result)} of result, {_bytes(work)} of work beside it"
         for kind, (seconds, result, work) in costs.items()
+        if seconds >= 3600
     }
 
 
