@@ -178,4 +178,6 @@ def _peer(source: Path, work: Path, documents: int, workers: int, folder: str) -
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     seconds, core_seconds = map(float, done.stdout.split()[-2:])
     row = {"stage": "datatrove: minhash", "documents": documents, "workers": workers}
-    return row | {"documents/s": documents / seconds, "documents/core-s": documents / core_seconds}
+    row["documents/s"] = documents / seconds
+    # of several workers the seconds belong to a fork server that nobody waits for
+    return row | ({"documents/core-s": documents / core_seconds} if workers == 1 else {})
