@@ -201,18 +201,20 @@ def _by_varlen(
 
 
 def use_packed_attention(model: Any) -> None:
-    """Make a transformers model attend through `packed_attention` and score tokens in its output head.
+    """Make a transformers model attend through `packed_attention`; afterwards run it by the functions below only.
 
-    Afterwards run it by the functions below only.
-    No mask function is registered under the name, and so transformers builds no mask. Undo it by
-    model.set_attn_implementation("sdpa"). An encoder that does not attend through transformers' interface stays as it
-    is: `models.masked_heads` masks it.
+    Its output head scores tokens then, where it is asked (`models.output_head`). No mask function is registered under
+    the name, and so transformers builds no mask. Undo it by model.set_attn_implementation("sdpa"). An encoder's heads
+    stay as they are, and so does its attention where it does not go through transformers' interface:
+    `models.masked_heads` masks it.
     """
     from transformers import AttentionInterface
 
-    if type(model).__name__ in HEADS and not model._supports_attention_backend:
+    encoder = type(model).__name__ in HEADS
+    if encoder and not model._supports_attention_backend:
         return
-    use_output_head(model)
+    if not encoder:
+        use_output_head(model)
     AttentionInterface.register(NAME, packed_attention)
     model.set_attn_implementation(NAME)
 
