@@ -50,7 +50,7 @@ def test_a_published_model_fits_or_is_refused_with_what_would(model: str, cluste
 def test_published_lengths_fit_with_rows_over_several_gpus(cluster: str) -> None:
     """R1-Zero's 65,536 tokens (R1 supplement B.1), V3's context extension to 131,072 (section 4.3)."""
     stage = compose([f"cluster={cluster}", "model=v3_671b"]).stage
-    assert stage["grpo"].max_tokens == 65_536
+    assert stage["grpo"].longest == 65_536
     assert stage["grpo"].engine.learner.token_budget >= 65_536 + 1024
     assert max(phase.row_tokens for phase in stage["pretrain"].extend) == 131_072
     assert min(stage["grpo"].engine.learner.sp_size, stage["pretrain"].engine.sp_size) > 1
