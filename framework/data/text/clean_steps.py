@@ -34,7 +34,9 @@ SPLITS = ("train", "validation")
 SAMPLES = 5  # dropped documents of each reason whose text is kept for people
 _EXCERPT = 500  # characters of it
 _TOGETHER = 256  # documents whose signatures are dealt at once
-_PARTITION = 2**20  # records of a partition that are compared at once
+# Records of a partition, which are compared at once: the fewer the better for memory, until there are so many
+# partitions that opening files takes longer than reading them; then they grow, up to the most.
+_LEAST_RECORDS, _MOST_RECORDS, _MANY_PARTITIONS = 2**17, 2**20, 4096
 MOST_FAILED = 0.01  # share of documents that a rule may fail on
 
 
@@ -65,11 +67,15 @@ class Corpus:
 
     @property
     def exact_partitions(self) -> int:
-        return 1 + self.documents // _PARTITION
+        return _partitions(self.documents)
 
     @property
     def near_partitions(self) -> int:
-        return 1 + (self.documents * self.minhash.bands[0] if self.minhash else 0) // _PARTITION
+        return _partitions(self.documents * self.minhash.bands[0] if self.minhash else 0)
+
+
+def _partitions(records: int) -> int:
+    return 1 + max(min(records // _LEAST_RECORDS, _MANY_PARTITIONS), records // _MOST_RECORDS)
 
 
 @dataclass(frozen=True)

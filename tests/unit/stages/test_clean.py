@@ -15,6 +15,7 @@ from framework.config import compose
 from framework.data.cleaning import CleanConfig
 from framework.data.fim import cut_for_fim
 from framework.data.readers import write_prompts
+from framework.data.text import clean_steps
 from framework.data.text.shard_files import Document, read_text, write_text
 from framework.data.text.token_steps import TokenizeConfig
 from framework.data.tokenizer_training import FIM_BEGIN, FIM_END, FIM_HOLE, TokenizerConfig
@@ -146,3 +147,13 @@ def test_a_given_corpus_replaces_the_generated_documents(tmp_path: Path) -> None
 def test_rates_are_shares(name: str) -> None:
     with pytest.raises(UserError, match=f"TokenizeConfig.{name}"):
         TokenizeConfig(**{name: 1.5})
+
+
+def test_partitions_change_nothing(inputs: CleanInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for least in (2**17, 3):
+        monkeypatch.setattr(clean_steps, "_LEAST_RECORDS", least)
+        text = Clean(CleanConfig()).run(inputs, runtime(tmp_path / str(least))).text.path
+        found.append({file.name: file.read_text() for file in text.glob("*.jsonl")})
+    assert len(list((tmp_path / "3" / "work" / "near").glob("edges-*"))) > 100
+    assert found[0] == found[1]
