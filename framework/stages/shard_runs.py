@@ -67,10 +67,10 @@ def _results(step: Step, waiting: Sequence[int], runtime: Runtime) -> Iterator[i
         return
     import ray.data
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it greets, and tells how to get its bars back
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     pool = ray.data.TaskPoolStrategy(size=min(len(waiting), runtime.cluster.cpus))
     # One operator alone: a task that reads numbers, as `ray.data.range` has, waits for a core that the others hold.
     numbers = ray.data.from_items(list(waiting), override_num_blocks=len(waiting))
