@@ -42,6 +42,6 @@ def _text(record: Any) -> str:
     from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
     content = record.reader.read()
-    said = record.http_charset
-    page = bytes_to_str(content, said or detect_encoding(content), errors="replace")
+    encoding = record.http_charset or detect_encoding(content) or "utf-8"
+    page = bytes_to_str(content, encoding, errors="replace")
     return str(extract_plain_text(page, main_content=True, alt_texts=False))
