@@ -292,7 +292,7 @@ def _build_engine(
         speculative_config=drafts if config.speculative_tokens else None,
         disable_log_stats=not config.speculative_tokens,  # drafts are counted there
         use_tqdm_on_load=False,
-        **sampler_arguments(current_platform.is_cpu(), config.mla),
+        **sampler_arguments(current_platform.is_cpu(), config.mla, config.dtype),
         **more,
     )
     engine = LLMEngine.from_engine_args(args)

@@ -36,6 +36,7 @@ TUNINGS = {
         "vllm", "0.32.0", "60 us of Python a request and step; costs less on GPUs, but helps there too"
     ),
     "rotary": Tuning("vllm", "0.32.0", "its kernel misplaces the heads of a [T, heads, dim] query, as DeepSeek's has"),
+    "latent_attention": Tuning("vllm", "0.32.0", "with AMX it packs MLA's weights, and raises for float32"),
     "block_size": Tuning("vllm", "0.32.0", "blocks of 128 tokens: short prompts are never found in the prefix cache"),
     "whole_prompts": Tuning("vllm", "0.32.0", "takes back a draw for each part of a prompt; CPU generators cannot"),
 }
@@ -48,7 +49,7 @@ def tune_training(model: nn.Module) -> None:
         use_fast_norms(model)
 
 
-def sampler_arguments(on_cpu: bool, mla: bool) -> dict[str, Any]:
+def sampler_arguments(on_cpu: bool, mla: bool, dtype: str) -> dict[str, Any]:
     """vLLM's engine arguments that differ on CPUs."""
     from vllm.config import CompilationConfig
 
@@ -58,6 +59,8 @@ def sampler_arguments(on_cpu: bool, mla: bool) -> dict[str, Any]:
     # The attention kernels take blocks of multiples of 32 (MLA's choose for themselves).
     block_size = None if mla else 32
     rotary = CompilationConfig(custom_ops=["-rotary_embedding"])
+    if mla and dtype == "float32":
+        found["attention_backend"] = "CPU_MLA"
     return {**found, "compilation_config": rotary, "block_size": block_size, "enable_chunked_prefill": False}
 
 

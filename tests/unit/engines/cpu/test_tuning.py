@@ -72,7 +72,17 @@ class TestVllm:
         assert found.tolist() != ours.tolist(), "vLLM's own kernel is right now: drop ours"
 
     def test_arguments_differ_on_cpus_alone(self) -> None:
-        assert set(sampler_arguments(False, False)) == {"scheduler_cls"}
-        on_cpu = sampler_arguments(True, False)
+        assert set(sampler_arguments(False, False, "float32")) == {"scheduler_cls"}
+        on_cpu = sampler_arguments(True, False, "float32")
         assert (on_cpu["block_size"], on_cpu["enable_chunked_prefill"]) == (32, False)
-        assert sampler_arguments(True, True)["block_size"] is None
+        assert sampler_arguments(True, True, "bfloat16")["block_size"] is None
+        assert "attention_backend" not in sampler_arguments(True, True, "bfloat16")
+        assert sampler_arguments(True, True, "float32")["attention_backend"] == "CPU_MLA"
+
+    @pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="needs a CPU with AMX")
+    def test_latent_attention_packs_no_float32(self) -> None:
+        from vllm.platforms import current_platform
+
+        current_platform.import_kernels()
+        with pytest.raises(RuntimeError, match="expect weight to be bfloat16"):
+            torch.ops._C.convert_weight_packed(torch.randn(2, 32, 32))
