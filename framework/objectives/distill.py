@@ -11,19 +11,21 @@ from typing import Any
 import torch
 from torch.nn.functional import cosine_similarity, kl_div
 
+from framework.bounds import NonNegativeFloat, PositiveFloat, bounded
 from framework.models.packed_attention import SegmentLayout
 from framework.objectives.mlm import MaskedLm, MaskedMicroBatch, forward_masked, masked_loss
 from framework.types import LossOutput
 
 
 @dataclass(frozen=True)
+@bounded
 class Distillation:
     """How the three parts are weighed. Defaults: the released training's (temperature 2; 5, 2 and 1)."""
 
-    temperature: float = 2.0
-    soft: float = 5.0
-    masked: float = 2.0
-    cosine: float = 1.0
+    temperature: PositiveFloat = 2.0
+    soft: NonNegativeFloat = 5.0
+    masked: NonNegativeFloat = 2.0
+    cosine: NonNegativeFloat = 1.0
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,7 @@ CASES = (
     Case(
         "data of another job",
         r1_zero("data=chats", "data.train=README.md"),
-        ("data: got 'chats'", "options: bilingual, reasoning_gym"),
+        ("data: got 'chats'", "options: bilingual, domains, reasoning_gym"),
     ),
     Case(
         "rows longer than the model's context",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from framework.bounds import PositiveFloat
+from framework.bounds import Bound, PositiveFloat
 from framework.errors import UserError
 from framework.models.families.base import ModelConfig, RankLayout, size_of
 
@@ -16,7 +16,7 @@ class Gpt2(ModelConfig):
 
     rms_norm_eps: PositiveFloat = 1e-5
     tie_word_embeddings: bool = True
-    dropout: float = 0.0  # the released models' 0.1 is for pretraining
+    dropout: Annotated[float, Bound(least=0, below=1)] = 0.0  # the released models' 0.1 is for pretraining
 
     model_type: ClassVar[str] = "gpt2"
 
