@@ -68,7 +68,7 @@ def test_metrics_carry_the_names_that_the_report_charts(whole_run: Run) -> None:
 
 def test_report_and_wandb_files_are_there(whole_run: Run) -> None:
     page = (whole_run.directory / "report.html").read_text()
-    assert "<h2>Evaluation</h2><div" in page
+    assert "<h2>Evaluation</h2><details" in page
     for label in ("base", "r1_zero"):
         assert f"pass@1, {label}" in page
     assert "Learner–sampler mismatch, mean" in page

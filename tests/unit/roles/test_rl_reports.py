@@ -48,7 +48,7 @@ def test_a_batch_is_reported_with_its_numbers(tmp_path: Path) -> None:
     for (step, metrics), (_, _, text), batch in zip(tracker.metrics, tracker.shown, learner.trained, strict=True):
         seconds = metrics["time/step_s"]
         rewards = f"reward {metrics['reward/mean']:.3f}  length {metrics['response/length_mean']:.1f}"
-        assert text == f"{rewards}  {seconds:.2f} s a batch"
+        assert text == f"{rewards}  {seconds:.2f} s a batch  "
         tokens = sum(minibatch.n_tokens for minibatch in batch.minibatches)
         assert metrics["sampled_tokens_per_s"] == pytest.approx(tokens / seconds)
         assert metrics["trained_tokens_per_s"] == pytest.approx(10 / seconds)  # what the learner said of itself
