@@ -185,6 +185,9 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("run", "submit"):
             text = "make anew what other code made; by default finished and begun stages survive a change of code"
             command.add_argument("--rerun-changed", action="store_true", help=text)
+        if name == "plan":
+            text = "only what was computed for the model on the cluster, and what would fit where nothing does"
+            command.add_argument("--fit", action="store_true", help=text)
         if name == "submit":
             command.add_argument("--address", required=True, help="Ray dashboard, e.g. http://head:8265")
     command = commands.add_parser("check", help="compare learner and sampler after weight updates")

@@ -17,13 +17,16 @@ logger = logging.getLogger("framework")
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """Print what `run` would do; needs no GPU and starts nothing."""
+    """Print what `run` would do, or the computed settings alone; needs no GPU and starts nothing."""
     from framework.actors.awaiting import checking
     from framework.graph.fit import describe_fits
     from framework.graph.plan import describe_plan, look_ahead
     from framework.models.estimate import describe_parameters
 
     config, graph, fits = _load(arguments)
+    if arguments.fit:
+        print(describe_fits(fits) or "nothing is computed: the cluster has no GPUs")
+        return EXIT_DONE
     title = f"job {config.job.name}, run directory {config.run_dir}"
     if config.model is not None:
         title += f"\nmodel {config.model.name}: {describe_parameters(config.model)}"

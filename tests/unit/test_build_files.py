@@ -137,7 +137,34 @@ def entry_points(tmp_path: Path) -> dict[str, list[str]]:
         "slurm, another cluster": (32, 8, ["cluster=h200_256", "model=qwen_7b"]),
     }.items():
         found[case] = slurm_command(tmp_path / case, nodes, gpus, words)
+    found["skypilot"] = skypilot_command(tmp_path / "sky", 1, {})
+    found["skypilot, 2 nodes"] = skypilot_command(tmp_path / "sky2", 2, {"WORDS": "job=r1_zero model=qwen_7b"})
     return found
+
+
+def skypilot_command(folder: Path, nodes: int, words: dict[str, str]) -> list[str]:
+    """What the first node of skypilot.yaml runs; `nproc` says 192."""
+    task = yaml.safe_load((REPOSITORY / "jobs/cluster/skypilot.yaml").read_text())
+    programs = {"ray": "true", "python": f"echo {nodes}", "nproc": "echo 192"}
+    noting(folder, programs)
+    rented = {
+        "SKYPILOT_NODE_IPS": "\n".join(f"10.0.0.{node}" for node in range(nodes)),
+        "SKYPILOT_NODE_RANK": "0",
+        "SKYPILOT_NUM_NODES": str(nodes),
+        "SKYPILOT_NUM_GPUS_PER_NODE": "8",
+    }
+    environment = os.environ | task["envs"] | rented | words
+    subprocess.run(["bash", "-c", task["run"]], cwd=folder, env=environment, check=True, timeout=60)
+    return (folder / "said").read_text().splitlines()
+
+
+def noting(folder: Path, programs: dict[str, str]) -> None:
+    """Programs in the folder's environment; `framework` only notes its words."""
+    programs = programs | {"framework": f'printf "%s\\n" framework "$@" > {shlex.quote(str(folder / "said"))}'}
+    (folder / ".venv/bin").mkdir(parents=True)
+    for name, body in programs.items():
+        (folder / ".venv/bin" / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / ".venv/bin" / name).chmod(0o755)
 
 
 def slurm_command(folder: Path, nodes: int, gpus: int, words: list[str]) -> list[str]:
@@ -146,12 +173,8 @@ def slurm_command(folder: Path, nodes: int, gpus: int, words: list[str]) -> list
         "scontrol": f"seq -f node%g {nodes}",
         "srun": "echo 10.0.0.1",
         "python": f"echo {nodes}",
-        "framework": f'printf "%s\\n" framework "$@" > {shlex.quote(str(folder / "said"))}',
     }
-    (folder / ".venv/bin").mkdir(parents=True)
-    for name, body in programs.items():
-        (folder / ".venv/bin" / name).write_text(f"#!/bin/sh\n{body}\n")
-        (folder / ".venv/bin" / name).chmod(0o755)
+    noting(folder, programs)
     allocation = {"SLURM_SUBMIT_DIR": str(folder), "SLURM_JOB_NODELIST": "nodes", "SLURM_GPUS_ON_NODE": str(gpus)}
     environment = os.environ | allocation | {"SLURM_CPUS_ON_NODE": str(12 * gpus), "SLURM_GPUS_PER_NODE": f"h:{gpus}"}
     subprocess.run(["bash", str(REPOSITORY / "jobs/cluster/slurm.sh"), *words], env=environment, check=True, timeout=60)

@@ -114,3 +114,15 @@ def test_own_models_are_fitted_by_the_same_rules() -> None:
     config = compose(["model=llama_tiny", "~engine.rollout.max_model_len"])
     assert config.model is not None
     assert config.stage["grpo"].engine.rollout.max_model_len == config.model.max_position_embeddings
+
+
+def test_plan_fit_prints_the_computed_settings_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", "--fit", "job=r1_zero"]
+    assert cli.main([*command, "model=qwen_7b", "cluster=node8"]) == 0
+    told = capsys.readouterr().out
+    assert "cluster.learner_workers=8" in told
+    assert "about" not in told
+    assert cli.main([*command, "model=v3_671b", "cluster=node8"]) == 0
+    assert "DOES NOT FIT" in capsys.readouterr().out
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out == "nothing is computed: the cluster has no GPUs\n"
