@@ -42,7 +42,8 @@ SMALL = (
     ),
     *("stage.dev2.steps=4", f"stage.r1.steps={RL_STEPS}", f"stage.r1.late_steps={LATE_STEPS}"),
     *("stage.cold_start.sampling.n=2", "stage.rejection.sampling.n=2", "stage.rejection.most_prompts=48"),
-    *("stage.dev1.epochs=6", "stage.dev1.chats_per_step=4", "stage.dev3.chats_per_step=4"),
+    *("stage.dev1.epochs=6", "stage.dev1.chats_per_step=4", "stage.dev3.epochs=2", "stage.dev3.chats_per_step=4"),
+    "stage.distill_qwen.epochs=2",
     "stage.mix.shares={reasoning:1,general:1}",
     *("stage.helpful_pairs.most_prompts=32", "stage.safety_labels.most_prompts=32"),
     *(
