@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar
 
 from framework.bounds import Bound, PositiveFloat
 from framework.errors import UserError
-from framework.models.families.base import ModelConfig, RankLayout, size_of
+from framework.models.families.base import ModelConfig, RankLayout
+from framework.models.families.plain import check_plain_heads, plain_feed_forward_bytes
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,7 @@ class Gpt2(ModelConfig):
 
     def check(self) -> None:
         """Raise UserError unless heads divide the width."""
-        if self.hidden_size % self.num_attention_heads or self.num_key_value_heads not in (
-            None,
-            self.num_attention_heads,
-        ):
-            allowed = f"must be a multiple of num_attention_heads={self.num_attention_heads}; no heads are shared"
-            raise UserError("model.hidden_size", self.hidden_size, allowed)
+        check_plain_heads(self)
 
     def hf_keys(self) -> dict[str, Any]:
         """Return what GPT2Config is built from."""
@@ -64,5 +60,4 @@ class Gpt2(ModelConfig):
 
     def feed_forward_bytes(self, layout: RankLayout, moe: bool) -> tuple[float, float]:
         """Without a gate: the widened state, its activation (of which GPT-2's keeps three tensors)."""
-        size, width = size_of(layout.dtype), self.intermediate_size
-        return 5.0 * width * size, (2 * self.hidden_size + 1.5 * width) * size
+        return plain_feed_forward_bytes(self, layout, kept=5.0)

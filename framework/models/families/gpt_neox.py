@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from framework.bounds import PositiveFloat
-from framework.models.families.base import ModelConfig, RankLayout, size_of
+from framework.models.families.base import ModelConfig, RankLayout
+from framework.models.families.plain import plain_feed_forward_bytes
 
 
 @dataclass(frozen=True)
@@ -39,5 +40,4 @@ class GptNeox(ModelConfig):
 
     def feed_forward_bytes(self, layout: RankLayout, moe: bool) -> tuple[float, float]:
         """Without a gate: the widened state and its activation."""
-        size, width = size_of(layout.dtype), self.intermediate_size
-        return 3.0 * width * size, (2 * self.hidden_size + 1.5 * width) * size
+        return plain_feed_forward_bytes(self, layout)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from framework.bounds import PositiveFloat, PositiveInt
-from framework.errors import UserError
-from framework.models.families.base import ModelConfig, RankLayout, size_of
+from framework.models.families.base import ModelConfig, RankLayout
+from framework.models.families.plain import check_plain_heads, plain_feed_forward_bytes
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,3 @@ class MegatronBert(Bert):
 
     model_type: ClassVar[str] = "megatron-bert"
     architecture: ClassVar[str] = "MegatronBertForPreTraining"
-
-
-def check_plain_heads(spec: ModelConfig) -> None:
-    """Raise UserError unless heads divide the width and none are shared."""
-    if spec.hidden_size % spec.num_attention_heads or spec.num_key_value_heads not in (None, spec.num_attention_heads):
-        allowed = f"must be a multiple of num_attention_heads={spec.num_attention_heads}; no heads are shared"
-        raise UserError("model.hidden_size", spec.hidden_size, allowed)
-
-
-def plain_feed_forward_bytes(spec: ModelConfig, layout: RankLayout) -> tuple[float, float]:
-    """(kept, short-lived) per token of a feed-forward part without a gate: widened state, activation, its input."""
-    size, width = size_of(layout.dtype), spec.intermediate_size
-    return 3.0 * width * size, (2 * spec.hidden_size + 1.5 * width) * size

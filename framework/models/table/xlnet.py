@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from framework.bounds import PositiveFloat
 from framework.models.families.base import ModelConfig, RankLayout
-from framework.models.table.bert import check_plain_heads, plain_feed_forward_bytes
+from framework.models.families.plain import check_plain_heads, plain_feed_forward_bytes
 
 
 @dataclass(frozen=True)
