@@ -44,6 +44,11 @@ class Prompt:
     where: str = field(default="", compare=False)  # "file:line" that it was read from, for messages; not kept in files
     opened: str = ""  # what the end of `token_ids` says already on the model's behalf, e.g. "<think>\n"
 
+    @property
+    def conversation(self) -> tuple[Mapping[str, Any], ...]:
+        """What is asked, as messages: its own, or the text as the user's only one."""
+        return self.messages or ({"role": "user", "content": self.text},)
+
 
 @dataclass(frozen=True)
 class SamplingParams:

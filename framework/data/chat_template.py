@@ -235,8 +235,7 @@ def tokenize_prompts(
             check_token_ids(prompt, size)
         else:
             template = template or ChatTemplate(tokenizer, config)
-            messages = prompt.messages or ({"role": "user", "content": prompt.text},)
-            templated = template.prompt(messages, where=f"prompt {prompt.id}: messages")
+            templated = template.prompt(prompt.conversation, where=f"prompt {prompt.id}: messages")
             found = replace(prompt, token_ids=templated.token_ids, opened=templated.opened)
         tokenized.append(found if context is None else checked_length(found, context, max_new_tokens))
     return tuple(tokenized)

@@ -75,6 +75,6 @@ def request(sample: Sample) -> Prompt:
 
 def answer_request(prompt: Prompt) -> Prompt:
     """Return what a chat model is asked in order to answer a general request in R1's form."""
-    *before, last = prompt.messages or ({"role": "user", "content": prompt.text},)
+    *before, last = prompt.conversation
     asked = {**last, "content": f"{last['content']}\n\n{_ANSWER}"}
     return replace(prompt, messages=(*before, asked), token_ids=(), opened="")

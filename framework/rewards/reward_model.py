@@ -15,7 +15,7 @@ import numpy as np
 from framework.artifacts import RewardCheckpoint, content_hash
 from framework.bounds import PositiveInt, bounded
 from framework.data.chat_encoding import encode_chat
-from framework.data.chat_shards import Chat, Message
+from framework.data.chat_shards import Chat
 from framework.data.chat_template import ChatTemplate
 from framework.data.reasoning import split_reasoning
 from framework.data.tokenizer_files import load_tokenizer
@@ -115,12 +115,13 @@ class _Model:
 
     def encode(self, prompt: Prompt, answer: str) -> Int32:
         """Return prompt and answer up to the token that ends it, [T]: as in training."""
-        messages: tuple[Message, ...] = prompt.messages or ({"role": "user", "content": prompt.text},)
-        chat = Chat(prompt.id, (*messages, {"role": "assistant", "content": answer}), where=f"prompt {prompt.id}")
+        chat = Chat(
+            prompt.id, (*prompt.conversation, {"role": "assistant", "content": answer}), where=f"prompt {prompt.id}"
+        )
         try:
             encoded = encode_chat(self._template, chat)
         except UserError:  # an answer that no conversation of the template can hold, as a policy may well write
-            given = self._template.prompt(messages, where=chat.where).token_ids
+            given = self._template.prompt(prompt.conversation, where=chat.where).token_ids
             return np.array([*given, *self._template.control.encode(answer), self._end], np.int32)
         return encoded.token_ids[: int(encoded.learned.nonzero()[0][-1]) + 1]
 

@@ -84,6 +84,5 @@ def _best(scored: ScoredGroup) -> Chat | None:
     if not able:
         return None
     place = -max(able)[1]
-    asked = prompt.messages or ({"role": "user", "content": prompt.text},)
     answer = {"role": "assistant", "content": scored.group.responses[place].text.strip()}
-    return Chat(f"{prompt.id}#{place}", (*asked, answer))
+    return Chat(f"{prompt.id}#{place}", (*prompt.conversation, answer))

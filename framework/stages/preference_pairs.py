@@ -184,10 +184,9 @@ def _pair(
     if with_templates:
         good, poor = ("good", prompt.answer), ("poor", str(prompt.columns["poor"]))
         pairs += [(good, poor), *((one, other) for one in said for other in (good, poor))]
-    asked = prompt.messages or ({"role": "user", "content": prompt.text},)
     for (first_name, first), (second_name, second) in pairs:
         name = f"{prompt.id}#{first_name}-{second_name}"
-        candidates.append((prompt, Candidate(name, tuple(asked), first, second, ())))
+        candidates.append((prompt, Candidate(name, prompt.conversation, first, second, ())))
 
 
 def _write(runtime: Runtime, pairs: Sequence[Pair], dropped: Sequence[Drop], held_out: Set[str]) -> PreferenceSet:

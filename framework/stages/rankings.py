@@ -115,8 +115,7 @@ class MakeRankings:
             return None
         counts["rankings"] += 1
         counts["answers"] += len(answers)
-        asked = list(prompt.messages) or [{"role": "user", "content": prompt.text}]
-        return {"id": prompt.id, "prompt": asked, "answers": answers, "scores": scores}
+        return {"id": prompt.id, "prompt": list(prompt.conversation), "answers": answers, "scores": scores}
 
     def estimate(self, cluster: ClusterConfig) -> StageEstimate:
         """What is sampled."""

@@ -174,10 +174,9 @@ class LabelSafety:
 
 def _row(answer: _Answer, safe: bool) -> dict[str, Any]:
     prompt = answer.prompt
-    asked = list(prompt.messages) or [{"role": "user", "content": prompt.text}]
     return {
         "id": answer.id,
-        "prompt": asked,
+        "prompt": list(prompt.conversation),
         "answer": {"role": "assistant", "content": answer.text},
         "label": int(safe),
     }

@@ -116,8 +116,7 @@ class SampledConfig:
 
 def chat_of(sample: Sample, found: Reasoned) -> Chat:
     """The question as it was asked, and the answer in R1's form; the id leads back to prompt and response."""
-    asked = sample.prompt.messages or ({"role": "user", "content": sample.prompt.text},)
-    return Chat(sample.id, (*asked, found.message()))
+    return Chat(sample.id, (*sample.prompt.conversation, found.message()))
 
 
 def write_chat_set(runtime: Runtime, chats: Sequence[Chat], dropped: Iterable[Drop], told: str) -> ChatSet:
