@@ -12,7 +12,6 @@ from framework.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, Po
 from framework.data.judged import JudgedRows
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
-from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
 from framework.graph.fit import Fit, Given
 from framework.graph.nodes import Runtime
@@ -20,7 +19,7 @@ from framework.graph.plan import StageEstimate
 from framework.models.families.base import ModelConfig
 from framework.objectives.objective import Objective
 from framework.stages.preferences import Kind
-from framework.stages.training import train
+from framework.stages.training import check_falls, rate_over, train
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,7 @@ class JudgedConfig:
     inherits: ClassVar[Mapping[str, str]] = {"engine": "engine.learner"}
 
     def __post_init__(self) -> None:
-        if self.final_lr is not None and self.final_lr > self.lr:
-            allowed = f"must be at most lr={self.lr:g}: the rate falls"
-            raise UserError("final_lr", self.final_lr, allowed)
+        check_falls(self)
 
     @property
     def kind(self) -> Kind:
@@ -79,11 +76,7 @@ class JudgedConfig:
 
     def schedule(self, steps: int) -> LrSchedule:
         """The learning rate of a training of `steps` steps; raises UserError if the warm-up is no shorter."""
-        if self.warmup_steps >= steps:
-            raise UserError("warmup_steps", self.warmup_steps, f"must be less than the {steps} steps")
-        if self.final_lr is None:
-            return LrSchedule(self.lr, warmup_steps=self.warmup_steps)
-        return LrSchedule(self.lr, "cosine", self.warmup_steps, steps, final_ratio=self.final_lr / self.lr)
+        return rate_over(self, steps)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from framework.graph.plan import StageEstimate
 from framework.models.families.base import ModelConfig
 from framework.stages.evaluate import EvaluateConfig
 from framework.stages.sft_evaluation import EvaluatedTraining
-from framework.stages.training import train
+from framework.stages.training import check_falls, rate_over, train
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ class SftConfig:
     inherits: ClassVar[Mapping[str, str]] = {"engine": "engine.learner"}
 
     def __post_init__(self) -> None:
-        if self.final_lr > self.lr:
-            raise UserError("final_lr", self.final_lr, f"must be at most lr={self.lr:g}: the rate falls")
+        check_falls(self)
         if self.evaluate_every % self.checkpoint_every:
             allowed = f"must be a multiple of checkpoint_every={self.checkpoint_every}: training goes on from there"
             raise UserError("evaluate_every", self.evaluate_every, allowed)
@@ -75,9 +74,7 @@ class SftConfig:
 
     def schedule(self, steps: int) -> LrSchedule:
         """The learning rate of a training of `steps` steps; raises UserError if the warm-up is no shorter."""
-        if self.warmup_steps >= steps:
-            raise UserError("warmup_steps", self.warmup_steps, f"must be less than the {steps} steps")
-        return LrSchedule(self.lr, "cosine", self.warmup_steps, steps, final_ratio=self.final_lr / self.lr)
+        return rate_over(self, steps)
 
 
 @dataclass(frozen=True)

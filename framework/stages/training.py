@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 from framework.artifacts import Checkpoint, TokenizerDir
 from framework.data.tokenizer_files import copy_tokenizer
 from framework.engines.deepspeed_engine import DeepSpeedConfig
+from framework.engines.lr_schedule import LrSchedule
+from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
 from framework.models.families.base import ModelConfig
@@ -16,6 +18,32 @@ from framework.models.families.base import ModelConfig
 if TYPE_CHECKING:
     from framework.roles.supervised_data import Data
     from framework.roles.supervised_milestones import Milestones
+
+
+class FallingRate(Protocol):
+    """The part of `SftConfig` and `JudgedConfig` that says how the learning rate goes over steps known later."""
+
+    @property
+    def lr(self) -> float: ...
+    @property
+    def final_lr(self) -> float | None: ...  # reached by a cosine over all steps; None: `lr` throughout
+    @property
+    def warmup_steps(self) -> int: ...
+
+
+def check_falls(config: FallingRate) -> None:
+    """Raise UserError for a rate that would rise."""
+    if config.final_lr is not None and config.final_lr > config.lr:
+        raise UserError("final_lr", config.final_lr, f"must be at most lr={config.lr:g}: the rate falls")
+
+
+def rate_over(config: FallingRate, steps: int) -> LrSchedule:
+    """The learning rate of a training of `steps` steps; raises UserError if the warm-up is no shorter."""
+    if config.warmup_steps >= steps:
+        raise UserError("warmup_steps", config.warmup_steps, f"must be less than the {steps} steps")
+    if config.final_lr is None:
+        return LrSchedule(config.lr, warmup_steps=config.warmup_steps)
+    return LrSchedule(config.lr, "cosine", config.warmup_steps, steps, final_ratio=config.final_lr / config.lr)
 
 
 class TrainingConfig(Protocol):

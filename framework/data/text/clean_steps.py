@@ -207,10 +207,7 @@ class FindExact:
         """Compare partition `number`."""
         shards = range(len(self.corpus.files))
         entries = [_read(self.judged, shard, 0, EXACT, number, self.corpus.exact_partitions) for shard in shards]
-        drops, name = exact_drops(np.concatenate(entries)), shard_name("exact", number, "bin")
-        with whole_file(self.directory / name) as writer:
-            note = save(writer, drops)
-        return Done({name: note})
+        return Done(_written(self.directory, "exact", number, exact_drops(np.concatenate(entries))))
 
 
 @dataclass(frozen=True)
@@ -227,10 +224,7 @@ class FindNear:
         assert minhash is not None
         partitions = self.corpus.near_partitions
         entries = [_read(self.judged, shard, 1, minhash.dtype, number, partitions) for shard in shards]
-        name = shard_name("edges", number, "bin")
-        with whole_file(self.directory / name) as writer:
-            note = save(writer, near_edges(np.concatenate(entries), minhash))
-        return Done({name: note})
+        return Done(_written(self.directory, "edges", number, near_edges(np.concatenate(entries), minhash)))
 
 
 @dataclass(frozen=True)
@@ -245,10 +239,8 @@ class Connect:
         """Write which documents go, by shard."""
         files = [self.near / shard_name("edges", part, "bin") for part in range(self.partitions)]
         drops, clusters = component_drops(np.unique(np.concatenate([np.fromfile(file, EDGE) for file in files])))
-        name = shard_name("near", number, "bin")
-        with whole_file(self.directory / name) as writer:
-            note = save(writer, drops)
-        return Done({name: note}, {}, {f"near duplicates, cluster of {size}": n for size, n in clusters.items()})
+        sizes = {f"near duplicates, cluster of {size}": n for size, n in clusters.items()}
+        return Done(_written(self.directory, "near", number, drops), {}, sizes)
 
 
 @dataclass(frozen=True)
@@ -294,6 +286,13 @@ class WriteKept:
                 for drop in of_shard(directory / shard_name(kind, part, "bin"), DROP, number):
                     found[int(drop["row"])] = (reason, id_of(drop["of_high"], drop["of_low"]))
         return found
+
+
+def _written(directory: Path, kind: str, number: int, records: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Write a file of records; its note by its name."""
+    name = shard_name(kind, number, "bin")
+    with whole_file(directory / name) as writer:
+        return {name: save(writer, records)}
 
 
 def _read(judged: Path, shard: int, kind: int, dtype: np.dtype[Any], partition: int, partitions: int) -> Any:
