@@ -32,3 +32,23 @@ def decode(
         last = token_ids[:-1] if ended and token_ids and token_ids[-1] in special else token_ids
         shown.append([token_id for token_id in last if token_id not in hidden])
     return list(tokenizer.batch_decode(shown, skip_special_tokens=False))
+
+
+class TextStream:
+    """One response's text piece by piece: the pieces together are what `decode` says of the whole.
+
+    Characters that never become whole (a response cut off within one) are not streamed.
+    """
+
+    def __init__(self, tokenizer: Any, hidden: frozenset[int]) -> None:
+        from tokenizers.decoders import DecodeStream
+
+        self._tokenizer, self._hidden = tokenizer.backend_tokenizer, hidden
+        self._special = set(tokenizer.all_special_ids) | hidden
+        self._stream = DecodeStream(skip_special_tokens=False)
+
+    def text(self, token_ids: Sequence[int], ended: bool) -> str:
+        """Return what these next tokens add. Where `ended`, the last of them ended the response."""
+        ends = ended and token_ids and token_ids[-1] in self._special
+        shown = (id_ for id_ in (token_ids[:-1] if ends else token_ids) if id_ not in self._hidden)
+        return "".join(self._stream.step(self._tokenizer, id_) or "" for id_ in shown)

@@ -17,7 +17,7 @@ from framework.bounds import Bound, NonNegativeInt, PositiveFloat, PositiveInt, 
 from framework.data.tokenizer_files import load_tokenizer, servable_tokenizer
 from framework.engines.cpu.tuning import mend_drafts, sampler_arguments
 from framework.engines.engine_loop import EngineLoop
-from framework.engines.response_text import decode, hidden_token_ids
+from framework.engines.response_text import TextStream, decode, hidden_token_ids
 from framework.engines.weights import TRANSPORT, check_safetensors, common_version, register_transport
 from framework.errors import RunFailed, UserError
 from framework.models import public_layout
@@ -142,11 +142,13 @@ class VllmSampler:
         prompt, pieces = Prompt("", "", "", "", token_ids=tuple(token_ids)), asyncio.Queue[str]()
         self._check_request(prompt, params)
         loop, streamed = asyncio.get_running_loop(), _vllm_params(params)
-        streamed.n, streamed.logprobs, streamed.detokenize = 1, None, True
-        streamed.output_kind = RequestOutputKind.DELTA
+        streamed.n, streamed.logprobs, streamed.output_kind = 1, None, RequestOutputKind.DELTA
+        texts = TextStream(self._tokenizer, self._hidden)
 
         def pass_on(output: vllm.RequestOutput) -> None:
-            loop.call_soon_threadsafe(pieces.put_nowait, output.outputs[0].text)
+            new = output.outputs[0]
+            piece = texts.text(list(new.token_ids), new.finish_reason == "stop")
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
         submission = self._running().submit(list(token_ids), streamed, pass_on)
         finished: asyncio.Future[Any] = asyncio.wrap_future(submission.result)

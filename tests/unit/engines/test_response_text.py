@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from framework.engines.response_text import decode, hidden_token_ids
+from framework.engines.response_text import TextStream, decode, hidden_token_ids
+from tests.tokenizers import build
 
 TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 WORDS = ["<pad>", "<s>", "</s>", "hello", "5", *TAGS, "<|im_end|>", "<end_of_turn>"]
@@ -41,3 +43,16 @@ def test_text_of_a_response(tokenizer: Any, words: str, ended: bool, text: str) 
     ids = [WORDS.index(word) for word in words.split()]
     (decoded,) = decode(tokenizer, hidden_token_ids(tokenizer), [ids], [ended])
     assert decoded == text
+    stream = TextStream(tokenizer, hidden_token_ids(tokenizer))
+    pieces = [stream.text([id_], ended and place == len(ids)) for place, id_ in enumerate(ids, 1)]
+    assert "".join(pieces) == text
+
+
+@pytest.mark.parametrize("kind", ["llama3", "mistral"])  # byte-level, and sentencepiece's bytes as a last resort
+def test_characters_are_streamed_whole(kind: str, tmp_path: Path) -> None:
+    tokenizer = build(kind, tmp_path)
+    ids = tokenizer.encode("a é 汉 🙂", add_special_tokens=False)
+    stream = TextStream(tokenizer, hidden_token_ids(tokenizer))
+    pieces = [stream.text([id_], False) for id_ in ids[:-1]]  # the last byte of the smile is missing
+    assert "".join(pieces) == "a é 汉 "
+    assert len(ids) > len([piece for piece in pieces if piece]) > 1
