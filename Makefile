@@ -4,6 +4,9 @@ REQUIREMENTS ?= requirements/cpu.txt
 # Two files of tests side by side: most of them wait for engines to start.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
+# PyTorch's own wheels: its CPU builds are nowhere else.
+TORCH_WHEELS := https://download.pytorch.org/whl
+
 VENV := .venv
 BIN := $(VENV)/bin
 # Named by what is installed, so that only a changed lock installs again.
@@ -34,8 +37,8 @@ $(STAMP):
 	@echo "Installing $(REQUIREMENTS) into $(VENV), once; this takes some minutes"
 	@torch=$$(grep '^torch==' $(REQUIREMENTS)); $(PIP) "$$torch" 2>$(VENV)/pip.log || { \
 		grep -q 'No matching distribution' $(VENV)/pip.log || cat $(VENV)/pip.log >&2; \
-		case $$torch in *+cpu) kind=CPU;; *) kind=CUDA;; esac; \
-		echo "error: pip has no $$torch; set PIP_EXTRA_INDEX_URL to PyTorch's $$kind wheel index and run make again" >&2; \
+		case $$torch in *+cpu) kind=cpu;; *) kind=cu130;; esac; \
+		echo "error: pip has no $$torch; run make again with PIP_EXTRA_INDEX_URL=$(TORCH_WHEELS)/$$kind" >&2; \
 		exit 2; }
 	@$(PIP) -r $(REQUIREMENTS)
 	@$(BIN)/python -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || { \

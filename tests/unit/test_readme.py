@@ -1,4 +1,4 @@
-"""Every command that README.md and `--help` show is given, in a folder with files and a run of its own.
+"""Every command that README.md, docs/ and `--help` show is given, in a folder with files and a run of its own.
 
 `run` and `submit` are given as `plan` of the same words: the runs themselves take minutes; tests/e2e, tests/contract,
 tests/ray make such. A benchmark is asked for `--help`; `sample`, `chat`, `serve` and `check` stop where their
@@ -11,10 +11,12 @@ import argparse
 import json
 import re
 import shlex
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForSequenceClassification
 
 import jobs.check_sync
 import jobs.sample
@@ -32,9 +34,11 @@ from tests.unit.observe.synthetic import write_run
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 LESSON = ROOT / "docs" / "how_llms_are_trained.md"
+REWARDS = ROOT / "docs" / "rewards.md"
+DOCUMENTS = (README, *sorted((ROOT / "docs").glob("*.md")))
 WORD = re.compile(r"[A-Z]{2,}")  # DIR, FILE, NAME: what a reader fills in
 FILLED = {
-    "base": "base", "data.train": "prompts.jsonl", "data.heldout": "prompts.jsonl",
+    "base": "base", "stage.grpo.critic": "reward_model", "data.train": "prompts.jsonl", "data.heldout": "prompts.jsonl",
     "data.documents": "document*.txt", "benchmark.file": "prompts.jsonl",
     "model": "v3_tiny", "reward": "rule", "bench": "rollout",
     "score": "responses.jsonl", "report": "runs/r1_zero", "lineage": "r1_zero",
@@ -55,6 +59,11 @@ AS_THEY_ARE = (
 )
 
 
+def example_reward() -> str:
+    (code,) = re.findall(r"^```python\n(.*?)^```", REWARDS.read_text(), re.MULTILINE | re.DOTALL)
+    return str(code)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the commands speak of: a finished run, a checkpoint, prompts, conversations, documents, responses."""
@@ -63,10 +72,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_checkpoint("qwen3", folder / "base")
     config = json.loads((folder / "base" / "config.json").read_text())
     (folder / "base" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+    shutil.copytree(folder / "base", folder / "reward_model")
+    judge = AutoModelForSequenceClassification.from_pretrained(folder / "base", num_labels=1)
+    judge.save_pretrained(folder / "reward_model")
     (folder / "prompts.jsonl").write_text("".join(prompt_line(f"p{i}", f"What is {i} + 1?") for i in range(64)))
     (folder / "chats.jsonl").write_text(f"{CHAT}\n" * 64)
     pairs = (f'{{"prompt": "What is {i} + 2?", "chosen": "{i + 2}", "rejected": "no"}}\n' for i in range(8))
     (folder / "pairs.jsonl").write_text("".join(pairs))
+    (folder / "concise.py").write_text(example_reward())
+    (folder / "runs" / "r1").symlink_to("r1_zero")
+    for name in ("seed1", "seed2"):
+        write_run(folder / "runs" / name, steps=3)
     for number in range(3):
         (folder / f"document{number}.txt").write_text(f"Text {number}.")
     row = {"id": "a", "task": "math", "prompt": "What is 3 + 4?", "answer": "7", "response": "<answer>7</answer>"}
@@ -99,6 +115,11 @@ def shown(text: str) -> list[str]:
     rest = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     quoted = re.findall(r"`((?:eval \"\$\()?(?:make|framework) [^`]*)`", rest)
     return list(dict.fromkeys([*commands(text), *(c for c in quoted if len(words_of(c)) > 2 or "make" in c)]))
+
+
+def of_all_documents() -> list[str]:
+    """Those of README.md and docs/, each once."""
+    return list(dict.fromkeys(command for document in DOCUMENTS for command in shown(document.read_text())))
 
 
 def of_help() -> list[str]:
@@ -139,6 +160,8 @@ def filled(words: list[str]) -> list[str]:
 def give(command: str) -> None:
     """Give the command as far as the heading says; raises AssertionError with what it said if it does not work."""
     program, *words = words_of(command) or [""]
+    if program == "export":
+        return
     if program == "make":
         targets = re.findall(r"^([.a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         for word in words:
@@ -174,12 +197,6 @@ def test_the_readme_shows_how_to_start() -> None:
     assert ["make", "test"] in found
 
 
-@pytest.mark.parametrize("command", shown(LESSON.read_text()))
-def test_commands_of_the_lesson_work(command: str, capfd: pytest.CaptureFixture[str]) -> None:
-    give(command)
-    assert capfd.readouterr().out
-
-
 def test_each_step_of_the_lesson_names_files_that_are_there() -> None:
     steps = LESSON.read_text().split("\n## ")[1:]
     assert len(steps) == 14
@@ -189,10 +206,25 @@ def test_each_step_of_the_lesson_names_files_that_are_there() -> None:
         assert [name for name in found if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize("command", shown(README.read_text()))
-def test_commands_of_the_readme_work(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", of_all_documents())
+def test_commands_of_readme_and_docs_work(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     give(command)
-    assert capfd.readouterr().out or command.startswith("make")
+    assert capfd.readouterr().out or words_of(command)[0] in ("make", "export")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_of_the_documents_lead_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", document.read_text()):
+        file, _, heading = link.partition("#")
+        target = (document.parent / file) if file else document
+        assert target.exists(), link
+        headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if heading else []
+        assert not heading or heading in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}, link
+
+
+def test_the_example_reward_scores(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words_of(commands(REWARDS.read_text())[0])[1:]) == 0
+    assert json.loads(capfd.readouterr().out)["components"]["concise"] == 1.0
 
 
 @pytest.mark.parametrize("command", of_help())
@@ -202,7 +234,7 @@ def test_examples_of_help_work(command: str, capfd: pytest.CaptureFixture[str]) 
 
 
 def test_all_kinds_of_examples_are_found() -> None:
-    words = {words_of(command)[1] for command in shown(README.read_text())}
+    words = {words_of(command)[1] for command in of_all_documents()}
     assert words >= {
         "plan",
         "run",
@@ -217,11 +249,6 @@ def test_all_kinds_of_examples_are_found() -> None:
         "completion",
     }
     assert {command.split()[1] for command in of_help()} >= {"plan", "run", "submit", "keys", "score", "check"}
-
-
-def test_files_that_the_readme_links_to_exist() -> None:
-    links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", README.read_text())
-    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 @pytest.mark.parametrize(
