@@ -17,6 +17,7 @@ from framework.errors import UserError, did_you_mean
 from framework.rewards import options
 from framework.rewards.answers import CLOSE, OPEN, check_place, extract_answer
 from framework.rewards.base import Reward
+from framework.rewards.maths.quantities import after_phrase
 from framework.rewards.maths.verdict import is_copy, math_answers_agree
 from framework.types import Prompt, Response
 
@@ -38,7 +39,8 @@ class Accuracy(Reward):
     full score counts as right.
 
     `answer_in` says where the answer stands: see `extract_answer`. With `last`, a finished response to a mathematical
-    task that marks no answer is taken at its last number. Of the tasks in TEXT_TASKS the answer is a word.
+    task that marks no answer is taken at its last number. Of the tasks in TEXT_TASKS the answer is a word: unmarked,
+    it is the last line, or what follows "the answer is" there.
     """
 
     math_tasks: tuple[str, ...] = MATH_TASKS
@@ -69,6 +71,9 @@ class Accuracy(Reward):
         marked = answer is not None or OPEN in text or CLOSE in text or response.finish_reason != "stop"
         if self.answer_in == "last" and not marked and prompt.task in self.math_tasks:
             return extract_answer(text, "number")
+        if self.answer_in == "last" and not marked and prompt.task in TEXT_TASKS:
+            line = text.rstrip()[-200:].rpartition("\n")[2].replace("*", "").strip(" .。")
+            return after_phrase(line) or line or None
         return answer
 
     def agree(self, prompt: Prompt, first: str, second: str) -> bool:

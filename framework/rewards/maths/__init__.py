@@ -1,5 +1,6 @@
 """Comparing a mathematical answer to a reference, in steps of which each can refuse.
 
 text: clean what is written. parser: read it, whole or not at all. values: compute it, within bounds, and say whether
-it is a finished value. quantities: units, phrases and option letters around it. verdict: do the two agree?
+it is a finished value. quantities: units, phrases and option letters around it. statements: what says the same in other
+words, and numbers written in Chinese. verdict: do the two agree?
 """

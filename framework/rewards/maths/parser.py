@@ -164,7 +164,8 @@ class _Parser:
         if part.kind == "quotient" and all(p.kind == "number" and p.digits < 0 for p in part.parts):
             above, below = (p.value for p in part.parts)
             if below and above.denominator == below.denominator == 1 and 0 < above < below:
-                return number(whole.value + above / below)
+                part_value = above / below
+                return number(whole.value + (-part_value if whole.value < 0 else part_value))  # -2 1/2 is -(2 + 1/2)
         self._at = at
         return None
 

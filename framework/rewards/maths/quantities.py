@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
+from framework.rewards.maths.statements import chinese_number
+
 # Units of one family measure the same thing: two of them that differ are two answers. Others are not compared.
 _FAMILIES = {
     "length": "mm cm dm m km in inch ft foot yd yard mi mile millimeter centimeter meter kilometer metre kilometre "
@@ -68,6 +70,11 @@ _ENGLISH = {word: value for value, word in enumerate(_UNITS.split())}
 _ENGLISH |= {word: value for value, word in zip(range(20, 100, 10), _TENS.split(), strict=True)}
 _PARTS = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
           "ninth": 9, "tenth": 10}  # fmt: skip
+
+_MIXED = re.compile(
+    r"(?:(?P<digits>\d+)|(?P<words>[a-z -]+)) and "
+    rf"(?P<part>(?:an?|one|two|three|four|five) (?:{'|'.join(_PARTS)})s?)(?: [a-z]+)?"
+)
 
 
 def split_unit(text: str, strict: bool) -> tuple[str, str] | None:
@@ -169,7 +176,18 @@ def only_number(text: str) -> str | None:
 
 
 def spelt_number(text: str) -> Fraction | None:
-    """Return the value of an English number, "minus two hundred and five" or "three quarters", with a unit or not."""
+    """Return the value of a number in words, "minus two hundred and five", "3 and a half", 四分之三; also of "18k"."""
+    if (mixed := _MIXED.fullmatch(text.lower())) is not None:
+        whole = Fraction(mixed["digits"]) if mixed["digits"] else _spelt_words(mixed["words"])
+        part = _spelt_words(mixed["part"])
+        return None if whole is None or whole.denominator > 1 or part is None or part >= 1 else whole + part
+    if (thousands := re.fullmatch(r"(\d+(?:\.\d+)?)k", text)) is not None:
+        return Fraction(thousands[1]) * 1000
+    value = chinese_number(text)
+    return _spelt_words(text) if value is None else value
+
+
+def _spelt_words(text: str) -> Fraction | None:
     words = text.lower().replace("-", " ").split()
     sign = -1 if words[:1] in (["minus"], ["negative"]) else 1
     words = words[1:] if sign < 0 else words

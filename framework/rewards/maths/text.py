@@ -17,7 +17,7 @@ _SYMBOLS = str.maketrans(
         "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∪": r"\cup ", "∈": r"\in ",
         "°": r"^\circ ", "±": r"\pm ", "√": r"\sqrt ", "∛": r"\sqrt[3]", "∅": r"\emptyset ", "“": '"', "”": '"',
         "’": "'", "‘": "'", "\u200b": "", "\u2060": "", "\ufeff": "", "。": ".", "、": ",", "…": r"\ldots ",
-        "⋯": r"\ldots ", "θ": r"\theta ", "ℝ": r"\mathbb{R}",
+        "⋯": r"\ldots ", "θ": r"\theta ", "ℝ": r"\mathbb{R}", "¢": " cents ",
     }
 )  # fmt: skip
 _DROPPED = re.compile(

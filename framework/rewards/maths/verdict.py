@@ -10,6 +10,7 @@ from framework.rewards.answers import HASHES, extract_answer, unboxed
 from framework.rewards.maths import quantities
 from framework.rewards.maths.compare import canonical, nodes_agree, scalars_agree
 from framework.rewards.maths.parser import Unreadable, parse
+from framework.rewards.maths.statements import bare_words, same_statement
 from framework.rewards.maths.text import compact, normalise, words_of
 from framework.rewards.maths.tree import Node, number
 from framework.rewards.maths.values import evaluate, is_finished
@@ -17,6 +18,8 @@ from framework.rewards.maths.values import evaluate, is_finished
 MAX_REFERENCE_CHARS = 20_000
 _BRACE = re.compile(r"\\.|[{}]")
 _CUT = re.compile(r"\\(?:frac|binom|sqrt|boxed|overline)\s*$|\\(?:frac|binom)\s*(?:\{[^{}]*\}|\d)\s*$")
+_RATIO = re.compile(r"(?<![\d.:])\d+(?:\.\d+)?(?: ?: ?\d+(?:\.\d+)?| to \d+(?:\.\d+)?)+(?![\d:])")
+_REMARK = re.compile(r"(.*\S) ?\((?:since|because|as|for|from|check|so|i\.e\.) [^()]*\)", re.DOTALL)
 _DATE_LIKE = re.compile(r"\d+(?:[-/:]\d+){2,}|\d+[-:]\d+(?:[-:]\d+)*")
 
 
@@ -51,6 +54,10 @@ def math_answers_agree(reference: str, answer: str) -> bool:
         return False
     if compact(text) == compact(expected.text):
         return True
+    if same_statement(expected.text, text) or same_statement(expected.text, quantities.after_phrase(text) or ""):
+        return True
+    if _RATIO.fullmatch(expected.text):
+        return _ratio_of(text) == _ratio_of(expected.text)
     if expected.option:
         return _option_agrees(expected, text)
     if expected.is_number:
@@ -73,6 +80,8 @@ def read_reference(reference: str) -> Reading:
         rest = found[1]
         if not rest or text[0] in "([" or re.match(r"[A-J]\s*\)", text):
             return Reading(rest, option=found[0])
+    if (spelt := quantities.spelt_number(text)) is not None:
+        return Reading(text, number(spelt))
     if _DATE_LIKE.fullmatch(text) or _mere_letters(text):
         return Reading(text)
     node = parse(text)
@@ -177,6 +186,8 @@ def read_number(text: str, depth: int = 3) -> Reading | None:
         return Reading(text, number(value))
     if depth == 0:
         return None
+    if (remark := _REMARK.fullmatch(text)) is not None and not quantities.doubts(text):
+        return read_number(remark[1], depth - 1)
     rest = quantities.after_phrase(text)
     if rest is None and (option := quantities.option_of(text)) is not None:
         rest = option[1]
@@ -233,8 +244,14 @@ def _words_agree(reference: str, text: str) -> bool:
     wanted = words_of(reference)
     if not wanted:
         return False
-    rest = quantities.after_phrase(text)
-    return wanted in (words_of(text), words_of(rest or ""))
+    rest = quantities.after_phrase(text) or ""
+    return wanted in (words_of(text), words_of(rest)) or bare_words(reference) in (bare_words(text), bare_words(rest))
+
+
+def _ratio_of(text: str) -> tuple[str, ...] | None:
+    """The parts of the one ratio in a text, "3:2" or "3 to 2"; None if it has none, several, or doubts it."""
+    found = _RATIO.findall(text)
+    return tuple(re.split(r" ?: ?| to ", found[0])) if len(found) == 1 and not quantities.doubts(text) else None
 
 
 def _latex_agrees(reference: str, text: str) -> bool:

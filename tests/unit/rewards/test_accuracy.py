@@ -174,3 +174,23 @@ def test_math_tasks_are_verified_off_the_main_thread_too() -> None:
     thread.start()
     thread.join()
     assert rewards == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason", "reward"),
+    [
+        ("knight", "stop", 1.0),
+        ("Ann lies, so Bob tells the truth.\n\nThe answer is **Knight**.", "stop", 1.0),
+        ("Answer: knight", "stop", 1.0),
+        ("答案是 knight。", "stop", 1.0),
+        ("a knight would lie", "stop", 0.0),
+        ("The answer is knave.", "stop", 0.0),
+        ("", "stop", 0.0),
+        ("The answer is knight", "length", 0.0),  # cut off: it may go on
+        ("knight <answer>", "stop", 0.0),
+    ],
+)
+def test_a_word_without_a_mark_is_taken_from_the_last_line(text: str, finish_reason: str, reward: float) -> None:
+    prompt = Prompt("p0", "q", "logic", "knight")
+    assert Accuracy()(prompt, response_of(text, finish_reason)) == reward
+    assert Accuracy(answer_in="tag")(prompt, response_of(text, finish_reason)) == 0.0
