@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,14 @@ def kind_of(file: DataFile) -> str | None:
     return kind[0]
 
 
-def file_rows(file: DataFile) -> Iterator[Row]:
-    """Yield the rows of one file; raises UserError for a file without any."""
+def file_rows(file: DataFile, without: Collection[int] = ()) -> Iterator[Row]:
+    """Yield the rows of one file; raises UserError for a file without any.
+
+    An archive's pages at the places `without` are not unpacked and have no text.
+    """
     kind, found = kind_of(file), False
     readers = {".json": _json, ".parquet": _parquet, ".arrow": _arrow, ".csv": _csv, ".tsv": _csv, ".txt": _text}
-    readers[".warc"] = warc_rows
+    readers[".warc"] = partial(warc_rows, without=without)
     for row in readers.get(kind or "", read_rows)(file):
         found = True
         yield row

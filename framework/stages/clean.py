@@ -15,7 +15,6 @@ from framework.data.cleaning import CleanConfig
 from framework.data.text.clean_steps import (
     SAMPLES,
     SPLITS,
-    Connect,
     Corpus,
     FindExact,
     FindNear,
@@ -27,6 +26,7 @@ from framework.data.text.shard_files import Done, shard_name, text_files, whole_
 from framework.errors import UserError
 from framework.files import link_or_copy
 from framework.graph.nodes import Runtime
+from framework.stages.connect import connect
 from framework.stages.shard_runs import run_shards
 
 DROPPED_SAMPLES = "dropped_samples.jsonl"
@@ -87,18 +87,18 @@ class Clean:
     ) -> tuple[Sequence[Done], Done]:
         """Return what was made of each shard, `judged` where no copies are looked for; and the clusters."""
         corpus, work, found = judge.corpus, runtime.work_dir, Done()
+        near_dir, near_parts = None, 0
         exact = FindExact(work / "exact", judge.directory, corpus) if corpus.config.exact else None
         near = FindNear(work / "near", judge.directory, corpus) if corpus.minhash else None
         if exact is not None:
             run_shards(exact, corpus.exact_partitions, runtime, "partitions of exact duplicates")
         if near is not None:
-            run_shards(near, corpus.near_partitions, runtime, "partitions of near duplicates")
-            connect = Connect(work / "connected", near.directory, corpus.near_partitions)
-            (found,) = run_shards(connect, 1, runtime, "clusters of near duplicates")
+            pairs = run_shards(near, corpus.near_partitions, runtime, "partitions of near duplicates")
+            near_dir, near_parts, found = connect(near.directory, pairs, runtime)
         if exact is None and near is None:
             return judged, found
-        exact_dir, near_dir = (None if exact is None else exact.directory), (work / "connected" if near else None)
-        write = WriteKept(work / "kept", judge.directory, exact_dir, near_dir, corpus)
+        exact_dir = None if exact is None else exact.directory
+        write = WriteKept(work / "kept", judge.directory, exact_dir, near_dir, near_parts, corpus)
         return run_shards(write, len(judged), runtime, "shards written"), found
 
 

@@ -2,7 +2,10 @@
 
 A step is a picklable function of a shard's number. It writes its files whole and returns a `Done`, which is recorded
 beside them; a shard that has its record is not made again. Ray Data hands the numbers out, starts a task that died with
-its node again, and holds back what nobody takes; documents themselves never pass through Ray, only files.
+its process or node again, and holds back what nobody takes; documents themselves never pass through Ray, only files.
+
+A text can kill the process that works on it: a crash in native code, all memory gone. Where a shard was begun by a
+process that is no more, the next one is careful: it hands each document to a process beside it.
 """
 
 from __future__ import annotations
@@ -15,13 +18,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, runtime_checkable
 
 from framework.artifacts import FileNote
+from framework.data.text.beside import Beside, Died, pickled
 from framework.data.text.shard_files import Done
 from framework.errors import RunFailed
 from framework.files import write_atomically
 from framework.graph.nodes import Runtime
+
+logger = logging.getLogger("framework.data")
 
 
 class Step(Protocol):
@@ -37,6 +43,15 @@ class Step(Protocol):
         ...
 
 
+@runtime_checkable
+class Careful(Protocol):
+    """A step whose documents may kill the process."""
+
+    def careful(self) -> Self:
+        """The same step, in which each document is worked on in a process beside: it alone is lost."""
+        ...
+
+
 def run_shards(step: Step, count: int, runtime: Runtime, unit: str) -> list[Done]:
     """Do `step` for shards 0 to `count` - 1; returns what was done, in their order.
 
@@ -46,7 +61,7 @@ def run_shards(step: Step, count: int, runtime: Runtime, unit: str) -> list[Done
     found = {number: done for number in range(count) if (done := _recorded(step.directory, number)) is not None}
     waiting = [number for number in range(count) if number not in found]
     if len(found) and waiting:
-        logging.getLogger("framework.data").info("%s: %d of %d shards were done before", unit, len(found), count)
+        logger.info("%s: %d of %d shards were done before", unit, len(found), count)
     for number in _results(step, waiting, runtime):
         done = _recorded(step.directory, number)
         if done is None:
@@ -61,9 +76,10 @@ def run_shards(step: Step, count: int, runtime: Runtime, unit: str) -> list[Done
 def _results(step: Step, waiting: Sequence[int], runtime: Runtime) -> Iterator[int]:
     """Numbers of shards as they are finished."""
     if len(waiting) < 2 or runtime.cluster.cpus < 2 or not _ray_is_up():
-        for number in waiting:
-            _make(step, number)
-            yield number
+        with Beside() as beside:
+            for number in waiting:
+                _make_here(step, number, beside)
+                yield number
         return
     import ray.data
 
@@ -86,13 +102,33 @@ def _call(step: Step, row: dict[str, Any]) -> dict[str, Any]:
     try:
         _make(step, number)
     except Exception as raised:
-        error = _pickled(raised)
+        error = pickled(raised)
     return {"number": number, "error": error}
 
 
+def _make_here(step: Step, number: int, beside: Beside) -> None:
+    """Make a shard; what may kill a process not in this one, which is the run's."""
+    if not isinstance(step, Careful):
+        _make(step, number)
+        return
+    try:
+        beside.call(_make, step, number)
+    except Died as died:
+        logger.info("shard %d: the process that worked on it was lost (%s): once more, with care", number, died)
+        _make(step, number)
+
+
 def _make(step: Step, number: int) -> None:
-    done = step(number)
-    write_atomically(_record(step.directory, number), json.dumps(asdict(done)))
+    begun = step.directory / f"begun-{number:05d}"
+    if isinstance(step, Careful):
+        if begun.exists():
+            step = step.careful()
+        begun.touch()
+    try:
+        done = step(number)
+        write_atomically(_record(step.directory, number), json.dumps(asdict(done)))
+    finally:  # whatever is raised: this process lives
+        begun.unlink(missing_ok=True)
 
 
 def _record(directory: Path, number: int) -> Path:
@@ -113,14 +149,6 @@ def _recorded(directory: Path, number: int) -> Done | None:
     first = tuple((key, row) for key, row in found.pop("first"))
     problem = None if found["problem"] is None else tuple(found["problem"])
     return Done(files, found["counts"], found["shown"], tuple(found["sources"]), first, problem)
-
-
-def _pickled(error: Exception) -> bytes:
-    try:
-        pickle.loads(found := pickle.dumps(error))
-    except Exception:  # an exception that cannot cross processes still says what happened
-        return pickle.dumps(RunFailed(f"{type(error).__name__}: {error}"))
-    return found
 
 
 def _ray_is_up() -> bool:

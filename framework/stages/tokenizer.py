@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from framework.artifacts import PromptSet, TextSet, TokenizerDir, TokenShards
+from framework.artifacts import PromptSet, TextSet, TokenizerDir, TokenShards, read_listing
 from framework.data.chat_template import TemplateConfig, tokenize_prompts
 from framework.data.readers import read_prompts
 from framework.data.shards import TokenFile, write_meta
 from framework.data.shuffle import sampled
 from framework.data.templates import R1_ZERO_CHAT_TEMPLATE
 from framework.data.text.shard_files import read_text, text_files, train_sizes, write_listing
-from framework.data.text.token_steps import DrawDocuments, TokenizeConfig, TokenizeShards
+from framework.data.text.token_steps import DrawDocuments, Rules, TokenizeConfig, TokenizeShards, check_encoded
 from framework.data.tokenizer_files import load_tokenizer, vocabulary_size
 from framework.data.tokenizer_training import TokenizerConfig, train_tokenizer
 from framework.errors import UserError
@@ -111,21 +111,17 @@ class Tokenize:
         directory, text = runtime.artifact_dir("shards"), inputs.text.path
         files = {split: text_files(text, split) for split in ("train", "validation")}
         everything = (*files["train"], *files["validation"])
-        tokenize = TokenizeShards(
-            runtime.work_dir / "tokens",
-            everything,
-            len(files["train"]),
-            inputs.tokenizer.path,
-            self.config,
-            runtime.seed,
-        )
+        work = runtime.work_dir / "tokens"
+        rules = Rules.of(tokenizer, vocabulary_size(tokenizer), work / "tokenizer.json")
+        tokenize = TokenizeShards(work, everything, len(files["train"]), rules, self.config, runtime.seed)
         done = run_shards(tokenize, tokenize.size, runtime, "shards of tokens")
+        check_encoded(done, sum(read_listing(text)[1].get(split, 0) for split in files))
         splits = dict[str, tuple[TokenFile, ...]]()
         for shard in done:
             ((name, _),) = shard.files.items()
             link_or_copy(tokenize.directory / name, directory / name)
-            ((count, tokens),) = shard.counts.items()
-            split = count.removesuffix("_tokens")
+            split = name.partition("-")[0]
+            tokens = shard.counts[f"{split}_tokens"]
             splits[split] = (*splits.get(split, ()), TokenFile(name, tokens))
         meta = write_meta(directory, splits, vocabulary_size(tokenizer))
         write_listing(directory, done)

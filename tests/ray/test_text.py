@@ -20,13 +20,15 @@ from framework.artifacts import SHARDS, PromptSet, TokenizerDir, read_json
 from framework.data.cleaning import CleanConfig
 from framework.data.readers import write_prompts
 from framework.data.shards import TokenRows
-from framework.data.text.shard_files import read_text
+from framework.data.text.beside import Died, OneByOne
+from framework.data.text.shard_files import Done, read_text, whole_file
 from framework.data.text.token_steps import TokenizeConfig
 from framework.data.tokenizer_training import TokenizerConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
 from framework.graph.runner import NullTracker
+from framework.stages import connect
 from framework.stages import read_text as read_text_stage
 from framework.stages.clean import Clean, CleanInputs
 from framework.stages.collect import NoInputs
@@ -106,6 +108,9 @@ def test_neither_workers_nor_shards_change_the_result(tmp_path: Path, monkeypatc
     results = []
     for place, (source, size, workers) in enumerate(((few, 2**20, 1), (few, 40_000, 2), (many, 9_000, 4))):
         monkeypatch.setattr(read_text_stage, "MIB", size // 64)
+        if place:  # clusters over three partitions, in rounds
+            monkeypatch.setattr(connect, "FEW_PAIRS", 0)
+            monkeypatch.setattr(connect, "partitions_of", lambda records: 3)
         results.append(whole(source, tmp_path / f"run{place}", workers))
     assert [result.shards for result in results] == [1, 3, 14]
     assert replace(results[1], shards=1) == results[0]
@@ -124,9 +129,7 @@ class Slow:
 
     directory: Path
 
-    def __call__(self, number: int) -> object:
-        from framework.data.text.shard_files import Done, whole_file
-
+    def __call__(self, number: int) -> Done:
         with (self.directory / "calls").open("a") as calls:
             calls.write(f"{number} {os.getpid()}\n")
         if number == 7 and (self.directory / "poison").exists():
@@ -142,18 +145,51 @@ def test_what_is_done_is_not_made_again_and_an_error_comes_as_it_was_raised(tmp_
     step.directory.mkdir()
     (step.directory / "poison").touch()
     with pytest.raises(UserError, match="shard 7: got 'poison'"):
-        run_shards(step, 8, run, "shards")  # type: ignore[arg-type]
+        run_shards(step, 8, run, "shards")
     (step.directory / "poison").unlink()
     made = {file.name for file in step.directory.glob("done-*")}
     assert made
     (step.directory / "made-0").write_bytes(b"too long")  # not as its record says: made again
     before = len((step.directory / "calls").read_text().splitlines())
-    done = run_shards(step, 8, run, "shards")  # type: ignore[arg-type]
+    done = run_shards(step, 8, run, "shards")
     calls = (step.directory / "calls").read_text().splitlines()
     assert [shard.files[f"made-{number}"].bytes for number, shard in enumerate(done)] == list(range(8))
     again = {int(call.split()[0]) for call in calls[before:]}
     assert again == {n for n in range(8) if f"done-{n:05d}.json" not in made} | {0}
     assert len({call.split()[1] for call in calls}) > 1  # workers of their own, not this process alone
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """Works on three rows a shard; one row of all ends the process that works on it."""
+
+    directory: Path
+    alone: bool = False
+
+    def careful(self) -> Deadly:
+        return replace(self, alone=True)
+
+    def __call__(self, number: int) -> Done:
+        lost = 0
+        with OneByOne() as beside:
+            for row in range(3):
+                try:
+                    beside.of(f"row {row}", work_on, number, row) if self.alone else work_on(number, row)
+                except Died:
+                    lost += 1
+        return Done({}, {"rows": 3 - lost, "lost": lost, "careful": int(self.alone)})
+
+
+def work_on(number: int, row: int) -> None:
+    if (number, row) == (2, 1):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_a_row_that_kills_its_worker_is_lost_alone(tmp_path: Path) -> None:
+    done = run_shards(Deadly(tmp_path / "step"), 4, runtime(tmp_path, 2), "shards")
+    assert [shard.counts["lost"] for shard in done] == [0, 0, 1, 0]
+    assert [shard.counts["careful"] for shard in done] == [0, 0, 1, 0]
+    assert not list((tmp_path / "step").glob("begun-*"))
 
 
 SCRIPT = """
@@ -188,7 +224,7 @@ def test_a_killed_step_goes_on_where_it_was(tmp_path: Path) -> None:
     made = {int(file.stem[5:]) for file in directory.glob("done-*")}
     assert 5 <= len(made) < 40
     before = len((directory / "calls").read_text().splitlines())
-    done = run_shards(Slow(directory), 12, runtime(tmp_path, 2), "shards")  # type: ignore[arg-type]
+    done = run_shards(Slow(directory), 12, runtime(tmp_path, 2), "shards")
     assert [shard.files[f"made-{number}"].bytes for number, shard in enumerate(done)] == list(range(12))
     again = {int(call.split()[0]) for call in (directory / "calls").read_text().splitlines()[before:]}
     assert again == set(range(12)) - made

@@ -5,14 +5,16 @@ from __future__ import annotations
 import heapq
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from framework.data.cleaning import CleanConfig, exact_key
+from framework.data.text.beside import OneByOne
+from framework.data.text.clusters import cluster_name
 from framework.data.text.duplicates import (
     DROP,
     EDGE,
@@ -24,10 +26,19 @@ from framework.data.text.duplicates import (
     id_halves,
     id_of,
     near_edges,
+    without_copies,
 )
-from framework.data.text.judge import judge_of
+from framework.data.text.judge import Verdict, judged, judged_beside
 from framework.data.text.partitions import Dealer, dealt, of_shard, save
-from framework.data.text.shard_files import Document, Done, ShardWriter, read_shard, shard_name, whole_file
+from framework.data.text.shard_files import (
+    MOST_FAILED,
+    Document,
+    Done,
+    ShardWriter,
+    read_shard,
+    shard_name,
+    whole_file,
+)
 from framework.errors import UserError
 
 SPLITS = ("train", "validation")
@@ -37,7 +48,6 @@ _TOGETHER = 256  # documents whose signatures are dealt at once
 # Records of a partition, which are compared at once: the fewer the better for memory, until there are so many
 # partitions that opening files takes longer than reading them; then they grow, up to the most.
 _LEAST_RECORDS, _MOST_RECORDS, _MANY_PARTITIONS = 2**17, 2**20, 4096
-MOST_FAILED = 0.01  # share of documents that a rule may fail on
 
 
 @dataclass(frozen=True)
@@ -67,14 +77,15 @@ class Corpus:
 
     @property
     def exact_partitions(self) -> int:
-        return _partitions(self.documents)
+        return partitions_of(self.documents)
 
     @property
     def near_partitions(self) -> int:
-        return _partitions(self.documents * self.minhash.bands[0] if self.minhash else 0)
+        return partitions_of(self.documents * self.minhash.bands[0] if self.minhash else 0)
 
 
-def _partitions(records: int) -> int:
+def partitions_of(records: int) -> int:
+    """Return into how many parts records are dealt that are compared within a part."""
     return 1 + max(min(records // _LEAST_RECORDS, _MANY_PARTITIONS), records // _MOST_RECORDS)
 
 
@@ -85,12 +96,16 @@ class JudgeShards:
     directory: Path
     corpus: Corpus
     heldout: Path | None
+    alone: bool = False  # each document is judged in a process beside this one
+
+    def careful(self) -> JudgeShards:
+        """Survive documents that kill the process."""
+        return replace(self, alone=True)
 
     def __call__(self, number: int) -> Done:
         """Judge shard `number`."""
         corpus, split = self.corpus, self.corpus.split(number)
         name, gone = corpus.name(number), Gone(SPLITS[split])
-        judge = judge_of(corpus.config, self.heldout)
         names = [name, shard_name("dropped", number), *signature_names(number)]
         with (
             whole_file(self.directory / names[0]) as kept,
@@ -101,8 +116,7 @@ class JudgeShards:
             whole_file(self.directory / names[5]) as near_ends,
         ):
             signatures, shown, row = Signatures(corpus, exact, near), Counter[str](), 0
-            for document in read_shard(corpus.files[number]):
-                verdict = judge.verdict(document)
+            for document, verdict in self._verdicts(corpus.files[number]):
                 if verdict.language:
                     shown[f"language {verdict.language}"] += 1
                 kind = "dropped" if verdict.reason else "kept"
@@ -121,14 +135,24 @@ class JudgeShards:
         files = {name: writer.note() for name, writer in zip(names, writers, strict=True)} | samples
         return Done(files, {SPLITS[split]: row, **gone.counts}, dict(shown), (corpus.files[number].name,))
 
+    def _verdicts(self, file: Path) -> Iterator[tuple[Document, Verdict]]:
+        config, heldout = self.corpus.config, self.heldout
+        if not self.alone:
+            for document in read_shard(file):
+                yield document, judged(config, heldout, document)
+            return
+        with OneByOne() as beside:
+            for number, document in enumerate(read_shard(file), start=1):
+                yield document, judged_beside(beside, f"{file}:{number}", config, heldout, document)
+
 
 class Signatures:
     """Deals the signatures of documents, some at a time, to the partitions in which copies meet."""
 
     def __init__(self, corpus: Corpus, exact: ShardWriter, near: ShardWriter) -> None:
         self._config, self._minhash = corpus.config, corpus.minhash
-        self._exact = Dealer(exact, corpus.exact_partitions)
-        self._near = Dealer(near, corpus.near_partitions)
+        self._exact = Dealer(exact, corpus.exact_partitions, EXACT)
+        self._near = Dealer(near, corpus.near_partitions, corpus.minhash.dtype if corpus.minhash else EXACT)
         self._keys: list[tuple[Any, ...]] = []
         self._sketches: list[Any] = []
         self._places: list[tuple[int, ...]] = []
@@ -206,7 +230,7 @@ class FindExact:
     def __call__(self, number: int) -> Done:
         """Compare partition `number`."""
         shards = range(len(self.corpus.files))
-        entries = [_read(self.judged, shard, 0, EXACT, number, self.corpus.exact_partitions) for shard in shards]
+        entries = [_read(self.judged, shard, 0, EXACT, number) for shard in shards]
         return Done(_written(self.directory, "exact", number, exact_drops(np.concatenate(entries))))
 
 
@@ -222,14 +246,22 @@ class FindNear:
         """Compare partition `number`."""
         minhash, shards = self.corpus.minhash, range(len(self.corpus.files))
         assert minhash is not None
-        partitions = self.corpus.near_partitions
-        entries = [_read(self.judged, shard, 1, minhash.dtype, number, partitions) for shard in shards]
-        return Done(_written(self.directory, "edges", number, near_edges(np.concatenate(entries), minhash)))
+        entries, waiting, edges = np.empty(0, minhash.dtype), list[Any](), list[Any]()
+        for shard in shards:
+            waiting.append(_read(self.judged, shard, 1, minhash.dtype, number))
+            if sum(map(len, waiting)) > len(entries) + 2 * _LEAST_RECORDS:  # more than is meant: a text many times over
+                entries, copies = without_copies(np.concatenate([entries, *waiting]))
+                edges.append(copies)
+                waiting = []
+        edges.append(near_edges(np.concatenate([entries, *waiting]), minhash))
+        return Done(_written(self.directory, "edges", number, np.unique(np.concatenate(edges))))
 
 
 @dataclass(frozen=True)
 class Connect:
-    """All edges: the clusters that they make. In one process: it takes about 150 bytes an edge."""
+    """All edges: the clusters that they make. In one process: it takes about 150 bytes an edge. For more see
+    `clusters`.
+    """
 
     directory: Path
     near: Path
@@ -239,7 +271,7 @@ class Connect:
         """Write which documents go, by shard."""
         files = [self.near / shard_name("edges", part, "bin") for part in range(self.partitions)]
         drops, clusters = component_drops(np.unique(np.concatenate([np.fromfile(file, EDGE) for file in files])))
-        sizes = {f"near duplicates, cluster of {size}": n for size, n in clusters.items()}
+        sizes = {cluster_name(size): n for size, n in clusters.items()}
         return Done(_written(self.directory, "near", number, drops), {}, sizes)
 
 
@@ -251,6 +283,7 @@ class WriteKept:
     judged: Path
     exact: Path | None
     near: Path | None
+    near_parts: int  # files of them
     corpus: Corpus
 
     def __call__(self, number: int) -> Done:
@@ -277,7 +310,7 @@ class WriteKept:
         """Row -> why it goes and of what it is a copy. A copy to the letter is called that."""
         found = {}
         for reason, directory, parts in (
-            ("near_duplicate", self.near, 1),
+            ("near_duplicate", self.near, self.near_parts),
             ("exact_duplicate", self.exact, self.corpus.exact_partitions),
         ):
             kind = reason.partition("_")[0]
@@ -295,10 +328,9 @@ def _written(directory: Path, kind: str, number: int, records: np.ndarray[Any, A
         return {name: save(writer, records)}
 
 
-def _read(judged: Path, shard: int, kind: int, dtype: np.dtype[Any], partition: int, partitions: int) -> Any:
+def _read(judged: Path, shard: int, kind: int, dtype: np.dtype[Any], partition: int) -> Any:
     names = signature_names(shard)
-    ends = np.fromfile(judged / names[kind + 2], np.int64).reshape(-1, partitions)
-    return dealt(judged / names[kind], ends, dtype, partition)
+    return dealt(judged / names[kind], judged / names[kind + 2], dtype, partition)
 
 
 def check_failed(shards: Sequence[Done]) -> None:

@@ -74,7 +74,7 @@ class MinHash:
         shingles = hashes[: len(words) - size + 1]
         for place in range(1, size):
             shingles = shingles * np.uint64(0x9E3779B97F4A7C15) + hashes[place : len(words) - size + 1 + place]
-        shingles = _mixed(shingles)
+        shingles = mixed(shingles)
         factors, terms = _permutations(self.permutations)
         smallest = np.full(self.permutations, 2**64 - 1, np.uint64)
         for start in range(0, len(shingles), _BLOCK):
@@ -91,7 +91,7 @@ class MinHash:
         values = signatures_NK[:, : bands * rows].reshape(size, bands, rows).astype(np.uint64)
         keys = np.broadcast_to(np.arange(1, bands + 1, dtype=np.uint64), (size, bands))
         for row in range(rows):
-            keys = _mixed(keys * np.uint64(0x100000001B3) + values[:, :, row])
+            keys = mixed(keys * np.uint64(0x100000001B3) + values[:, :, row])
         low = (signatures_NK & np.uint32(2**_BITS - 1)).astype(np.uint8)
         found = np.empty((size, bands), self.dtype)
         found["key"], found["sketch"] = keys, (low[:, None, 0::2] << _BITS) | low[:, None, 1::2]
@@ -115,7 +115,7 @@ def exact_drops(entries: Array) -> Array:
     entries = entries[np.lexsort((*_order(entries), entries["check"], entries["key"]))]
     new = np.ones(len(entries), bool)
     new[1:] = (entries["key"][1:] != entries["key"][:-1]) | (entries["check"][1:] != entries["check"][:-1])
-    return _dropped(entries[~new], entries[_firsts(new)[~new]])
+    return _dropped(entries[~new], entries[first_of_group(new)[~new]])
 
 
 def near_edges(entries: Array, minhash: MinHash) -> Array:
@@ -125,11 +125,25 @@ def near_edges(entries: Array, minhash: MinHash) -> Array:
     while len(entries):
         new = np.ones(len(entries), bool)
         new[1:] = entries["key"][1:] != entries["key"][:-1]
-        firsts = _firsts(new)
+        firsts = first_of_group(new)
         alike = ~new & minhash.alike(entries["sketch"], entries["sketch"][firsts])
         found.append(_edges(entries[firsts[alike]], entries[alike]))
         entries = entries[~new & ~alike]  # those that are not alike the first may be alike among themselves
     return np.unique(np.concatenate(found)) if found else np.empty(0, EDGE)
+
+
+def without_copies(entries: Array) -> tuple[Array, Array]:
+    """Return entries without those that equal another in band and sketch, and the pairs (EDGE) of what is left out.
+
+    What is alike one of them is alike all, so the clusters stay as they were: a text that a corpus has millions of
+    times takes the memory of one.
+    """
+    sketch = np.ascontiguousarray(entries["sketch"]).view(f"S{entries['sketch'].shape[1]}")[:, 0]
+    order = np.lexsort((*_order(entries), sketch, entries["key"]))
+    entries, sketch = entries[order], sketch[order]
+    new = np.ones(len(entries), bool)
+    new[1:] = (entries["key"][1:] != entries["key"][:-1]) | (sketch[1:] != sketch[:-1])
+    return entries[new], _edges(entries[first_of_group(new)[~new]], entries[~new])
 
 
 def component_drops(edges: Array) -> tuple[Array, dict[int, int]]:
@@ -160,8 +174,8 @@ def _order(entries: Array) -> tuple[Array, ...]:
     return tuple(entries[name] for name, _ in reversed(PLACE))
 
 
-def _firsts(new: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
-    """Return [N] the index at which each element's group begins."""
+def first_of_group(new: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+    """Return [N] the index at which each element's group begins; `new` [N]: whether it begins one."""
     starts = np.flatnonzero(new)
     found: npt.NDArray[np.intp] = starts[np.cumsum(new) - 1]
     return found
@@ -182,7 +196,7 @@ def _edges(first: Array, other: Array) -> Array:
     return found
 
 
-def _mixed(values: Array) -> npt.NDArray[np.uint64]:
+def mixed(values: Array) -> npt.NDArray[np.uint64]:
     """Spread every bit over all others (the finalizer of SplitMix64: Steele, Lea, Flood 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

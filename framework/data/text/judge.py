@@ -10,6 +10,7 @@ from pathlib import Path
 from framework.data.cleaning import CleanConfig, Contamination, words
 from framework.data.layouts.prompts import load_prompts
 from framework.data.readers import read_prompts
+from framework.data.text.beside import Died, OneByOne
 from framework.data.text.filters import c4, c4_lines, fineweb, gopher_quality, gopher_repetition
 from framework.data.text.language import language_of
 from framework.data.text.personal import scrub
@@ -34,6 +35,19 @@ class Verdict:
 def judge_of(config: CleanConfig, heldout: Path | None) -> Judge:
     """Return the judge of a process, which has read every benchmark."""
     return Judge(config, heldout)
+
+
+def judged(config: CleanConfig, heldout: Path | None, document: Document) -> Verdict:
+    """Judge a document."""
+    return judge_of(config, heldout).verdict(document)
+
+
+def judged_beside(beside: OneByOne, where: str, config: CleanConfig, heldout: Path | None, found: Document) -> Verdict:
+    """Judge a document, at `where`, in a process beside this one; it goes if that does not survive it."""
+    try:
+        return beside.of(where, judged, config, heldout, found)
+    except Died as died:
+        return Verdict(found, "failed", str(died))
 
 
 class Judge:

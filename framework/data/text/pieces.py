@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from framework.data.layouts.columns import Columns
@@ -49,9 +49,10 @@ def cut(sources: Sequence[tuple[str, Sequence[DataFile]]], size: int) -> list[tu
     return [*shards, tuple(together)] if together else shards
 
 
-def texts_of(piece: Piece, columns: Columns, key: str) -> Iterator[str | UserError]:
+def texts_of(piece: Piece, columns: Columns, key: str, without: Collection[int] = ()) -> Iterator[str | UserError]:
     """Yield the text of every row, or what is wrong with the row; an empty text of a page that has none.
 
+    The pages at the places `without`, which a process did not survive, are errors.
     Raises UserError for a file that can't be read on: it is missing, damaged, of no known kind, or without rows.
     """
     kind = kind_of(piece.file)
@@ -63,10 +64,13 @@ def texts_of(piece: Piece, columns: Columns, key: str) -> Iterator[str | UserErr
                 raise
             yield error
         return
-    for row in _lines(piece) if kind in (".jsonl", ".ndjson") else file_rows(piece.file):
+    for row in _lines(piece) if kind in (".jsonl", ".ndjson") else file_rows(piece.file, without):
         try:
             if isinstance(row, UserError):
                 yield row
+            elif kind == ".warc" and "text" not in row.fields:
+                found = row.fields.get("error", "a page that ends the process which unpacks it")
+                yield UserError(row.where, found, "must be a page that can be unpacked")
             elif kind == ".warc" and not row.fields["text"].strip():
                 yield ""
             else:

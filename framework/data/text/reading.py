@@ -6,11 +6,12 @@ import hashlib
 import heapq
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from framework.data.layouts.columns import Columns
+from framework.data.text.careful_reading import texts_beside
 from framework.data.text.pieces import Piece, texts_of
 from framework.data.text.shard_files import Document, Done, document_id, read_shard, shard_name, whole_file
 from framework.errors import UserError
@@ -29,6 +30,11 @@ class ReadPieces:
     key: str  # the setting that names the corpus
     seed: int
     apart: int  # documents that will be set apart: so many candidates are named of each shard
+    alone: bool = False  # files are read in a process beside this one
+
+    def careful(self) -> ReadPieces:
+        """Survive rows that kill the process."""
+        return replace(self, alone=True)
 
     def __call__(self, number: int) -> Done:
         """Write shard `number`; raises UserError for a file that can't be read."""
@@ -37,7 +43,7 @@ class ReadPieces:
         lowest: list[tuple[str, int]] = []
         with whole_file(self.directory / name) as writer:
             for piece in pieces:
-                for text in texts_of(piece, self.columns, self.key):
+                for text in self._texts(piece):
                     if isinstance(text, UserError):
                         wrong.append(text)
                         continue
@@ -58,6 +64,9 @@ class ReadPieces:
         counts = {"train": row, **({"dropped": rejected.total()} if rejected else {}), **reasons}
         sources = tuple(map(str, pieces))
         return Done({name: writer.note()}, counts, {}, sources, first, _told(wrong[:1]))
+
+    def _texts(self, piece: Piece) -> Iterator[str | UserError]:
+        return (texts_beside if self.alone else texts_of)(piece, self.columns, self.key)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from framework.artifacts import SHARDS, FileNote, read_json
 from framework.errors import UserError
 from framework.files import write_atomically
 
+MOST_FAILED = 0.01  # share of documents that may be lost because a rule fails on them, or a process
+
 
 @dataclass(frozen=True)
 class Document:
@@ -86,7 +88,8 @@ def train_sizes(directory: Path) -> list[int]:
 class ShardWriter:
     """Writes one file and counts and digests what it writes."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, directory: Path) -> None:
+        self.directory = directory
         self._file, self._hash, self._size = file, hashlib.sha256(), 0
 
     def write(self, content: bytes) -> None:
@@ -116,7 +119,7 @@ def whole_file(file: Path) -> Iterator[ShardWriter]:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as handle:
-            yield ShardWriter(handle)
+            yield ShardWriter(handle, file.parent)
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from framework.bounds import Bound, Probability, bounded
 from framework.data.control import ControlTokens
 from framework.data.fim import combined_tokens, cut_for_fim, fim_ids, fim_marks, split_combined
 from framework.data.shards import write_tokens
 from framework.data.shuffle import seed_of
-from framework.data.text.shard_files import Document, Done, read_shard, shard_name, whole_file
-from framework.data.tokenizer_files import load_tokenizer, vocabulary_size
+from framework.data.text.beside import Died, OneByOne
+from framework.data.text.shard_files import MOST_FAILED, Document, Done, read_shard, shard_name, whole_file
+from framework.errors import UserError
+from framework.files import write_atomically
 
+logger = logging.getLogger("framework.data")
 _TOGETHER = 256  # documents that the tokenizer is given at once
 
 
@@ -72,9 +76,14 @@ class TokenizeShards:
     directory: Path
     files: tuple[Path, ...]  # of train, then of validation
     train: int  # shards
-    tokenizer: Path
+    tokenizer: Rules
     config: TokenizeConfig  # of train: validation documents stay as they are
     seed: int
+    alone: bool = False  # each document is encoded in a process beside this one
+
+    def careful(self) -> TokenizeShards:
+        """Survive documents that kill the process."""
+        return replace(self, alone=True)
 
     @property
     def size(self) -> int:
@@ -92,32 +101,113 @@ class TokenizeShards:
         trains = number < self.config.passes * self.train
         config, (turn, shard) = (self.config, divmod(number, self.train)) if trains else (TokenizeConfig(), (0, 0))
         file = self.files[shard if trains else number - self.config.passes * self.train + self.train]
+        encoder, failed = Encoder(self.tokenizer, config, self.seed, turn), list[tuple[str, str]]()
         with whole_file(self.directory / self.name(number)) as writer:
-            documents = _encoded(file, self.tokenizer, config, self.seed, turn)
-            tokens = write_tokens(writer, documents, vocabulary_size(_loaded(self.tokenizer).tokenizer))
+            documents = _one_by_one(file, encoder, failed) if self.alone else _together(file, encoder, failed)
+            tokens = write_tokens(writer, documents, self.tokenizer.vocab_size)
         split = self.name(number).partition("-")[0]
-        return Done({self.name(number): writer.note()}, {f"{split}_tokens": tokens}, {}, (file.name,))
+        counts = {f"{split}_tokens": tokens, **({"dropped.failed": len(failed)} if failed else {})}
+        problem = (*failed[0], "must be a document that can be encoded") if failed else None
+        return Done({self.name(number): writer.note()}, counts, {}, (file.name,), (), problem)
 
 
-def _encoded(file: Path, directory: Path, config: TokenizeConfig, seed: int, turn: int) -> Iterator[list[int]]:
-    """Token ids of each document. Names of special tokens in a text are text there, not those tokens."""
-    control = _loaded(directory)
-    tokenizer = control.tokenizer
-    halves = _halves(directory) if config.split_rate else {}
-    marks = fim_marks(tokenizer.get_vocab()) if config.fim_rate else []
-    begin = tokenizer("")["input_ids"]
-    documents = (found for found in read_shard(file) if turn + _draw(seed, found) < config.times(found.source))
-    while chunk := list(itertools.islice(documents, _TOGETHER)):
-        keys = [f"{seed} {document.id}{f' {turn}' if turn else ''}" for document in chunk]
+@dataclass(frozen=True)
+class Rules:
+    """What encoding needs of a tokenizer, so that a worker loads the small library alone (transformers: seconds)."""
+
+    file: Path  # the tokenizer as `tokenizers` saves it
+    begin: tuple[int, ...]
+    end: int
+    vocab_size: int
+
+    @classmethod
+    def of(cls, tokenizer: Any, vocab_size: int, file: Path) -> Rules:
+        """Write those of a Hugging Face tokenizer to `file`."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, tokenizer.backend_tokenizer.to_str())
+        return cls(file, tuple(tokenizer("")["input_ids"]), tokenizer.eos_token_id, vocab_size)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Documents of one pass to token ids. Names of special tokens in a text are text there, not those tokens."""
+
+    rules: Rules
+    config: TokenizeConfig
+    seed: int
+    turn: int
+
+    def wants(self, document: Document) -> bool:
+        """Whether this pass has the document."""
+        return self.turn + _draw(self.seed, document) < self.config.times(document.source)
+
+    def encode(self, documents: Sequence[Document]) -> Iterator[list[int]]:
+        """Yield the ids of each."""
+        config, turn, tokenizer = self.config, self.turn, _loaded(self.rules.file)
+        halves = _halves(self.rules.file) if config.split_rate else {}
+        marks = fim_marks(tokenizer.get_vocab()) if config.fim_rate else []
+        keys = [f"{self.seed} {document.id}{f' {turn}' if turn else ''}" for document in documents]
         cuts = [
             cut_for_fim(document.text, config.fim_rate, key) if marks else (document.text,)
-            for document, key in zip(chunk, keys, strict=True)
+            for document, key in zip(documents, keys, strict=True)
         ]
-        texts = [part for parts in cuts for part in parts]
-        encoded = iter(control.encode_plain(texts))
+        encoded = iter(tokenizer.control.encode_plain([part for parts in cuts for part in parts]))
         for key, parts in zip(keys, cuts, strict=True):
             ids = fim_ids(list(itertools.islice(encoded, len(parts))), marks)
-            yield [*begin, *split_combined(ids, halves, config.split_rate, key), tokenizer.eos_token_id]
+            yield [*self.rules.begin, *split_combined(ids, halves, config.split_rate, key), self.rules.end]
+
+
+def check_encoded(shards: Sequence[Done], documents: int) -> None:
+    """Raise UserError for the first document that can't be encoded, if they are too many; else say how many."""
+    failed = sum(done.counts.get("dropped.failed", 0) for done in shards)
+    problem = next((done.problem for done in shards if done.problem), None)
+    if problem is None:
+        return
+    error = UserError(*problem)
+    if failed > MOST_FAILED * documents:
+        raise error
+    logger.warning("%d of %d documents can't be encoded and were left out; the first: %s", failed, documents, error)
+
+
+def _together(file: Path, encoder: Encoder, failed: list[tuple[str, str]]) -> Iterator[list[int]]:
+    """Encode all documents of a shard, many at once; those that fail are noted with their place."""
+    wanted = ((row, found) for row, found in enumerate(read_shard(file), start=1) if encoder.wants(found))
+    while chunk := list(itertools.islice(wanted, _TOGETHER)):
+        try:
+            yield from list(encoder.encode([document for _, document in chunk]))
+        except UserError:
+            raise
+        except BaseException as error:  # a panic of `tokenizers` is no Exception
+            _raise_stop(error)
+            for row, document in chunk:
+                try:
+                    yield from list(encoder.encode([document]))
+                except BaseException as of_it:
+                    _raise_stop(of_it)
+                    failed.append((f"{file}:{row}", f"{type(of_it).__name__}: {of_it}"))
+
+
+def _one_by_one(file: Path, encoder: Encoder, failed: list[tuple[str, str]]) -> Iterator[list[int]]:
+    """As `_together`, each document in a process beside this one: it may be that it kills it."""
+    with OneByOne() as beside:
+        for row, document in enumerate(read_shard(file), start=1):
+            if encoder.wants(document):
+                try:
+                    yield beside.of(f"{file}:{row}", _encoded, encoder, document)
+                except (UserError, OSError):
+                    raise
+                except (Died, Exception) as error:
+                    failed.append((f"{file}:{row}", f"{type(error).__name__}: {error}"))
+
+
+def _encoded(encoder: Encoder, document: Document) -> list[int]:
+    (ids,) = encoder.encode([document])
+    return ids
+
+
+def _raise_stop(error: BaseException) -> None:
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        raise error
 
 
 def _draw(seed: int, document: Document) -> float:
@@ -125,11 +215,34 @@ def _draw(seed: int, document: Document) -> float:
     return seed_of("epochs", seed, document.id) / 2**62
 
 
-@lru_cache(maxsize=2)
-def _loaded(directory: Path) -> ControlTokens:
-    return ControlTokens(load_tokenizer(directory))
+class _Loaded:
+    """A tokenizer, as far as encoding asks for what transformers calls so."""
+
+    def __init__(self, file: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self.backend_tokenizer = Tokenizer.from_file(str(file))
+        self.added_tokens_decoder = self.backend_tokenizer.get_added_tokens_decoder()
+        self.control = ControlTokens(self)
+
+    def __len__(self) -> int:
+        return int(self.backend_tokenizer.get_vocab_size())
+
+    def get_vocab(self) -> dict[str, int]:
+        return dict(self.backend_tokenizer.get_vocab())
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return str(self.backend_tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return list(self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
 
 @lru_cache(maxsize=2)
-def _halves(directory: Path) -> dict[int, list[int]]:
-    return combined_tokens(_loaded(directory).tokenizer)
+def _loaded(file: Path) -> _Loaded:
+    return _Loaded(file)
+
+
+@lru_cache(maxsize=2)
+def _halves(file: Path) -> dict[int, list[int]]:
+    return combined_tokens(_loaded(file))

@@ -7,29 +7,37 @@ DCLM compared with others (Li et al. 2024, 2406.11794, section 4.2) and chose.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Collection, Iterator
 
 from framework.data.readers import Row, open_data
 from framework.data.remote import DataFile
 from framework.errors import UserError
 
 
-def warc_rows(file: DataFile) -> Iterator[Row]:
+def warc_rows(file: DataFile, without: Collection[int] = ()) -> Iterator[Row]:
     """Yield the page of each HTML response with `text` and `url`; a page without text has an empty one.
+
+    Those at the places `without` are not unpacked and have no `text`; nor has one that can't be, but an `error`.
 
     Raises UserError for a file that is no WARC, or ends within a record.
     """
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
-    number = 0
+    number = page = 0
     with open_data(file) as stream:  # FastWARC's own unpacking takes a file that was cut off for whole
         try:
             for record in ArchiveIterator(stream, record_types=WarcRecordType.response, parse_http=True):
                 number += 1
                 if (record.http_content_type or "").endswith("html"):
-                    url = record.headers.get("WARC-Target-URI", "")
-                    yield Row(f"{file}: row {number}", {"text": _text(record), "url": url})
+                    fields = {"url": record.headers.get("WARC-Target-URI", "")}
+                    if page not in without:
+                        content = record.reader.read()
+                        try:
+                            fields["text"] = _text(content, record.http_charset)
+                        except Exception as error:  # of this page: the others go on
+                            fields["error"] = f"{type(error).__name__}: {error}"
+                    page += 1
+                    yield Row(f"{file}: row {number}", fields)
         except Exception as error:
             if isinstance(error, EOFError | zlib.error) or getattr(error, "errno", None):
                 raise  # of the disk or the packed file: `open_data` says so
@@ -37,11 +45,10 @@ def warc_rows(file: DataFile) -> Iterator[Row]:
             raise UserError(where, " ".join(str(error).split())[:200], "must be a record of a WARC file") from None
 
 
-def _text(record: Any) -> str:
+def _text(content: bytes, charset: str | None) -> str:
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
-    content = record.reader.read()
-    encoding = record.http_charset or detect_encoding(content) or "utf-8"
+    encoding = charset or detect_encoding(content) or "utf-8"
     page = bytes_to_str(content, encoding, errors="replace")
     return str(extract_plain_text(page, main_content=True, alt_texts=False))

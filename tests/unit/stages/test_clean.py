@@ -24,6 +24,7 @@ from framework.stages.clean import Clean, CleanInputs
 from framework.stages.collect import Collect, NoInputs
 from framework.stages.tokenizer import Tokenize, TokenizeInputs, TokenizerInputs, TrainTokenizer
 from framework.types import Prompt
+from tests.beside import patch_beside
 from tests.unit.stages.test_collect import runtime
 
 LONG = "which of the nine trains from here to the harbour is the last to leave"
@@ -153,6 +154,8 @@ def test_partitions_change_nothing(inputs: CleanInputs, tmp_path: Path, monkeypa
     found = []
     for least in (2**17, 3):
         monkeypatch.setattr(clean_steps, "_LEAST_RECORDS", least)
+        code = f"from framework.data.text import clean_steps; clean_steps._LEAST_RECORDS = {least}"
+        patch_beside(tmp_path / "patch", monkeypatch, code)
         text = Clean(CleanConfig()).run(inputs, runtime(tmp_path / str(least))).text.path
         found.append({file.name: file.read_text() for file in text.glob("*.jsonl")})
     assert len(list((tmp_path / "3" / "work" / "near").glob("edges-*"))) > 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import logging
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from framework.artifacts import SHARDS, TextSet, read_listing
 from framework.data.cleaning import CleanConfig
-from framework.data.text import judge as judge_module
+from framework.data.remote import remote_files
 from framework.data.text.duplicates import id_halves, id_of
 from framework.data.text.pieces import Piece, cut, texts_of
 from framework.data.text.shard_files import Document, document_id, read_text, whole_file, write_text
@@ -21,6 +22,8 @@ from framework.errors import UserError
 from framework.stages.clean import Clean, CleanInputs
 from framework.stages.collect import NoInputs
 from framework.stages.documents import CollectDocuments, DocumentsConfig
+from tests.beside import patch_beside
+from tests.buckets import bucket
 from tests.unit.stages.test_collect import runtime
 
 
@@ -97,12 +100,17 @@ def test_documents_set_apart_are_the_same_in_any_order(tmp_path: Path) -> None:
 def test_a_document_that_a_rule_fails_on_is_counted_and_many_end_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def poisoned(text: str) -> str:
-        if "poison" in text:
-            raise RecursionError("too deep")
-        return text
+    code = """
+        from framework.data.text import judge
 
-    monkeypatch.setattr(judge_module, "scrub", poisoned)
+        def poisoned(text):
+            if "poison" in text:
+                raise RecursionError("too deep")
+            return text
+
+        judge.scrub = poisoned
+    """
+    patch_beside(tmp_path / "patch", monkeypatch, code)
     documents = [Document(document_id("", f"d{n}"), f"d{n}") for n in range(199)]
     bad = [Document(document_id("", f"poison {n}"), f"poison {n}") for n in range(4)]
     config = CleanConfig(near_threshold=None, scrub=True)
@@ -142,21 +150,36 @@ def test_ids_have_halves_that_sort_as_they_do(text: str) -> None:
     assert (id_halves(first) < id_halves(second)) == (first < second)
 
 
-def test_files_behind_a_url_are_read_as_those_of_a_disk(tmp_path: Path) -> None:
-    import fsspec
+def test_files_of_a_bucket_are_read_as_those_of_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    system = fsspec.filesystem("memory")
     rows = [json.dumps({"text": f"row {place}"}).encode() for place in range(30)]
-    system.pipe("/crawl/a.jsonl", b"\n".join(rows[:10]))
-    system.pipe("/crawl/b.jsonl.gz", gzip.compress(b"\n".join(rows[10:20])))
-    with system.open("/crawl/c.parquet", "wb") as file:
-        parquet.write_table(pa.table({"text": [f"row {place}" for place in range(20, 30)]}), file)
-    for number, name in enumerate(("memory://crawl", "memory://crawl/*")):
-        text = CollectDocuments(DocumentsConfig(name)).run(NoInputs(), runtime(tmp_path / str(number))).text
-        found = [document.text for split in ("train", "validation") for document in read_text(text.path, split)]
-        assert sorted(found) == sorted(f"row {place}" for place in range(30))
-    for name, says in (("memory://crawl/d.jsonl", "no such file"), ("nothing://x", "nothing")):
-        with pytest.raises(UserError, match=says):
-            CollectDocuments(DocumentsConfig(name)).run(NoInputs(), runtime(tmp_path / "none"))
+    table = io.BytesIO()
+    parquet.write_table(pa.table({"text": [f"row {place}" for place in range(20, 30)]}), table)
+    objects = {
+        "web/a.jsonl": b"\n".join(rows[:10]),
+        "web/deep/b.jsonl.gz": gzip.compress(b"\n".join(rows[10:20])),
+        "web/deep/c.parquet": table.getvalue(),
+        "other/d.jsonl": b"not asked for",
+    }
+    with bucket("crawl", objects, monkeypatch):
+        for number, name in enumerate(("s3://crawl/web", "s3://crawl/web/**", "s3://crawl/web/deep/*.parquet")):
+            text = CollectDocuments(DocumentsConfig(name)).run(NoInputs(), runtime(tmp_path / str(number))).text
+            found = [document.text for split in ("train", "validation") for document in read_text(text.path, split)]
+            assert sorted(found) == sorted(f"row {place}" for place in range(20 if "deep" in name else 0, 30))
+        for name, says in (
+            ("s3://crawl/web/d.jsonl", "no such file"),
+            ("s3://secret/a", "(?i)access.?denied.*data.documents must be readable"),
+            ("nothing://x", "nothing"),
+        ):
+            with pytest.raises(UserError, match=says):
+                CollectDocuments(DocumentsConfig(name)).run(NoInputs(), runtime(tmp_path / "none"))
+
+
+def test_what_only_fsspec_opens_is_opened_by_it() -> None:
+    import fsspec
+
+    fsspec.filesystem("memory").pipe("/folder/a.txt", b"some text")
+    (file,) = remote_files("memory://folder/*.txt", "data.documents")
+    assert (file.size(), file.open().read()) == (9, b"some text")
