@@ -28,6 +28,9 @@ from framework.errors import (
     did_you_mean,
 )
 
+AT_ONCE = ("plan", "run", "keys", "score", "lineage", "completion")  # commands that have nothing to undo
+UNWINDING_S = 50.0  # a command that was asked to stop may take to undo what it has begun
+
 logger = logging.getLogger("framework")
 
 
@@ -49,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; every error is one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        with _ended_by_signals(at_once=arguments[:1] in (["plan"], ["run"], ["keys"])):
+        with _ended_by_signals(at_once=arguments[:1] != [] and arguments[0] in AT_ONCE):
             return _dispatch(arguments)
     except KeyboardInterrupt:
         print("framework: interrupted; the same command resumes", file=sys.stderr)
@@ -75,21 +78,39 @@ def _reader_has_gone() -> bool:
 def _ended_by_signals(at_once: bool) -> Iterator[None]:
     """Let SIGTERM and Ctrl-C end a command with 130 from its first moment on.
 
-    What has begun something is ended by an exception, which unwinds it. `at_once` is for what has not: an exception
-    amid the imports of engines may be swallowed there, or abort the process, so the handlers of `__main__` stay. A run
-    sets handlers of its own before it begins.
+    What has begun something is ended by an exception, which unwinds it; one that is swallowed on its way, or cannot be
+    heard, costs UNWINDING_S at most. `at_once` is for what has begun nothing: an exception amid the imports of engines
+    may be swallowed there, or abort the process, so the handlers of `__main__` stay. A run sets handlers of its own
+    before it begins.
     """
     stays = at_once and callable(signal.getsignal(signal.SIGTERM))
     if stays or threading.current_thread() is not threading.main_thread():
         yield
         return
+    timers: list[threading.Timer] = []
+
+    def unwind(*_: object) -> NoReturn:
+        if not timers:
+            timers.append(threading.Timer(UNWINDING_S, _give_up))
+            timers[0].daemon = True
+            timers[0].start()
+        raise KeyboardInterrupt
+
     numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    before = {number: signal.signal(number, unwind) for number in numbers}
     try:
         yield
     finally:
+        for timer in timers:
+            timer.cancel()
         for number, earlier in before.items():
             signal.signal(number, earlier)
+
+
+def _give_up() -> NoReturn:
+    """End the process: it was asked to stop and goes on."""
+    os.write(2, b"framework: interrupted; the same command resumes\n")
+    os._exit(EXIT_STOPPED)
 
 
 def _dispatch(argv: list[str]) -> int:

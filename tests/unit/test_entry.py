@@ -46,17 +46,44 @@ def test_a_signal_amid_imports_is_130_and_one_line(number: signal.Signals, tmp_p
         assert (process.returncode, said) == (130, "framework: interrupted; the same command resumes\n")
 
 
-@pytest.mark.parametrize("command", ["plan", "run"])
-def test_what_is_being_imported_cannot_swallow_a_signal(command: str) -> None:
-    code = (
-        "import os, sys, framework.commands.running as running, framework.__main__\n"
-        "def swallow(arguments):\n"
-        "    try:\n"
-        "        os.kill(os.getpid(), 15)\n"
-        "    except BaseException:\n"
-        "        return 0\n"
-        f"running.{command}, sys.argv = swallow, ['framework', '{command}']\n"
-        "framework.__main__.main()"
-    )
+SWALLOW = (
+    "import os, sys, time, framework.cli as cli, framework.commands.{module} as commands, framework.__main__\n"
+    "def swallow(arguments):\n"
+    "    try:\n"
+    "        os.kill(os.getpid(), 15)\n"
+    "        time.sleep(60)\n"
+    "    except BaseException:\n"
+    "        time.sleep({goes_on})\n"
+    "        return 0\n"
+    "cli.UNWINDING_S, commands.{command}, sys.argv = 0.5, swallow, ['framework', {arguments}]\n"
+    "framework.__main__.main()"
+)
+
+
+def ends(module: str, command: str, arguments: str, goes_on: float) -> tuple[int, str]:
+    code = SWALLOW.format(module=module, command=command, arguments=arguments, goes_on=goes_on)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (130, "framework: interrupted; the same command resumes\n")
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "arguments"),
+    [
+        ("running", "plan", "'plan'"),
+        ("running", "run", "'run'"),
+        ("telling", "score", "'score', 'file'"),
+        ("telling", "lineage", "'lineage', 'run'"),
+        ("telling", "keys", "'keys'"),
+    ],
+)
+def test_what_is_being_imported_cannot_swallow_a_signal(module: str, command: str, arguments: str) -> None:
+    assert ends(module, command, arguments, 0) == (130, "framework: interrupted; the same command resumes\n")
+
+
+def test_a_command_that_swallows_a_signal_and_goes_on_is_ended() -> None:
+    found = ends("models", "sample", "'sample'", 60)
+    assert found == (130, "framework: interrupted; the same command resumes\n")
+
+
+def test_a_command_that_has_undone_what_it_began_ends_by_itself() -> None:
+    assert ends("models", "sample", "'sample'", 0) == (0, "")
