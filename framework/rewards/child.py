@@ -9,6 +9,7 @@ these processes say: a reward may execute code that a model wrote.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -20,7 +21,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO, NoReturn
 
 from framework.rewards.base import Reward, describe_error, score_response
@@ -40,11 +41,15 @@ def main(parent: int, memory_limit_mb: int, control_fd: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory_limit_mb:
         resource.setrlimit(resource.RLIMIT_AS, (memory_limit_mb << 20, memory_limit_mb << 20))
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    workers: list[int] = []  # at most one: this process's loop below never stands still, so it kills for a worker too
+    threading.Thread(target=_die_with, args=(parent, workers), daemon=True).start()
     control = socket.socket(fileno=control_fd)
     try:
         with control.makefile("rb", buffering=0) as stream:
-            components: Mapping[str, Reward] = pickle.loads(_read(stream))
+            given = _read(stream)
+        if not given:
+            return  # who started it has gone
+        components: Mapping[str, Reward] = pickle.loads(given)
         for reward in components.values():
             reward.prepare()
     except Exception as error:
@@ -54,19 +59,20 @@ def main(parent: int, memory_limit_mb: int, control_fd: int) -> None:
         _write(control_fd, {"fatal": reason})
         return
     _write(control_fd, {"ready": True})
-    worker = 0
     while True:
         order, pipes, _, _ = socket.recv_fds(control, 1, 3)
-        if not order:
+        if not order:  # who asked has gone
+            _kill(workers)
             return
         if order == REAP:
-            _write(control_fd, {"status": os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])})
+            _write(control_fd, {"status": os.waitstatus_to_exitcode(os.waitpid(workers.pop(), 0)[1])})
             continue
         loader = os.getpid()
         worker = os.fork()
         if worker == 0:
             control.close()
             _work(components, loader, *pipes)
+        workers.append(worker)
         os.setpgid(worker, worker)  # so that a kill reaches what a reward started, and not this process
         for pipe in pipes:
             os.close(pipe)
@@ -80,7 +86,7 @@ def _work(components: Mapping[str, Reward], loader: int, requests_fd: int, resul
         if os.getpgid(0) != os.getpid():
             os.setpgid(0, 0)
         faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=False)
-        threading.Thread(target=_die_with, args=(loader,), daemon=True).start()
+        threading.Thread(target=_die_with, args=(loader, ()), daemon=True).start()
         with os.fdopen(requests_fd, "rb") as requests:
             while request := _read(requests):
                 verb, *arguments = pickle.loads(request)
@@ -153,11 +159,20 @@ def _write(pipe: int, message: dict[str, Any]) -> None:
         line = line[os.write(pipe, line) :]
 
 
-def _die_with(parent: int) -> None:
-    """Kill this process and what it started once the parent is gone, even if a reward hangs."""
+def _die_with(parent: int, workers: Sequence[int]) -> None:
+    """Kill `workers`, this process and what they all started once the parent is gone, even if a reward hangs.
+
+    A worker watches its loader by itself as well, but cannot while a reward holds the interpreter's lock.
+    """
     while os.getppid() == parent:
         time.sleep(1.0)
-    os.killpg(0, signal.SIGKILL)
+    _kill((*workers, 0))
+
+
+def _kill(groups: Sequence[int]) -> None:
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -38,6 +39,8 @@ class Obedient(Reward):
                 helper = subprocess.Popen(["sleep", "3600"])
                 Path(argument).write_text(str(helper.pid))
                 time.sleep(3600)
+            case "hold":  # in C, with the interpreter's lock: no thread of this process can run
+                ctypes.PyDLL(None).sleep(3600)
             case "exit":
                 os._exit(3)
             case "quit":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -104,6 +106,21 @@ def test_closing_kills_the_child() -> None:
     child = scorer.pid
     scorer.close()
     assert is_dead(child)
+
+
+@pytest.mark.parametrize("text", ["hang", "hold"])
+def test_what_scores_ends_with_who_asked_and_lets_go_of_its_pipe(text: str) -> None:
+    code = (
+        "import os, threading, time\n"
+        "from framework.rewards.isolation import IsolatedScorer\n"
+        "from tests.contract.sample_rewards import CONFIG, group_of\n"
+        "scorer = IsolatedScorer(CONFIG)\n"
+        f"threading.Thread(target=scorer.score, args=(group_of('{text}'),)).start()\n"
+        "time.sleep(0.5)\n"
+        "os._exit(130)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, timeout=120)  # until the pipe is closed
+    assert (done.returncode, done.stderr) == (130, b"")
 
 
 def test_a_child_stopped_by_a_signal_is_replaced(isolated: IsolatedScorer) -> None:
