@@ -24,9 +24,10 @@ def worker_environment(cpus: float, on_gpu: bool) -> dict[str, str]:
 
 
 def _allocator() -> dict[str, str]:
-    """Ray's copy of jemalloc, told to keep what is freed, or where there is none glibc with huge pages.
+    """Ray's copy of jemalloc, told to keep what is freed for a while, or where there is none glibc with huge pages.
 
     glibc gives every activation back and takes it anew at each step: a tenth of a step on a CPU is page faults.
+    Pages kept for ever would pile up instead: rows of ever new lengths seldom fit into what others left.
     """
     ray = find_spec("ray")
     jemalloc = Path(ray.origin if ray and ray.origin else "").parent / "core" / "libjemalloc.so"
@@ -35,5 +36,5 @@ def _allocator() -> dict[str, str]:
     preloaded = [path for path in os.environ.get("LD_PRELOAD", "").split(":") if path and path != str(jemalloc)]
     return {
         "LD_PRELOAD": ":".join([*preloaded, str(jemalloc)]),
-        "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1,thp:always,metadata_thp:auto",
+        "MALLOC_CONF": "dirty_decay_ms:20000,muzzy_decay_ms:0,thp:always,metadata_thp:auto",
     }
