@@ -44,6 +44,10 @@ class NotFinite(RunFailed):
     """A loss, logprob, gradient or weight is not a finite number; starting again would only repeat it."""
 
 
+class ResponsesLost(FrameworkError):
+    """Sampled responses are gone with the machine that kept them; their prompts are to be sampled again."""
+
+
 class Stopped(FrameworkError):
     """The run was asked to stop (SIGINT, SIGTERM); it saved what it needs to resume."""
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from framework.stored import Sample
 from framework.types import (
     Float32,
     Minibatch,
@@ -19,7 +20,6 @@ from framework.types import (
     SampleRow,
     SamplingParams,
     StepResult,
-    TrainSample,
 )
 
 
@@ -50,7 +50,7 @@ class Learner(Protocol):
         """One optimizer step on the whole minibatch (each rank takes its share of the samples)."""
         ...
 
-    def logprobs(self, samples: Sequence[TrainSample], version: int | None = None) -> list[Float32]:
+    def logprobs(self, samples: Sequence[Sample], version: int | None = None) -> list[Float32]:
         """Logprobs [R] of each sample's response under the current weights, or a kept older `version`."""
         ...
 

@@ -18,6 +18,8 @@ import numpy.typing as npt
 if TYPE_CHECKING:  # only annotations need it, and reward processes start in a tenth of the time without it
     import torch
 
+    from framework.stored import Sample
+
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
 FinishReason = Literal["stop", "length", "abort"]
@@ -66,6 +68,16 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
+class Outline:
+    """What the loop needs to know of a response: of [7 1] 2 tokens, one by version 3, one by 4, "stop", -0.3 nats."""
+
+    length: int
+    versions: tuple[tuple[int, int], ...]  # (policy version, tokens that it sampled), oldest first
+    finish_reason: FinishReason
+    logprob: float  # sum of the sampler's; not finite where one of them is not
+
+
+@dataclass(frozen=True)
 class Response:
     """One sampled response, token in, token out; `text` is for verifiers and people.
 
@@ -78,6 +90,17 @@ class Response:
     finish_reason: FinishReason
     text: str = ""
 
+    @property
+    def outline(self) -> Outline:
+        """All that is known of it without its tokens."""
+        found, counts = np.unique(self.weight_versions, return_counts=True)
+        versions = tuple(zip(found.tolist(), counts.tolist(), strict=True))
+        return Outline(len(self.token_ids), versions, self.finish_reason, _summed(self.logprobs))
+
+    def load(self) -> Response:
+        """It is here."""
+        return self
+
 
 @dataclass(frozen=True)
 class ResponseGroup:
@@ -85,6 +108,10 @@ class ResponseGroup:
 
     prompt: Prompt
     responses: tuple[Response, ...]  # G
+
+    def load(self) -> ResponseGroup:
+        """It is here."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -110,6 +137,10 @@ class ScoredGroup:
     group: ResponseGroup
     scores: tuple[RewardScore, ...]  # G
 
+    def load(self) -> ScoredGroup:
+        """It is here."""
+        return self
+
 
 @dataclass(frozen=True)
 class TrainSample:
@@ -127,6 +158,16 @@ class TrainSample:
     weight_versions: Int32  # [R]
     old_logprobs: Float32 | None = None  # [R], pi_old of the ratio; None: the sampler's
     token_advantages: Float32 | None = None  # [R], a critic's; None: `advantage` at each token
+
+    @property
+    def length(self) -> int:
+        """R."""
+        return len(self.response_ids)
+
+    @property
+    def logprob(self) -> float:
+        """Of the whole response, the sampler's."""
+        return _summed(self.sampler_logprobs)
 
 
 @dataclass(frozen=True)
@@ -149,15 +190,15 @@ class Minibatch:
     loss is 0 (`algorithm.skip_idle`) are not in `samples`, but still count in both denominators.
     """
 
-    samples: tuple[TrainSample, ...]
+    samples: tuple[Sample, ...]
     n_responses: int  # that the step stands for: the denominator of a mean over responses
     n_tokens: int  # of these responses: the denominator of a mean over tokens
     pretraining: tuple[Int32, ...] = ()  # rows of text that are learned beside them, [T] each
 
     @classmethod
-    def of(cls, samples: Sequence[TrainSample]) -> Minibatch:
+    def of(cls, samples: Sequence[Sample]) -> Minibatch:
         """Return the minibatch of these responses, none skipped."""
-        return cls(tuple(samples), len(samples), sum(len(sample.response_ids) for sample in samples))
+        return cls(tuple(samples), len(samples), sum(sample.length for sample in samples))
 
 
 @dataclass(frozen=True)
@@ -324,3 +365,8 @@ class Assessed:
     tuned: tuple[float, ...]
     fresh: tuple[float, ...]
     written: Mapping[str, str] = field(default_factory=dict)  # prompt, e.g. a control code -> how it goes on
+
+
+def _summed(logprobs_R: Float32) -> float:
+    with np.errstate(invalid="ignore"):
+        return float(logprobs_R.sum(dtype=np.float64))

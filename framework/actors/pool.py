@@ -26,6 +26,16 @@ class Done:
     worker: int
     tag: Hashable
     result: Any
+    parts: tuple[Any, ...] = ()  # references to what else it returned
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A call that never began: what its arguments refer to is lost. The worker is as well as before."""
+
+    worker: int
+    tag: Hashable
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,8 @@ class _Call:
     worker: int
     tag: Hashable
     number: int  # its key in the watch
+    parts: tuple[Any, ...] = ()
+    may_go: bool = False
 
 
 def wait_for_any(calls: Sequence[Any], timeout_s: float = 0.05) -> None:
@@ -124,14 +136,23 @@ class WorkerPool:
         """References of the calls that `poll` has not returned yet, the pool's own among them."""
         return list(self._calls)
 
-    def call(self, worker: int, method: str, *args: Any, tag: Hashable) -> None:
-        """Call a method; its outcome comes from `poll` as Done or Lost with this tag."""
-        reference = getattr(self._manager.actors()[worker], method).remote(*args)
+    def call(self, worker: int, method: str, *args: Any, tag: Hashable, returns: int = 1, may_go: bool = False) -> None:
+        """Call a method; its outcome comes from `poll` as Done or Lost with this tag.
+
+        `returns`: the method returns so many values, of which the first is the result; the others stay where it ran.
+        `may_go`: arguments are references, and where what they refer to is lost, the outcome is Gone.
+        """
+        bound = getattr(self._manager.actors()[worker], method)
+        parts: list[Any] = []
+        if returns > 1:
+            reference, *parts = bound.options(num_returns=returns).remote(*args)
+        else:
+            reference = bound.remote(*args)
         least = self._least[method](*args) if method in self._least else 0.0
-        self._out(reference, worker, tag, method, least)
+        self._out(reference, worker, tag, method, least, tuple(parts), may_go)
         self._loads[worker] += 1
 
-    def poll(self, timeout_s: float) -> list[Done | Lost]:
+    def poll(self, timeout_s: float) -> list[Done | Lost | Gone]:
         """Return what has finished, waiting at most `timeout_s` for the first, also while no call is out.
 
         Raises the UserError that an actor raised; any other error in an actor restarts it. Raises RunFailed once
@@ -156,7 +177,10 @@ class WorkerPool:
             except ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, UserError):
                     raise error.cause from None
-                outcomes += self._lose(call, error, kill=True)
+                if call.may_go and isinstance(error.cause, ray.exceptions.ObjectLostError):
+                    outcomes.append(self._returned_nothing(call, error))
+                else:
+                    outcomes += self._lose(call, error, kill=True)
             except ray.exceptions.RayError as error:
                 outcomes += self._lose(call, error, kill=False)
             else:
@@ -166,7 +190,7 @@ class WorkerPool:
                 else:
                     self._loads[call.worker] -= 1
                     self._count(call.worker)
-                    outcomes.append(Done(call.worker, call.tag, result))
+                    outcomes.append(Done(call.worker, call.tag, result, call.parts))
         return [outcome for outcome in outcomes if not isinstance(outcome.tag, _SetUp)]
 
     def shutdown(self) -> None:
@@ -183,17 +207,31 @@ class WorkerPool:
         else:
             self._out(self._set_up(self._manager.actors()[worker]), worker, _SetUp(), "start")
 
-    def _out(self, reference: Any, worker: int, tag: Hashable, verb: str, least: float = 0.0) -> None:
-        self._calls[reference] = _Call(worker, tag, next(self._numbers))
+    def _out(
+        self,
+        reference: Any,
+        worker: int,
+        tag: Hashable,
+        verb: str,
+        least: float = 0.0,
+        parts: tuple[Any, ...] = (),
+        may_go: bool = False,
+    ) -> None:
+        self._calls[reference] = _Call(worker, tag, next(self._numbers), parts, may_go)
         self._watch.begin(self._calls[reference].number, worker, verb, least)
 
-    def _overdue(self) -> list[Done | Lost]:
+    def _returned_nothing(self, call: _Call, error: Exception) -> Gone:
+        self._watch.end(call.number)
+        self._loads[call.worker] -= 1
+        return Gone(call.worker, call.tag, cause(error))
+
+    def _overdue(self) -> list[Done | Lost | Gone]:
         """Kill workers that are waited for too long: their calls are lost. Raises RunFailed where none has a place."""
         for worker in self._placing.placed():  # until then nobody can have kept us waiting
             self._watch.restart(worker)
         if not self._ready:
             self._placing.check()
-        outcomes: list[Done | Lost] = []
+        outcomes: list[Done | Lost | Gone] = []
         for late in self._watch.check(lambda worker: pulse_of(self._manager.actors()[worker]._actor_id.hex())):
             if late.worker in self._placing.waiting:
                 continue
@@ -209,7 +247,7 @@ class WorkerPool:
         if self._returned[worker] == TRUSTED_AFTER:
             del self._restarts[worker]
 
-    def _lose(self, failed: _Call, error: Exception, kill: bool) -> list[Done | Lost]:
+    def _lose(self, failed: _Call, error: Exception, kill: bool) -> list[Lost]:
         """Take a dead worker out; all its calls are lost."""
         import ray
 

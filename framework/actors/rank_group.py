@@ -19,7 +19,7 @@ from framework.actors.causes import cause, is_collective, is_death, port_taken
 from framework.actors.placing import Placing
 from framework.actors.pulse import beat, pulse_of
 from framework.actors.waits import Overdue, Watch
-from framework.errors import FrameworkError, RunFailed, Stopped
+from framework.errors import FrameworkError, ResponsesLost, RunFailed, Stopped
 from framework.graph.deadlines import Deadlines
 from framework.graph.stop import never_stop
 
@@ -131,11 +131,13 @@ class RankGroup:
         self._require_workers()
         return self._gather(method, {r: getattr(w, method).remote(*args) for r, w in enumerate(self._workers)})[0]
 
-    def begin(self, method: str, *args: Any) -> None:
-        """Start a call of all ranks; `poll` returns rank 0's result."""
+    def begin(self, method: str, *args: Any, own: Callable[[int], tuple[Any, ...]] = lambda rank: ()) -> None:
+        """Start a call of all ranks, each with its own arguments behind the others'; `poll` returns rank 0's result."""
         self._require_workers()
         self._begun, self._results = method, {}
-        self._calls = {rank: getattr(worker, method).remote(*args) for rank, worker in enumerate(self._workers)}
+        self._calls = {
+            rank: getattr(worker, method).remote(*args, *own(rank)) for rank, worker in enumerate(self._workers)
+        }
         for rank in self._calls:
             self._watch.begin((method, rank), rank, method)
 
@@ -269,10 +271,18 @@ class RankGroup:
         return error(text)
 
     def _fail(self, rank: int, error: Any, others: dict[int, Any]) -> None:
-        """Kill the group and raise: the framework's own error as it is, RanksLost for a death, else RunFailed."""
+        """Kill the group and raise: the framework's own error as it is, RanksLost for a death, else RunFailed.
+
+        ResponsesLost where an argument was lost with its machine.
+        """
+        import ray
+
         if isinstance(known := getattr(error, "cause", None), FrameworkError):
             self.shutdown()
             raise known
+        if isinstance(lost := getattr(error, "cause", None), ray.exceptions.ObjectLostError):
+            self.shutdown()
+            raise ResponsesLost(f"{self.name} {rank}: what it was to work on is lost: {type(lost).__name__}") from error
         if port_taken(error):
             raise self._lost(f"{self.name} {rank}: its port was taken by another process", PortTaken) from error
         if not is_death(error):

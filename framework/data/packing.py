@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from framework.errors import UserError
+from framework.stored import Sample
 from framework.types import Denominator, Float32, Int32, MicroBatch, PolicyMicroBatch, TrainSample
 
 M = TypeVar("M", bound=MicroBatch)
@@ -86,8 +87,14 @@ def _steps(plan: PackingPlan, lengths: Sequence[int]) -> int:
     return sum(max(sum(lengths[i] for i in micro) for micro in micros) for micros in zip(*plan.ranks, strict=True))
 
 
+def plan_samples(samples: Sequence[Sample], token_budget: int, ranks: int) -> PackingPlan:
+    """Return which sample goes where, as `pack` lays them; raises UserError as `plan_packing`."""
+    lengths, prompts = [_length(sample) for sample in samples], [sample.prompt_id for sample in samples]
+    return plan_packing(lengths, token_budget, ranks, prompts)
+
+
 def pack(
-    samples: Sequence[TrainSample],
+    samples: Sequence[Sample],
     token_budget: int,
     *,
     rank: int = 0,
@@ -97,18 +104,17 @@ def pack(
 ) -> list[PolicyMicroBatch]:
     """Return the micro-batches of one data-parallel rank; every rank calls it with the same samples.
 
-    Position t predicts token t+1; the mask is 1 where that token belongs to the response, whose last token predicts
-    nothing and so has no position. weights_T is 1/R with the "response" denominator, else 1. `ref_logprobs` ([R] for
-    each sample) default to zeros, for kl_coef = 0 or to be filled in later. Raises UserError if a sample is longer than
-    the budget, ValueError if its arrays disagree.
+    Of those that other ranks train on an outline will do. Position t predicts token t+1; the mask is 1 where that token
+    belongs to the response, whose last token predicts nothing and so has no position. weights_T is 1/R with the
+    "response" denominator, else 1. `ref_logprobs` ([R] for each sample) default to zeros, for kl_coef = 0 or to be
+    filled in later. Raises UserError if a sample is longer than the budget, ValueError if its arrays disagree.
     """
-    plan = plan_packing(
-        [_length(sample) for sample in samples], token_budget, ranks, [sample.prompt_id for sample in samples]
-    )
+    plan = plan_samples(samples, token_budget, ranks)
     micro_batches = []
     for indices in plan.ranks[rank]:
         segments = [
-            _policy_segment(samples[i], denominator, None if ref_logprobs is None else ref_logprobs[i]) for i in indices
+            _policy_segment(_here(samples[i]), denominator, None if ref_logprobs is None else ref_logprobs[i])
+            for i in indices
         ]
         micro_batches.append(_micro_batch(PolicyMicroBatch, segments, indices))
     return micro_batches
@@ -208,9 +214,14 @@ class _PolicySegment(_Segment):
     ref_logprobs: Float32
 
 
-def _length(sample: TrainSample) -> int:
+def _length(sample: Sample) -> int:
     """Positions: one less than tokens."""
-    return len(sample.prompt_ids) + len(sample.response_ids) - 1
+    return len(sample.prompt_ids) + sample.length - 1
+
+
+def _here(sample: Sample) -> TrainSample:
+    assert isinstance(sample, TrainSample), f"prompt {sample.prompt_id!r}: its response is not on this rank"
+    return sample
 
 
 def _balance(lengths: Sequence[int], ranks: int) -> list[list[int]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -26,6 +26,7 @@ from framework.types import Prompt, Response, ResponseGroup, RewardScore, Scored
 
 HEADER = "rollouts.json"
 FILES_HELD = 4
+ROW_GROUP_TOKENS = 2_000_000  # that are written at a time: 200 MB of Python's numbers
 COLUMNS = (
     "ticket",
     "prompt",  # JSON of a Prompt
@@ -107,18 +108,36 @@ def begin_rollouts(directory: Path, header: RolloutHeader, batches: int | None =
         raise _unwritable(directory, error) from None
 
 
-def write_batch(directory: Path, batch: int, groups: Sequence[SavedGroup]) -> None:
-    """Write one batch's groups, whole or not at all; raises UserError if the disk is full or cannot be written."""
+def write_batch(directory: Path, batch: int, groups: Iterable[SavedGroup]) -> None:
+    """Write one batch's groups, whole or not at all, a few at a time: they may come from elsewhere one by one.
+
+    Raises UserError if the disk is full or cannot be written.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     file = directory / f"batch_{batch:06d}.parquet"
     temporary = directory / f".{file.name}.tmp"
     try:
-        pq.write_table(pa.table(_columns(groups), schema=_schema()), temporary, compression="zstd")
+        with pq.ParquetWriter(temporary, _schema(), compression="zstd") as writer:
+            for some in _by_size(groups):
+                writer.write_table(pa.table(_columns(some), schema=_schema()))
         temporary.replace(file)
     except OSError as error:
         raise _unwritable(directory, error) from None
+
+
+def _by_size(groups: Iterable[SavedGroup]) -> Iterator[list[SavedGroup]]:
+    """Lists of about ROW_GROUP_TOKENS tokens; one list at least, and a group is never split."""
+    some, tokens = list[SavedGroup](), 0
+    for group in groups:
+        some.append(group)
+        tokens += sum(len(response.token_ids) for response in group.scored.group.responses)
+        if tokens >= ROW_GROUP_TOKENS:
+            yield some
+            some, tokens = [], 0
+    if some:
+        yield some
 
 
 def read_header(directory: Path) -> RolloutHeader:

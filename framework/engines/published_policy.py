@@ -21,7 +21,8 @@ from framework.errors import UserError
 from framework.models.packed_attention import packed_logprobs
 from framework.objectives.policy_rows import PolicyRows
 from framework.objectives.pretraining_mix import PretrainingMix
-from framework.types import Float32, Minibatch, PublishedWeights, StepResult, TrainSample
+from framework.stored import Sample
+from framework.types import Float32, Minibatch, PublishedWeights, StepResult
 
 
 class PublishedPolicy:
@@ -56,27 +57,31 @@ class PublishedPolicy:
         self._fresh = self._fresh and self.engine.skipped == skipped + len(minibatches)
         return results
 
-    def logprobs(self, samples: Sequence[TrainSample], version: int | None = None) -> list[Float32]:
+    def logprobs(self, samples: Sequence[Sample], version: int | None = None) -> list[Float32]:
         """Logprobs [R] of each sample's response under the current weights, or under a kept older `version`.
 
         Every rank returns all of them. Raises UserError if that version is no longer kept.
         """
-        return self._responses(samples, self._snapshot_of(version)) if samples else []
+        return self._responses([samples], self._snapshot_of(version)) if samples else []
 
-    def reference_logprobs(self, samples: Sequence[TrainSample]) -> list[Float32]:
-        """Logprobs [R] of each sample's response under the reference; every rank returns all of them."""
-        return self._responses(samples, self.trainer.reference) if samples else []
+    def reference_logprobs(self, *minibatches: Sequence[Sample]) -> list[Float32]:
+        """Logprobs [R] of each sample's response under the reference; every rank returns those of all minibatches."""
+        return self._responses(minibatches, self.trainer.reference) if any(minibatches) else []
 
     @torch.no_grad()
-    def _responses(self, samples: Sequence[TrainSample], snapshot: Snapshot | None) -> list[Float32]:
-        found: dict[int, Float32] = {}
+    def _responses(self, minibatches: Sequence[Sequence[Sample]], snapshot: Snapshot | None) -> list[Float32]:
+        """Each minibatch is packed for itself, as it is for its step: a rank has no other responses."""
+        logprobs: list[Float32] = []
         with self.engine.weights_of(snapshot):
-            for micro in map(self.trainer.on_device, self._rows.pack(samples, self.trainer.share)):
-                layout = self.trainer.layout(micro, scoring=True)
-                result = packed_logprobs(self.engine.model, micro, self._rows.temperature, layout=layout)
-                found |= unpack_responses(result.logprobs_T, micro)
-        found = gathered(found)
-        return [found[index] for index in range(len(samples))]
+            for samples in minibatches:
+                found: dict[int, Float32] = {}
+                for micro in map(self.trainer.on_device, self._rows.pack(samples, self.trainer.share)):
+                    layout = self.trainer.layout(micro, scoring=True)
+                    result = packed_logprobs(self.engine.model, micro, self._rows.temperature, layout=layout)
+                    found |= unpack_responses(result.logprobs_T, micro)
+                found = gathered(found)
+                logprobs += [found[index] for index in range(len(samples))]
+        return logprobs
 
     def reset_reference(self) -> None:
         """Make the current policy the KL term's reference (R1-Zero: every 400 steps)."""

@@ -45,9 +45,7 @@ class Trainer(Generic[BatchT, MicroT]):
             use_packed_attention(model)
         self.engine = (TensorParallelEngine if config.tensor_parallel else TrainingEngine)(model, config)
         self.objective = objective
-        # Ranks that share a row share a part of the batch, and all of them return its whole loss.
-        sharing = self.engine.world if config.tensor_parallel else config.sp_size
-        self.share = Share(config.token_budget, self.engine.rank // sharing, self.engine.world // sharing)
+        self.share = share_of(config, self.engine.rank, self.engine.world)
         self._reference: Snapshot | None = None
         if objective.keeps_reference:
             self.reset_reference()
@@ -214,6 +212,12 @@ class Trainer(Generic[BatchT, MicroT]):
                 weighted_S = config.device_alpha * losses.device_S + config.communication_alpha * losses.communication_S
                 total = total + weighted_S.mean()
         return total
+
+
+def share_of(config: DeepSpeedConfig, rank: int, world: int) -> Share:
+    """Return a rank's part of a batch: ranks that share a row share a part, and all of them return its whole loss."""
+    sharing = world if config.tensor_parallel else config.sp_size
+    return Share(config.token_budget, rank // sharing, world // sharing)
 
 
 def gathered(found: dict[int, T]) -> dict[int, T]:

@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from framework.algorithms.advantages import has_signal
 from framework.algorithms.policy_loss import Gain, PolicyValues, token_ratio
 from framework.bounds import NonNegativeFloat, NonNegativeInt, bounded
 from framework.objectives.policy import PolicyObjective
-from framework.types import Denominator, Float32, PolicyMicroBatch, TrainSample
+from framework.stored import Sample
+from framework.types import Denominator, Float32, PolicyMicroBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class OnlineDpo(PolicyObjective):
             found_G[rewards_G.argmax()], found_G[rewards_G.argmin()] = 1.0, -1.0
         return found_G
 
-    def with_kl_reward(self, samples: Sequence[TrainSample], ref_logprobs: Sequence[Float32]) -> list[TrainSample]:
+    def with_kl_reward(self, samples: Sequence[Sample], ref_logprobs: Sequence[Float32]) -> list[Sample]:
         """Weigh both sides of a pair by beta sigmoid(-beta gap), the loss's slope in the gap of their log-ratios."""
         pairs: dict[str, dict[float, int]] = defaultdict(dict)
         for index, sample in enumerate(samples):
@@ -50,7 +52,9 @@ class OnlineDpo(PolicyObjective):
                 pairs[sample.prompt_id][sample.advantage] = index
         changed = list(samples)
         for pair in pairs.values():
-            ratios = {side: float((samples[i].sampler_logprobs - ref_logprobs[i]).sum()) for side, i in pair.items()}
+            ratios = {
+                side: samples[i].logprob - float(ref_logprobs[i].sum(dtype=np.float64)) for side, i in pair.items()
+            }
             gap = torch.tensor(ratios[1.0] - ratios[-1.0], dtype=torch.float64)
             slope = self.kl_coef * float(torch.sigmoid(-self.kl_coef * gap))
             for side, index in pair.items():

@@ -18,7 +18,8 @@ from framework.algorithms.policy_loss import Gain, PolicyValues, summed, token_r
 from framework.bounds import NonNegativeFloat, NonNegativeInt, bounded
 from framework.errors import UserError
 from framework.objectives.objective import Objective
-from framework.types import Denominator, Float32, LossOutput, PolicyMicroBatch, ScoredGroup, TrainSample
+from framework.stored import Sample, Scored
+from framework.types import Denominator, Float32, LossOutput, PolicyMicroBatch, TrainSample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class PolicyObjective:
         """Return the advantages of one group's scored responses, [G] float32."""
         return group_advantages(rewards_G, self.std)
 
-    def wants(self, scored: ScoredGroup) -> bool:
+    def wants(self, scored: Scored) -> bool:
         """Whether the group is trained on; else another takes its place.
 
         Responses without a score do not count. A prompt that the component does not judge is wanted if its total
@@ -83,7 +84,7 @@ class PolicyObjective:
         right = sum(score.components[self.filter_on] >= 1 for score in valid)
         return 0 < right < len(valid)
 
-    def with_kl_reward(self, samples: Sequence[TrainSample], ref_logprobs: Sequence[Float32]) -> list[TrainSample]:
+    def with_kl_reward(self, samples: Sequence[Sample], ref_logprobs: Sequence[Float32]) -> list[Sample]:
         """Return a batch's samples with the KL term in their advantages, where `kl_in_reward`."""
         raise NotImplementedError
 

@@ -12,7 +12,8 @@ from framework.data.packing import pack
 from framework.models.packed_attention import SegmentLayout, packed_logprobs
 from framework.objectives.objective import BatchSize, Objective, Share
 from framework.objectives.policy import PolicyObjective
-from framework.types import LossOutput, Minibatch, PolicyMicroBatch, TrainSample
+from framework.stored import Sample
+from framework.types import LossOutput, Minibatch, PolicyMicroBatch
 
 Packer = Callable[..., list[PolicyMicroBatch]]  # `packing.pack`, or another layout of the same signal
 
@@ -39,7 +40,7 @@ class PolicyRows(Objective[Minibatch, PolicyMicroBatch]):
 
     def size(self, batch: Minibatch) -> BatchSize:
         """What the policy's mean is over; tokens are those of the samples at hand."""
-        tokens = float(sum(len(sample.response_ids) for sample in batch.samples))
+        tokens = float(sum(sample.length for sample in batch.samples))
         divisor = self.policy.denominator(batch.n_responses, batch.n_tokens)
         skipped = {"skipped_share": 1 - len(batch.samples) / batch.n_responses}
         return BatchSize(len(batch.samples), tokens, divisor, skipped)
@@ -48,7 +49,7 @@ class PolicyRows(Objective[Minibatch, PolicyMicroBatch]):
         """Pack the samples."""
         return self.pack(batch.samples, share)
 
-    def pack(self, samples: Sequence[TrainSample], share: Share) -> list[PolicyMicroBatch]:
+    def pack(self, samples: Sequence[Sample], share: Share) -> list[PolicyMicroBatch]:
         """Return a rank's packed samples."""
         average = self.policy.average
         return self.packer(samples, share.token_budget, rank=share.rank, ranks=share.ranks, denominator=average)
@@ -68,8 +69,8 @@ class PolicyRows(Objective[Minibatch, PolicyMicroBatch]):
     def first_bad(self, batch: Minibatch) -> str:
         """Look at what the sampler and the rewards gave."""
         for index, sample in enumerate(batch.samples):
-            for name in ("sampler_logprobs", "old_logprobs", "advantage"):
-                values = getattr(sample, name)
+            given = {"sampler_logprobs": sample.logprob, "old_logprobs": sample.old_logprobs}
+            for name, values in (given | {"advantage": sample.advantage}).items():
                 if values is not None and not np.isfinite(values).all():
                     return f"{name} of samples {self.name(batch, index)!r}"
         return ""

@@ -14,7 +14,8 @@ from framework.algorithms.advantages import leave_one_out
 from framework.algorithms.policy_loss import Gain, PolicyValues, token_ratio
 from framework.bounds import NonNegativeFloat, NonNegativeInt, bounded
 from framework.objectives.policy import PolicyObjective
-from framework.types import Denominator, Float32, PolicyMicroBatch, TrainSample
+from framework.stored import Sample
+from framework.types import Denominator, Float32, PolicyMicroBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +37,12 @@ class Rloo(PolicyObjective):
         """r - mean of the others."""
         return leave_one_out(rewards_G)
 
-    def with_kl_reward(self, samples: Sequence[TrainSample], ref_logprobs: Sequence[Float32]) -> list[TrainSample]:
+    def with_kl_reward(self, samples: Sequence[Sample], ref_logprobs: Sequence[Float32]) -> list[Sample]:
         """Take beta log(pi / pi_ref) of each response, less the mean of the other responses' to its prompt, off it."""
         groups: dict[str, list[int]] = defaultdict(list)
         for index, sample in enumerate(samples):
             groups[sample.prompt_id].append(index)
-        kl = [float((s.sampler_logprobs - ref).sum()) for s, ref in zip(samples, ref_logprobs, strict=True)]
+        kl = [s.logprob - float(ref.sum(dtype=np.float64)) for s, ref in zip(samples, ref_logprobs, strict=True)]
         changed = list(samples)
         for members in groups.values():
             gaps_G = leave_one_out(torch.from_numpy(np.array([kl[i] for i in members]))).tolist()

@@ -23,6 +23,7 @@ from framework.graph.store import disk_errors
 from framework.objectives.objective import Objective
 from framework.objectives.policy import PolicyObjective
 from framework.objectives.value import ValueRows, values_of
+from framework.roles.batch_parts import loaded
 from framework.roles.learner_group import LearnerGroup
 from framework.roles.rl_batch import TrainBatch
 from framework.roles.rl_clients import TrainResult
@@ -111,7 +112,11 @@ class ActorCritic:
         self.policy.start()
 
     def train(self, batch: TrainBatch) -> None:
-        """Begin to look at a batch, to train on it."""
+        """Begin to look at a batch, to train on it; raises ResponsesLost.
+
+        All its responses come to the driver: advantages are computed here, token by token.
+        """
+        batch = loaded(batch)
         samples = _samples(batch.minibatches)
         self._batch, self._started = batch, time.monotonic()
         self.critic.begin("values", samples)
@@ -197,7 +202,8 @@ class ActorCritic:
 
 
 def _samples(minibatches: Sequence[Minibatch]) -> list[TrainSample]:
-    return [sample for minibatch in minibatches for sample in minibatch.samples]
+    found = [sample for minibatch in minibatches for sample in minibatch.samples]
+    return [sample for sample in found if isinstance(sample, TrainSample)]
 
 
 def _value_sample(sample: TrainSample, returns: Float32, values: Float32) -> ValueSample:

@@ -17,9 +17,11 @@ from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.graph.store import disk_errors
 from framework.objectives.grpo import Grpo
 from framework.objectives.policy import PolicyObjective
+from framework.roles.batch_parts import At, filled
 from framework.roles.rl_batch import TrainBatch
 from framework.roles.rl_clients import TrainResult
-from framework.types import Float32, Minibatch, PublishedWeights, TrainSample
+from framework.stored import Sample
+from framework.types import Float32, Minibatch, PublishedWeights, Response, TrainSample
 
 if TYPE_CHECKING:
     from framework.engines.published_policy import PublishedPolicy
@@ -68,12 +70,14 @@ class LearnerWorker(Rank):
             mix = PretrainingMix(rows, self._text.coef)
         self._learner = PublishedPolicy(load_sharded(config.checkpoint, config.engine), config.engine, rows, mix)
 
-    def train(self, batch: TrainBatch) -> TrainResult:
+    def train(self, batch: TrainBatch, at: Sequence[At] = (), *responses: Response) -> TrainResult:
         """One optimizer step a minibatch; before the first raises MismatchTooLarge if the probe does not pass the gate.
 
-        A batch that engines disagree about must not move the weights.
+        A batch that engines disagree about must not move the weights. `at`: the places in the batch of `responses`,
+        those stored ones that this rank trains on.
         """
         started = time.monotonic()
+        batch = filled(batch, dict(zip(at, responses, strict=True))) if at else batch
         self._learner.engine.turn.reload()
         mismatch = self._measure(batch) if batch.probe else None
         if mismatch is not None:
@@ -87,7 +91,7 @@ class LearnerWorker(Rank):
         if policy.kl_in_reward and policy.kl_coef and not policy.critic:
             minibatches = self._with_kl_reward(minibatches)
         steps = tuple(self._learner.train_minibatches(self._with_text(minibatches)))
-        tokens = sum(len(s.prompt_ids) + len(s.response_ids) for minibatch in minibatches for s in minibatch.samples)
+        tokens = sum(len(s.prompt_ids) + s.length for minibatch in minibatches for s in minibatch.samples)
         return TrainResult(steps, mismatch, time.monotonic() - started, tokens)
 
     def logprobs(self, samples: Sequence[TrainSample], version: int | None = None) -> list[Float32]:
@@ -142,21 +146,24 @@ class LearnerWorker(Rank):
             found.append(replace(minibatch, pretraining=tuple(rows_BT.astype(np.int32))))
         return found
 
-    def _with_old_logprobs(self, samples: tuple[TrainSample, ...]) -> tuple[TrainSample, ...]:
+    def _with_old_logprobs(self, samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
         found = self._learner.logprobs(samples)
         return tuple(replace(sample, old_logprobs=old) for sample, old in zip(samples, found, strict=True))
 
     def _with_kl_reward(self, minibatches: tuple[Minibatch, ...]) -> tuple[Minibatch, ...]:
         """Groups are spread over the minibatches, and their baselines need all of their responses."""
         samples = [sample for minibatch in minibatches for sample in minibatch.samples]
-        changed = iter(self._learner.policy.with_kl_reward(samples, self._learner.reference_logprobs(samples)))
+        found = self._learner.reference_logprobs(*(minibatch.samples for minibatch in minibatches))
+        changed = iter(self._learner.policy.with_kl_reward(samples, found))
         return tuple(replace(m, samples=tuple(next(changed) for _ in m.samples)) for m in minibatches)
 
     def _measure(self, batch: TrainBatch) -> Mismatch:
         """Compare each token of the probe with the policy version that sampled it, where that is still kept."""
         parts = []
-        for version in sorted({int(v) for sample in batch.probe for v in sample.weight_versions}):
+        probe = [sample for sample in batch.probe if isinstance(sample, TrainSample)]
+        assert len(probe) == len(batch.probe), "every rank gets the whole probe"
+        for version in sorted({int(v) for sample in probe for v in sample.weight_versions}):
             if self._learner.has_version(version):
-                samples = [sample for sample in batch.probe if version in sample.weight_versions]
+                samples = [sample for sample in probe if version in sample.weight_versions]
                 parts.append(measure_mismatch(samples, self._learner.logprobs(samples, version), version))
         return merge_mismatches(parts)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from framework.actors.rank_group import RankGroup
+from framework.actors.rank_group import Rank, RankGroup
+from framework.engines.trainer import share_of
 from framework.graph.deadlines import Deadlines
 from framework.graph.stop import never_stop
+from framework.roles.batch_parts import places, wanted, without_places
 from framework.roles.learner import LearnerConfig, LearnerWorker
+from framework.roles.object_store import reference_of
 from framework.roles.rl_batch import TrainBatch
 from framework.types import Float32, TrainSample
 
@@ -21,6 +24,7 @@ class LearnerGroup(RankGroup):
         config: LearnerConfig,
         ranks: int = 1,
         *,
+        worker: type[Rank] = LearnerWorker,
         actor_options: Sequence[dict[str, Any]] | None = None,
         deadlines: Deadlines | None = None,
         should_stop: Callable[[], bool] = never_stop,
@@ -29,16 +33,29 @@ class LearnerGroup(RankGroup):
         """`start` or `load` starts the ranks. `actor_options`: Ray's for each rank; by default one CPU each."""
         options = actor_options or [{"num_cpus": 1}] * ranks
         super().__init__(
-            "learner rank", LearnerWorker, options, (config,),
+            "learner rank", worker, options, (config,),
             deadlines=deadlines, should_stop=should_stop, allow_s=allow_s,
         )  # fmt: skip
         self.config = config
 
     def train(self, batch: TrainBatch) -> None:
-        """Start training on a batch; `poll` returns the result."""
+        """Start training on a batch; `poll` returns the result, or raises ResponsesLost.
+
+        Each rank is called with references of those stored responses that it trains on, and so gets no others.
+        """
         import ray
 
-        self.begin("train", ray.put(batch))
+        if not (stored := places(batch)):
+            self.begin("train", ray.put(batch))
+            return
+        engine = self.config.engine
+        of_ranks = wanted(batch, share_of(engine, 0, self.ranks))
+
+        def own(rank: int) -> tuple[Any, ...]:
+            at = [place for place in of_ranks[share_of(engine, rank, self.ranks).rank] if place in stored]
+            return (tuple(at), *(reference_of(stored[place]) for place in at))
+
+        self.begin("train", ray.put(without_places(batch)), own=own)
 
     def publish(self, version: int) -> Sequence[Any]:
         """Make the weights `version`; return an ObjectRef of PublishedWeights for each rank that holds a share."""

@@ -19,7 +19,8 @@ import numpy as np
 
 from framework.errors import DamagedState, UserError
 from framework.files import text_digest
-from framework.types import Prompt, ScoredGroup
+from framework.stored import Scored
+from framework.types import Prompt
 
 Outcome = Literal["trained", "no_signal"]
 
@@ -40,7 +41,7 @@ class FinishedTicket:
     """A ticket whose group is sampled and scored."""
 
     ticket: int
-    scored: ScoredGroup
+    scored: Scored
 
 
 class Ledger:
@@ -73,12 +74,12 @@ class Ledger:
         self._next = 0  # first ticket that was never issued
         self._returned: list[int] = []  # heap: issued once, to be issued again
         self._issued: dict[int, int] = {}  # ticket -> policy version it was issued for
-        self._finished: dict[int, ScoredGroup] = {}
+        self._finished: dict[int, Scored] = {}
         # What makes `batch_ready` cheap however many tickets are live; `_advance` keeps the three in step.
         self._open: list[int] = []  # heap: every ticket issued or returned, and some that were
         self._behind: list[int] = []  # heap: finished tickets with an open one before them
         self._front: deque[int] = deque()  # finished tickets without, in order
-        self._no_signal: dict[int, ScoredGroup] = {}  # finished, waiting to be written off with the next batch
+        self._no_signal: dict[int, Scored] = {}  # finished, waiting to be written off with the next batch
         self._orders: dict[int, list[int]] = {}
 
     def prompt(self, ticket: int) -> Prompt:
@@ -121,7 +122,7 @@ class Ledger:
             del self._issued[ticket]
             heappush(self._returned, ticket)
 
-    def finish(self, ticket: int, scored: ScoredGroup, refill: bool) -> None:
+    def finish(self, ticket: int, scored: Scored, refill: bool) -> None:
         """Record a scored group. With `refill` the ticket leaves the batch and the next one takes its place."""
         del self._issued[ticket]
         (self._no_signal if refill else self._finished)[ticket] = scored
@@ -153,7 +154,7 @@ class Ledger:
         last = max(item.ticket for item in batch)
         return [FinishedTicket(ticket, scored) for ticket, scored in sorted(self._no_signal.items()) if ticket <= last]
 
-    def scored(self) -> list[ScoredGroup]:
+    def scored(self) -> list[Scored]:
         """Groups that were scored and neither trained nor written off yet."""
         return [*self._finished.values(), *self._no_signal.values()]
 

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from framework.actors.pool import Done, WorkerPool
+from framework.actors.pool import Done, Gone, WorkerPool
+from framework.errors import ResponsesLost
+from framework.roles.object_store import InStore, references, stays_where_it_is
+from framework.stored import Sampled, StoredGroup, StoredResponse
 from framework.types import Prompt, ResponseGroup, RewardScore, SamplingParams
 
 
@@ -46,6 +49,7 @@ class RayRollouts:
 
     Prompts are shared out over all workers that the newest version is on its way to, and held here until it is there:
     otherwise the first worker to acknowledge would get the whole batch, and the others nothing to do.
+    Groups of long responses stay in the worker's object store, and only what is to be known of them comes here.
     """
 
     def __init__(self, pool: WorkerPool, groups_in_flight: int) -> None:
@@ -69,9 +73,9 @@ class RayRollouts:
         self._held.setdefault(worker, []).append(_Group(ticket, prompt, params))
         self._release()
 
-    def poll(self) -> list[tuple[int, ResponseGroup | None]]:
+    def poll(self) -> list[tuple[int, Sampled | None]]:
         """Return finished groups; None for tickets whose worker died."""
-        results: list[tuple[int, ResponseGroup | None]] = []
+        results: list[tuple[int, Sampled | None]] = []
         for outcome in self._pool.poll(0):
             tag = outcome.tag
             if isinstance(tag, _Update):
@@ -81,7 +85,7 @@ class RayRollouts:
                 self._sleeping[outcome.worker] = True  # a dead one has no GPU either
             elif isinstance(tag, _Generate) and tag.era == self._era:
                 self._sampling[outcome.worker] -= 1
-                results.append((tag.ticket, outcome.result if isinstance(outcome, Done) else None))
+                results.append((tag.ticket, _sampled(outcome) if isinstance(outcome, Done) else None))
         for worker in list(self._sent):
             if worker not in self._pool.ready():  # died: whatever starts in its place has no weights yet
                 del self._sent[worker]
@@ -137,7 +141,11 @@ class RayRollouts:
             for group in self._held.pop(worker, ()):
                 tag = _Generate(self._era, group.ticket)
                 self._sampling[worker] += 1
-                self._pool.call(worker, "generate", group.prompt, group.params, tag=tag)
+                if stays_where_it_is(group.params.n, group.params.max_tokens):
+                    returns = 1 + group.params.n
+                    self._pool.call(worker, "generate_apart", group.prompt, group.params, tag=tag, returns=returns)
+                else:
+                    self._pool.call(worker, "generate", group.prompt, group.params, tag=tag)
 
     def _send(self) -> None:
         update = _Update(self._era, self._version)
@@ -151,6 +159,16 @@ class RayRollouts:
                     self._serving[worker] = update
 
 
+def _sampled(outcome: Done) -> Sampled:
+    """The group that a call has sampled, with its responses or without."""
+    if not outcome.parts:
+        group: ResponseGroup = outcome.result
+        return group
+    prompt, outlines = outcome.result
+    places = map(InStore, outcome.parts)
+    return StoredGroup(prompt, tuple(StoredResponse(*pair) for pair in zip(outlines, places, strict=False)))
+
+
 class RayRewards:
     """`rl_loop.Rewards` over reward actors. A worker gets its next group when it is free.
 
@@ -160,18 +178,22 @@ class RayRewards:
     def __init__(self, pool: WorkerPool) -> None:
         self._pool = pool
         self._era = 0
-        self._waiting: deque[tuple[int, ResponseGroup, tuple[str, ...]]] = deque()
+        self._waiting: deque[tuple[int, Sampled, tuple[str, ...]]] = deque()
 
-    def submit(self, ticket: int, group: ResponseGroup, votes_by: tuple[str, ...] = ()) -> None:
+    def submit(self, ticket: int, group: Sampled, votes_by: tuple[str, ...] = ()) -> None:
         """Give the group to a free worker, now or later."""
         self._waiting.append((ticket, group, votes_by))
         self._hand_out()
 
-    def poll(self) -> list[tuple[int, tuple[RewardScore, ...] | None]]:
-        """Return scored groups; None for tickets whose worker died."""
-        results: list[tuple[int, tuple[RewardScore, ...] | None]] = []
+    def poll(self) -> list[tuple[int, tuple[RewardScore, ...] | ResponsesLost | None]]:
+        """Return scored groups; None for tickets whose worker died, ResponsesLost where there is nothing to score."""
+        results: list[tuple[int, tuple[RewardScore, ...] | ResponsesLost | None]] = []
         for outcome in self._pool.poll(0):
-            if isinstance(outcome.tag, _Generate) and outcome.tag.era == self._era:
+            if not isinstance(outcome.tag, _Generate) or outcome.tag.era != self._era:
+                continue
+            if isinstance(outcome, Gone):
+                results.append((outcome.tag.ticket, ResponsesLost(outcome.reason)))
+            else:
                 results.append((outcome.tag.ticket, outcome.result if isinstance(outcome, Done) else None))
         self._hand_out()
         return results
@@ -186,8 +208,13 @@ class RayRewards:
             for worker in free_workers(self._pool):
                 if self._waiting:
                     ticket, group, votes_by = self._waiting.popleft()
-                    verb = ("judge", group, votes_by) if votes_by else ("score", group)
-                    self._pool.call(worker, *verb, tag=_Generate(self._era, ticket))
+                    tag = _Generate(self._era, ticket)
+                    if isinstance(group, StoredGroup):
+                        found = (group.prompt, votes_by, *references(group))
+                        self._pool.call(worker, "score_stored", *found, tag=tag, may_go=True)
+                    else:
+                        verb = ("judge", group, votes_by) if votes_by else ("score", group)
+                        self._pool.call(worker, *verb, tag=tag)
 
 
 def free_workers(pool: WorkerPool) -> list[int]:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from framework.data.rollouts import RolloutHeader, SavedGroup, begin_rollouts, write_batch
+from framework.errors import ResponsesLost
 from framework.roles.ledger import FinishedTicket
 from framework.roles.rl_batch import TrainBatch
 from framework.roles.rl_clients import TrainResult
-from framework.types import Prompt, ResponseGroup, RewardScore, SamplingParams
+from framework.stored import Sampled
+from framework.types import Prompt, RewardScore, SamplingParams
 
 
 @dataclass
@@ -31,7 +33,7 @@ class RecordedRollouts:
         """Take the ticket; how its group was sampled is past."""
         self._held.append(ticket)
 
-    def poll(self) -> list[tuple[int, ResponseGroup | None]]:
+    def poll(self) -> list[tuple[int, Sampled | None]]:
         """Return the groups of all tickets taken."""
         held, self._held = self._held, []
         return [(ticket, self.groups[ticket].scored.group) for ticket in held]
@@ -59,11 +61,11 @@ class RecordedRewards:
     groups: Sequence[SavedGroup]
     _held: list[int] = field(default_factory=list, init=False)
 
-    def submit(self, ticket: int, group: ResponseGroup, votes_by: tuple[str, ...] = ()) -> None:
+    def submit(self, ticket: int, group: Sampled, votes_by: tuple[str, ...] = ()) -> None:
         """Take the ticket: nobody votes on what is past."""
         self._held.append(ticket)
 
-    def poll(self) -> list[tuple[int, tuple[RewardScore, ...] | None]]:
+    def poll(self) -> list[tuple[int, tuple[RewardScore, ...] | ResponsesLost | None]]:
         """Return the rewards of all tickets taken."""
         held, self._held = self._held, []
         return [(ticket, self.groups[ticket].scored.scores) for ticket in held]
@@ -140,6 +142,6 @@ class RolloutSaver:
         begin_rollouts(self.directory, self.header, batches)
 
     def write(self, batch: int, groups: Sequence[FinishedTicket]) -> None:
-        """Write the groups of one batch."""
+        """Write the groups of one batch, each fetched when its turn comes; raises ResponsesLost."""
         ordered = sorted(groups, key=lambda item: item.ticket)
-        write_batch(self.directory, batch, [SavedGroup(item.ticket, item.scored) for item in ordered])
+        write_batch(self.directory, batch, (SavedGroup(item.ticket, item.scored.load()) for item in ordered))

@@ -12,7 +12,8 @@ from framework.actors.pulse import beat
 from framework.errors import RunFailed
 from framework.rewards.base import RewardConfig
 from framework.rewards.isolation import IsolatedScorer
-from framework.types import ResponseGroup, RewardScore, ScoredGroup
+from framework.stored import Scored
+from framework.types import Prompt, Response, ResponseGroup, RewardScore
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,6 +52,11 @@ class RewardWorker:
         scores = self._scorer.score(group)
         return tuple(replace(score, vote=vote) for score, vote in zip(scores, votes, strict=True))
 
+    def score_stored(self, prompt: Prompt, votes_by: tuple[str, ...], *responses: Response) -> tuple[RewardScore, ...]:
+        """As `judge`, or without names `score`, of responses that were fetched for this call."""
+        group = ResponseGroup(prompt, responses)
+        return self.judge(group, votes_by) if votes_by else self.score(group)
+
     def ping(self) -> str:
         """Answer a health check."""
         return "pong"
@@ -64,14 +70,14 @@ class RewardWorker:
         self._scorer.close()
 
 
-def check_scores(groups: Sequence[ScoredGroup], max_share: float) -> None:
+def check_scores(groups: Sequence[Scored], max_share: float) -> None:
     """Raise RunFailed if more than `max_share` of the groups' responses could not be scored."""
     errors = failures(groups)
     total = sum(len(scored.scores) for scored in groups)
     check_failed_share(len(errors), total, max_share, errors[0] if errors else "")
 
 
-def failures(groups: Sequence[ScoredGroup]) -> list[str]:
+def failures(groups: Sequence[Scored]) -> list[str]:
     """What went wrong with each response that could not be scored, with its prompt's id."""
     return [
         f"prompt {scored.group.prompt.id}: {score.error}" for scored in groups for score in scored.scores if score.error
@@ -84,3 +90,14 @@ def check_failed_share(failed: int, total: int, max_share: float, example: str =
         reason = f"; for example: {' '.join(example.split())}" if example else ""
         allowed = f"more than reward.max_failed_share={max_share:g} allows"
         raise RunFailed(f"{failed} of {total} samples have no reward, {allowed}{reason}")
+
+
+def check_refills(refilled: int, most: int, prompts: int, live: int) -> None:
+    """Raise RunFailed if more groups without signal were replaced than `most` batches of `prompts`, `live` at once."""
+    if refilled > most * prompts * live:
+        bound = f"stage.grpo.max_refill_batches={most} of {prompts} prompts"
+        raise RunFailed(
+            f"no batch has come together: more groups than {bound} had rewards all equal; take prompts that the "
+            "policy solves neither always nor never, larger groups (stage.grpo.group_size), or "
+            "algorithm.filter_on=null"
+        )

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from framework.roles.reward import failures
-from framework.types import ScoredGroup
+from framework.stored import Scored, scored_group, text_of
+from framework.types import ResponseGroup
 
 logger = logging.getLogger("framework")
 
@@ -23,15 +24,15 @@ class RewardWatch:
     say: Callable[[str], None] = logger.warning
     first: int = 0  # groups after which it tells from which rewards nothing can be learned: two batches; 0: never
     _told: set[str] = field(default_factory=set, init=False)
-    _seen: list[ScoredGroup] = field(default_factory=list, init=False)
+    _seen: list[Scored] = field(default_factory=list, init=False)
     _judged: bool = field(default=False, init=False)
 
-    def arrived(self, scored: ScoredGroup) -> bool:
+    def arrived(self, scored: Scored) -> bool:
         """Tell the first failures of their kind, and what is constant; return whether this group has failures."""
         self._watch(scored)
         return self.told(scored)
 
-    def told(self, scored: ScoredGroup) -> bool:
+    def told(self, scored: Scored) -> bool:
         """Tell the first failures of their kind; return whether there are any in this group."""
         found = failures([scored])
         for reason in found:
@@ -41,17 +42,19 @@ class RewardWatch:
                 self.say(f"a reward failed: {reason}")
         return bool(found)
 
-    def _watch(self, scored: ScoredGroup) -> None:
+    def _watch(self, scored: Scored) -> None:
         if self._judged or not self.first:
             return
-        self._seen.append(scored)
+        shown = len(self._seen) % max(1, self.first // SAMPLES) == 0  # no other response needs to be kept for this
+        nothing = ResponseGroup(scored.group.prompt, ())
+        self._seen.append(scored if shown else scored_group(nothing, scored.scores))
         if len(self._seen) == self.first:
             for reason in constant_rewards(self._seen):
                 self.say(reason)
             self._seen, self._judged = [], True  # their responses are not needed any more
 
 
-def constant_rewards(groups: Sequence[ScoredGroup]) -> list[str]:
+def constant_rewards(groups: Sequence[Scored]) -> list[str]:
     """A message for each reward component that has one value for all responses, with three of them.
 
     One too where rewards differ between prompts, but within no group.
@@ -77,10 +80,10 @@ def constant_rewards(groups: Sequence[ScoredGroup]) -> list[str]:
     return messages
 
 
-def _samples(groups: Sequence[ScoredGroup]) -> str:
+def _samples(groups: Sequence[Scored]) -> str:
     shown = []
     for scored in groups[:: max(1, len(groups) // SAMPLES)][:SAMPLES]:
-        prompt, text = scored.group.prompt, scored.group.responses[0].text
+        prompt, text = scored.group.prompt, text_of(scored.group.responses[0])
         cut = text if len(text) <= MAX_CHARS else text[: MAX_CHARS // 2] + " … " + text[-MAX_CHARS // 2 :]
         shown.append(f"prompt {prompt.id} (answer {prompt.answer!r}): {cut!r}")
     return "; ".join(shown)

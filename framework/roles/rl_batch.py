@@ -12,16 +12,8 @@ import torch
 from framework.algorithms.advantages import has_signal
 from framework.algorithms.mismatch import Mismatch, MismatchConfig
 from framework.objectives.policy import PolicyObjective
-from framework.types import (
-    Minibatch,
-    Prompt,
-    Response,
-    RewardScore,
-    SampleRow,
-    ScoredGroup,
-    StepResult,
-    TrainSample,
-)
+from framework.stored import Sample, SampleOutline, Scored, StoredResponse, text_of
+from framework.types import Int32, Minibatch, Response, RewardScore, SampleRow, StepResult, TrainSample
 
 # What a step reports -> its name among a run's metrics, where the report and wandb group names by what precedes "/"
 STEP_METRICS = {
@@ -41,23 +33,23 @@ class TrainBatch:
     """One rollout batch as the learner receives it: an optimizer step a minibatch."""
 
     minibatches: tuple[Minibatch, ...]
-    probe: tuple[TrainSample, ...]  # responses to measure the mismatch on
+    probe: tuple[Sample, ...]  # responses to measure the mismatch on
     version: int  # policy version that the learner holds when it starts
     gate: MismatchConfig = MismatchConfig()  # how large a mismatch the batch is still trained with
 
 
-def _scored_rewards(scored: ScoredGroup) -> torch.Tensor:
+def _scored_rewards(scored: Scored) -> torch.Tensor:
     """Rewards of the responses that could be scored, [<= G]."""
     return torch.tensor([score.total for score in scored.scores if not score.error], dtype=torch.float64)
 
 
-def group_has_signal(scored: ScoredGroup) -> bool:
+def group_has_signal(scored: Scored) -> bool:
     """Whether the group's rewards differ; responses that could not be scored don't count."""
     rewards = _scored_rewards(scored)
     return len(rewards) > 1 and has_signal(rewards)
 
 
-def advantages(scored: ScoredGroup, objective: PolicyObjective) -> dict[int, float]:
+def advantages(scored: Scored, objective: PolicyObjective) -> dict[int, float]:
     """Index of each response that could be scored -> its advantage."""
     indices = [index for index, score in enumerate(scored.scores) if not score.error]
     if not indices:
@@ -65,16 +57,18 @@ def advantages(scored: ScoredGroup, objective: PolicyObjective) -> dict[int, flo
     return dict(zip(indices, objective.advantages(_scored_rewards(scored)).tolist(), strict=True))
 
 
-def train_samples(scored: ScoredGroup, objective: PolicyObjective) -> list[TrainSample]:
+def train_samples(scored: Scored, objective: PolicyObjective) -> list[Sample]:
     """Every response with its advantage: 0 in a group without signal, and where the response could not be scored.
 
     Such a response is in no baseline, but in the KL term, the denominators and the metrics like any other. A critic
     learns what rewards are, and so is not shown one that has none.
     """
     found, group = advantages(scored, objective), scored.group
+    prompt_ids = np.asarray(group.prompt.token_ids, dtype=np.int32)
+    responses: Sequence[Response | StoredResponse] = group.responses
     return [
-        _sample(group.prompt, response, found.get(i, 0.0))
-        for i, response in enumerate(group.responses)
+        _sample(group.prompt.id, prompt_ids, response, found.get(i, 0.0))
+        for i, response in enumerate(responses)
         if i in found or not objective.critic
     ]
 
@@ -89,10 +83,12 @@ def with_finite_totals(scores: Sequence[RewardScore]) -> tuple[RewardScore, ...]
     )
 
 
-def _sample(prompt: Prompt, response: Response, advantage: float) -> TrainSample:
+def _sample(name: str, prompt_ids: Int32, response: Response | StoredResponse, advantage: float) -> Sample:
+    if isinstance(response, StoredResponse):
+        return SampleOutline(name, prompt_ids, response.outline, advantage, response.place)
     return TrainSample(
-        prompt_id=prompt.id,
-        prompt_ids=np.asarray(prompt.token_ids, dtype=np.int32),
+        prompt_id=name,
+        prompt_ids=prompt_ids,
         response_ids=response.token_ids,
         advantage=advantage,
         sampler_logprobs=response.logprobs,
@@ -101,7 +97,7 @@ def _sample(prompt: Prompt, response: Response, advantage: float) -> TrainSample
 
 
 def build_batch(
-    groups: Sequence[ScoredGroup],
+    groups: Sequence[Scored],
     objective: PolicyObjective,
     minibatches: int,
     version: int,
@@ -125,27 +121,28 @@ def build_batch(
     )
 
 
-def _minibatch(samples: tuple[TrainSample, ...], skip_idle: bool) -> Minibatch:
+def _minibatch(samples: tuple[Sample, ...], skip_idle: bool) -> Minibatch:
     kept = tuple(sample for sample in samples if sample.advantage or not skip_idle)
     return replace(Minibatch.of(samples), samples=kept)
 
 
-def batch_metrics(groups: Sequence[ScoredGroup], discarded: Sequence[ScoredGroup], version: int) -> dict[str, float]:
+def batch_metrics(groups: Sequence[Scored], discarded: Sequence[Scored], version: int) -> dict[str, float]:
     """Means over one batch's responses; `version` is the policy that trains on it, others took `discarded`'s place."""
     scores = [score for scored in groups for score in scored.scores]
-    responses = [response for scored in groups for response in scored.group.responses]
+    outlines = [response.outline for scored in groups for response in scored.group.responses]
     valid = [score for score in scores if not score.error]
     errors = [score.error for scored in (*groups, *discarded) for score in scored.scores]
-    lengths = np.array([len(response.token_ids) for response in responses])
-    staleness = version - np.concatenate([response.weight_versions for response in responses])
+    lengths = np.array([outline.length for outline in outlines])
+    sampled_by = np.array([pair for outline in outlines for pair in outline.versions])  # [N, (version, tokens)]
+    staleness, tokens_of = version - sampled_by[:, 0], sampled_by[:, 1]
     no_signal = len(discarded) + sum(not group_has_signal(scored) for scored in groups)
     metrics = {
         "reward/mean": float(np.mean([score.total for score in valid])) if valid else 0.0,
         "reward/failed_share": float(np.mean([bool(error) for error in errors])),
         "response/length_mean": float(lengths.mean()),
         "response/length_max": float(lengths.max()),
-        "response/truncated_share": float(np.mean([r.finish_reason == "length" for r in responses])),
-        "staleness/mean": float(staleness.mean()),
+        "response/truncated_share": float(np.mean([one.finish_reason == "length" for one in outlines])),
+        "staleness/mean": float(np.average(staleness, weights=tokens_of)),
         "staleness/max": float(staleness.max()),
         "groups/zero_std_share": no_signal / (len(groups) + len(discarded)),
     }
@@ -167,7 +164,7 @@ def step_metrics(steps: Sequence[StepResult]) -> dict[str, float]:
     }
 
 
-def sample_rows(groups: Sequence[ScoredGroup], objective: PolicyObjective, prompts: int = 4) -> list[SampleRow]:
+def sample_rows(groups: Sequence[Scored], objective: PolicyObjective, prompts: int = 4) -> list[SampleRow]:
     """A few responses for people to read: the best and the worst of the first groups."""
     rows = []
     for scored in groups[:prompts]:
@@ -178,16 +175,17 @@ def sample_rows(groups: Sequence[ScoredGroup], objective: PolicyObjective, promp
             (max(candidates, key=rewards.__getitem__), min(candidates, key=rewards.__getitem__))
         ):
             response, score = scored.group.responses[index], scored.scores[index]
+            outline = response.outline
             rows.append(
                 SampleRow(
                     prompt=scored.group.prompt.text,
-                    response=response.text,
+                    response=text_of(response),
                     reward=score.total,
                     components=dict(score.components),
                     advantage=found.get(index, 0.0),
-                    length=len(response.token_ids),
-                    finish_reason=response.finish_reason,
-                    version=int(response.weight_versions[-1]),
+                    length=outline.length,
+                    finish_reason=outline.finish_reason,
+                    version=outline.versions[-1][0],
                 )
             )
     return rows

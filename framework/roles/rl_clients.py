@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 from framework.algorithms.mismatch import Mismatch
+from framework.errors import ResponsesLost
 from framework.roles.rl_batch import TrainBatch
-from framework.types import Prompt, ResponseGroup, RewardScore, SamplingParams, StepResult
+from framework.stored import Sampled
+from framework.types import Prompt, RewardScore, SamplingParams, StepResult
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Rollouts(Protocol):
 
     def submit(self, ticket: int, prompt: Prompt, params: SamplingParams) -> None: ...
 
-    def poll(self) -> list[tuple[int, ResponseGroup | None]]: ...
+    def poll(self) -> list[tuple[int, Sampled | None]]: ...
 
     def publish(self, version: int, weights: Sequence[object]) -> None:
         """Start sending new weights; a worker gets no new prompts until it has acknowledged them."""
@@ -54,11 +56,13 @@ class Rollouts(Protocol):
 class Rewards(Protocol):
     """The reward workers as the loop sees them."""
 
-    def submit(self, ticket: int, group: ResponseGroup, votes_by: tuple[str, ...] = ()) -> None:
+    def submit(self, ticket: int, group: Sampled, votes_by: tuple[str, ...] = ()) -> None:
         """Have a group scored; given `votes_by`, with votes by the first of these rewards that scores its prompt."""
         ...
 
-    def poll(self) -> list[tuple[int, tuple[RewardScore, ...] | None]]: ...
+    def poll(self) -> list[tuple[int, tuple[RewardScore, ...] | ResponsesLost | None]]:
+        """Scores by ticket. None: the worker died, the group is ours to submit again; ResponsesLost: its prompt is."""
+        ...
 
     def forget(self) -> None: ...
 

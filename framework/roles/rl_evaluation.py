@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from framework.data.shuffle import seed_of
-from framework.errors import UserError
+from framework.errors import ResponsesLost, UserError
 from framework.roles.rl_clients import Rewards, Rollouts
-from framework.types import Prompt, ResponseGroup, RewardScore, SamplingParams, ScoredGroup
+from framework.stored import Sampled, Scored, scored_group
+from framework.types import Prompt, RewardScore, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class HeldOut:
     prompts: tuple[Prompt, ...]
     params: SamplingParams  # n responses to each
     # Names and values of what is recorded; the first one's is the score by which the best checkpoint is chosen.
-    numbers: Callable[[Sequence[ScoredGroup]], Mapping[str, float]]
+    numbers: Callable[[Sequence[Scored]], Mapping[str, float]]
     votes_by: tuple[str, ...] = ()  # rewards by which answers are compared for a majority vote; none: no votes
 
     def __post_init__(self) -> None:
@@ -38,8 +39,8 @@ class Evaluation:
     held_out: HeldOut
     seed: int
     _waiting: deque[int] = field(init=False)  # places of prompts that no worker has
-    _groups: dict[int, ResponseGroup] = field(default_factory=dict, init=False)
-    _scored: dict[int, ScoredGroup] = field(default_factory=dict, init=False)
+    _groups: dict[int, Sampled] = field(default_factory=dict, init=False)
+    _scored: dict[int, Scored] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._waiting = deque(range(len(self.held_out.prompts)))
@@ -50,7 +51,7 @@ class Evaluation:
         return len(self._scored) == len(self.held_out.prompts)
 
     @property
-    def groups(self) -> list[ScoredGroup]:
+    def groups(self) -> list[Scored]:
         """What is scored so far, in the prompts' order."""
         return [scored for _, scored in sorted(self._scored.items())]
 
@@ -64,7 +65,7 @@ class Evaluation:
             rollouts.submit(-1 - place, prompt, params)
         return max(count, 0)
 
-    def sampled(self, ticket: int, group: ResponseGroup | None, rewards: Rewards) -> None:
+    def sampled(self, ticket: int, group: Sampled | None, rewards: Rewards) -> None:
         """Pass a group on to be scored; None: its worker died, and another will be asked."""
         if group is None:
             self._waiting.append(-1 - ticket)
@@ -72,10 +73,16 @@ class Evaluation:
             self._groups[ticket] = group
             rewards.submit(ticket, group, self.held_out.votes_by)
 
-    def scored(self, ticket: int, scores: tuple[RewardScore, ...] | None, rewards: Rewards) -> ScoredGroup | None:
-        """Take a group's scores; None: their worker died, and they are asked for again."""
+    def scored(
+        self, ticket: int, scores: tuple[RewardScore, ...] | ResponsesLost | None, rewards: Rewards
+    ) -> Scored | None:
+        """Take a group's scores; None: their worker died, and they are asked for again; lost ones are sampled again."""
+        if isinstance(scores, ResponsesLost):
+            del self._groups[ticket]
+            self._waiting.append(-1 - ticket)
+            return None
         if scores is None:
             rewards.submit(ticket, self._groups[ticket], self.held_out.votes_by)
             return None
-        self._scored[-1 - ticket] = found = ScoredGroup(self._groups.pop(ticket), scores)
+        self._scored[-1 - ticket] = found = scored_group(self._groups.pop(ticket), scores)
         return found

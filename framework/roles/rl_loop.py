@@ -41,7 +41,7 @@ from pathlib import Path
 
 from framework.actors.rank_group import RanksLost
 from framework.data.shuffle import seed_of
-from framework.errors import DamagedState, RunFailed, Stopped
+from framework.errors import DamagedState, ResponsesLost, RunFailed, Stopped
 from framework.files import clear_way
 from framework.graph.exports import EXPORTS, export_name
 from framework.objectives.policy import PolicyObjective
@@ -49,7 +49,7 @@ from framework.observe.phases import PhaseClock
 from framework.protocols import Tracker
 from framework.roles.ledger import FinishedTicket, Ledger
 from framework.roles.recorded import RolloutSaver
-from framework.roles.reward import check_scores, failures
+from framework.roles.reward import check_refills, check_scores, failures
 from framework.roles.reward_watch import WATCHED_BATCHES, RewardWatch
 from framework.roles.rl_batch import build_batch, sample_rows, with_finite_totals
 from framework.roles.rl_clients import LearnerClient, Rewards, Rollouts, TrainResult
@@ -57,7 +57,7 @@ from framework.roles.rl_config import RlConfig
 from framework.roles.rl_evaluation import Evaluation, HeldOut
 from framework.roles.rl_report import batch_report, expert_load
 from framework.rotation import Checkpoints
-from framework.types import ResponseGroup, ScoredGroup
+from framework.stored import Sampled, scored_group
 
 LEDGER = "ledger.jsonl"
 logger = logging.getLogger("framework")
@@ -85,7 +85,7 @@ class RlLoop:
     finish_export: Callable[[Path], None] = lambda directory: None  # adds what a policy needs beside its weights
     version: int = field(default=0, init=False)  # newest published policy version = batches trained
     _training: list[FinishedTicket] | None = field(default=None, init=False)
-    _groups: dict[int, ResponseGroup] = field(default_factory=dict, init=False)  # being scored
+    _groups: dict[int, Sampled] = field(default_factory=dict, init=False)  # being scored
     _evaluation: Evaluation | None = field(default=None, init=False)  # under way
     _clock: PhaseClock = field(default_factory=PhaseClock, init=False)
     _watch: RewardWatch = field(init=False)
@@ -104,7 +104,7 @@ class RlLoop:
                 self._resume()
                 self._train_batches()
                 return self._finish()
-            except RanksLost as error:
+            except (RanksLost, ResponsesLost) as error:
                 self._lost(error)
 
     def _train_batches(self) -> None:
@@ -153,19 +153,23 @@ class RlLoop:
         return len(results)
 
     def _collect_scores(self) -> int:
-        """Enter scored groups in the ledger; groups of a dead reward worker are scored again."""
-        results = self.rewards.poll()
+        """Enter scored groups in the ledger; those of a dead worker are scored again, lost ones sampled again."""
+        results = [(t, with_finite_totals(s) if isinstance(s, tuple) else s) for t, s in self.rewards.poll()]
         for ticket, scores in results:
             if ticket < 0:
                 assert self._evaluation is not None
-                held_out = self._evaluation.scored(ticket, scores and with_finite_totals(scores), self.rewards)
+                held_out = self._evaluation.scored(ticket, scores, self.rewards)
                 if held_out is not None:
                     self._watch.told(held_out)
                 continue
             if scores is None:
                 self.rewards.submit(ticket, self._groups[ticket])
                 continue
-            scored = ScoredGroup(self._groups.pop(ticket), with_finite_totals(scores))
+            group = self._groups.pop(ticket)
+            if isinstance(scores, ResponsesLost):
+                self.ledger.give_back([ticket])
+                continue
+            scored = scored_group(group, scores)
             self._clock.scored(ticket)
             refill = not self.algorithm.wants(scored)
             self.ledger.finish(ticket, scored, refill)
@@ -173,6 +177,8 @@ class RlLoop:
                 self._check_failures()
             if refill:
                 self._check_refills()
+        if lost := [scores for _, scores in results if isinstance(scores, ResponsesLost)]:
+            print(f"responses to {len(lost)} prompts lost ({lost[0]}): they are sampled again", flush=True)
         return len(results)
 
     def _check_failures(self) -> None:
@@ -187,13 +193,7 @@ class RlLoop:
         size, live = self.config.prompts_per_batch, self.config.max_staleness + 1
         if self.ledger.refilled >= size:
             check_scores(self.ledger.scored(), self.max_failed_share)
-        if self.ledger.refilled > self.config.max_refill_batches * size * live:
-            bound = f"stage.grpo.max_refill_batches={self.config.max_refill_batches} of {size} prompts"
-            raise RunFailed(
-                f"no batch has come together: more groups than {bound} had rewards all equal; take prompts that the "
-                "policy solves neither always nor never, larger groups (stage.grpo.group_size), or "
-                "algorithm.filter_on=null"
-            )
+        check_refills(self.ledger.refilled, self.config.max_refill_batches, size, live)
 
     def _train(self) -> int:
         """Hand the next whole batch to an idle learner, where they take turns once every sampler sleeps."""
@@ -384,13 +384,14 @@ class RlLoop:
         if self.config.evaluates_at(self._steps) and not Checkpoints(self.directory).evaluated(self.version):
             self._evaluate()  # the last process did not get to it
 
-    def _lost(self, error: RanksLost) -> None:
-        """After a learner's death, forget what is under way: `_resume` goes back to the newest checkpoint."""
+    def _lost(self, error: RanksLost | ResponsesLost) -> None:
+        """After a learner's death, or a batch's, forget what is under way: `_resume` goes back to a checkpoint."""
         self._learner_deaths += 1
         if self._learner_deaths > self.config.max_learner_restarts:
             times = f"{self._learner_deaths} times without a batch trained in between"
             raise RunFailed(f"the learner died {times}; the last time: {error}") from error
-        print(f"learner lost ({error}); restarting it from the newest checkpoint", flush=True)
+        lost, again = ("learner", "restarting it") if isinstance(error, RanksLost) else ("batch", "sampling it again")
+        print(f"{lost} lost ({error}); {again} from the newest checkpoint", flush=True)
         self._training = self._evaluation = None
         self._groups.clear()
         self.rollouts.forget()

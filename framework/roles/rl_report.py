@@ -11,12 +11,13 @@ import torch
 from framework.algorithms.balance import load_imbalance
 from framework.roles.rl_batch import batch_metrics, mismatch_metrics, step_metrics
 from framework.roles.rl_clients import TrainResult
-from framework.types import ScoredGroup, StepResult
+from framework.stored import Scored
+from framework.types import StepResult
 
 
 def batch_report(
-    groups: Sequence[ScoredGroup],
-    discarded: Sequence[ScoredGroup],
+    groups: Sequence[Scored],
+    discarded: Sequence[Scored],
     result: TrainResult,
     phases: Mapping[str, float],
     version: int,
@@ -31,7 +32,7 @@ def batch_report(
     if (load_LE := expert_load(result.steps)) is not None:
         metrics["experts/max_over_mean"] = float(load_imbalance(torch.from_numpy(load_LE)).mean())
     metrics |= {**phases, "time/train_s": result.seconds}
-    sampled = sum(len(response.token_ids) for one in (*groups, *discarded) for response in one.group.responses)
+    sampled = sum(response.outline.length for one in (*groups, *discarded) for response in one.group.responses)
     metrics["sampled_tokens_per_s"] = sampled / metrics["time/step_s"]
     metrics["trained_tokens_per_s"] = result.tokens / metrics["time/step_s"]
     return metrics

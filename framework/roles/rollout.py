@@ -11,7 +11,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from framework.actors.pulse import beat
 from framework.engines.vllm_engine import SamplerStats, VllmConfig, VllmSampler
 from framework.roles.placement import Seat
-from framework.types import Prompt, PublishedWeights, ResponseGroup, SamplingParams
+from framework.types import Outline, Prompt, PublishedWeights, Response, ResponseGroup, SamplingParams
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,6 +39,17 @@ class RolloutWorker:
     async def generate(self, prompt: Prompt, params: SamplingParams) -> ResponseGroup:
         """Sample G responses; raises UserError if they may not fit the context, RunFailed if the engine is dead."""
         return await self._sampler.generate(prompt, params)
+
+    async def generate_apart(
+        self, prompt: Prompt, params: SamplingParams
+    ) -> tuple[tuple[Prompt, tuple[Outline, ...]] | Response | None, ...]:
+        """As `generate`, of 1 + n values: what is to be known of the responses, then each; None where none came.
+
+        Called with `num_returns`, so that each stays in this machine's object store until somebody asks for it.
+        """
+        group = await self._sampler.generate(prompt, params)
+        outlines = tuple(response.outline for response in group.responses)
+        return (prompt, outlines), *group.responses, *[None] * (params.n - len(group.responses))
 
     async def update_weights(self, version: int, *shares: PublishedWeights) -> int:
         """Load every learner rank's share of policy `version` and acknowledge it by returning it."""

@@ -9,6 +9,7 @@ from math import comb
 
 import numpy as np
 
+from framework.stored import Scored
 from framework.types import EvalTask, Measured, ScoredGroup
 
 RESAMPLES = 2000
@@ -24,9 +25,25 @@ class JudgedGroup:
     votes: tuple[int, ...]  # G
 
 
+@dataclass(frozen=True)
+class JudgedStored:
+    """The same of a group whose responses may be somewhere else."""
+
+    scored: Scored
+    votes: tuple[int, ...]  # G
+
+
+Judged = JudgedGroup | JudgedStored
+
+
 def judged(scored: ScoredGroup) -> JudgedGroup:
     """Return the group with the votes that its scores carry; without any where none were counted."""
-    return JudgedGroup(scored, tuple(score.vote for score in scored.scores if score.vote is not None))
+    return JudgedGroup(scored, votes_of(scored))
+
+
+def votes_of(scored: Scored) -> tuple[int, ...]:
+    """The votes that a group's scores carry."""
+    return tuple(score.vote for score in scored.scores if score.vote is not None)
 
 
 def pass_at(right: int, total: int, k: int) -> float:
@@ -38,12 +55,12 @@ def pass_at(right: int, total: int, k: int) -> float:
     return 1.0 - comb(total - right, k) / comb(total, k)
 
 
-def verdicts(group: ScoredGroup, names: Sequence[str]) -> list[float | None]:
+def verdicts(group: Scored, names: Sequence[str]) -> list[float | None]:
     """Of each response the first of these components that scored it; None where none was asked, or it failed."""
     return [next((s.components[name] for name in names if name in s.components), None) for s in group.scores]
 
 
-def majority_is_right(group: JudgedGroup, right_by: Sequence[str]) -> bool | None:
+def majority_is_right(group: Judged, right_by: Sequence[str]) -> bool | None:
     """Whether the most frequent answer is right; of equally frequent ones the first given. No answer is no vote.
 
     It is right if most of the responses that give it and could be scored are. None: none of them could be scored, or
@@ -61,7 +78,7 @@ def majority_is_right(group: JudgedGroup, right_by: Sequence[str]) -> bool | Non
     return 2 * sum(known) > len(known) if known else None
 
 
-def right_shares(groups: Sequence[JudgedGroup], right_by: Sequence[str]) -> dict[str, float]:
+def right_shares(groups: Sequence[Judged], right_by: Sequence[str]) -> dict[str, float]:
     """The share of right ones of each prompt's responses with a verdict; prompts without any stay out."""
     shares = {}
     for group in groups:
@@ -106,7 +123,7 @@ def _natural(value: object) -> tuple[int, float, str]:
     return (0, float(str(value)), "") if number else (1, 0.0, str(value))
 
 
-def task_numbers(name: str, groups: Sequence[JudgedGroup], right_by: Sequence[str], form: str) -> EvalTask:
+def task_numbers(name: str, groups: Sequence[Judged], right_by: Sequence[str], form: str) -> EvalTask:
     """Each number is over what it can be told of: responses that failed, or whose prompt asks for less, stay out."""
     k = max(len(group.scored.scores) for group in groups)
     counts = []  # of each prompt that has a verdict: right ones, known ones
@@ -131,8 +148,8 @@ def task_numbers(name: str, groups: Sequence[JudgedGroup], right_by: Sequence[st
         cons_at_k=_mean(majorities),
         pass_at_k=passes.get(k),
         format_rate=_mean(formats),
-        mean_response_tokens=float(np.mean([len(response.token_ids) for response in responses])),
-        truncated_share=float(np.mean([response.finish_reason == "length" for response in responses])),
+        mean_response_tokens=float(np.mean([response.outline.length for response in responses])),
+        truncated_share=float(np.mean([response.outline.finish_reason == "length" for response in responses])),
         failed_samples=sum(bool(score.error) for group in groups for score in group.scored.scores),
         n_judged=len(counts),
         pass_at_1_interval=bootstrap(pass_N),
@@ -142,7 +159,7 @@ def task_numbers(name: str, groups: Sequence[JudgedGroup], right_by: Sequence[st
     )
 
 
-def component_scores(groups: Sequence[JudgedGroup]) -> dict[str, Measured]:
+def component_scores(groups: Sequence[Judged]) -> dict[str, Measured]:
     """Reward component -> its mean over the prompts that it scored, for all components of these groups."""
     found: dict[str, list[float]] = {}
     for group in groups:

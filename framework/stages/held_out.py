@@ -12,9 +12,10 @@ import numpy as np
 from framework.data.chat_template import TemplateConfig, tokenize_prompts
 from framework.data.readers import read_prompts
 from framework.roles.rl_evaluation import HeldOut
-from framework.stages.eval_numbers import judged, task_numbers
+from framework.stages.eval_numbers import JudgedStored, task_numbers, votes_of
 from framework.stages.evaluate import EvaluateConfig
-from framework.types import SamplingParams, ScoredGroup
+from framework.stored import Scored
+from framework.types import SamplingParams
 
 
 def held_out(file: Path, tokenizer: Any, context: int, template: TemplateConfig, config: EvaluateConfig) -> HeldOut:
@@ -35,9 +36,10 @@ class HeldOutNumbers:
     right_by: tuple[str, ...]
     format: str
 
-    def __call__(self, groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    def __call__(self, groups: Sequence[Scored]) -> dict[str, float]:
         """Return the numbers of these groups by the names under which they are recorded."""
-        found = task_numbers("all", list(map(judged, groups)), self.right_by, self.format)
+        judged = [JudgedStored(group, votes_of(group)) for group in groups]
+        found = task_numbers("all", judged, self.right_by, self.format)
         rewards = [score.total for group in groups for score in group.scores if not score.error]
         numbers = {
             "evaluation/pass_at_1": found.pass_at_1,

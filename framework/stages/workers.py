@@ -72,6 +72,7 @@ def sampling_pools(
             least_s={
                 "score": lambda group: response_s * len(group.responses),
                 "judge": lambda group, _: 3 * response_s * len(group.responses),
+                "score_stored": lambda _, votes, *responses: (3 if votes else 1) * response_s * len(responses),
             },
             asks={"CPU": 1.0, "GPU": cluster.reward_gpus},
         ),

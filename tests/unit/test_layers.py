@@ -11,7 +11,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FIRST = ("inherit", "types", "artifacts", "protocols", "errors", "bounds", "convert", "keys", "files", "rotation")
+FIRST = (
+    "inherit",
+    "types",
+    "stored",
+    "artifacts",
+    "protocols",
+    "errors",
+    "bounds",
+    "convert",
+    "keys",
+    "files",
+    "rotation",
+)
 PURE = ("algorithms", "data", "rewards", "models")
 GRAPH = ("graph", "actors")  # actors: what stands between the driver and any of its Ray actors
 # A layer may import itself and what is listed. `graph` knows no stage; stages know its Runtime and ClusterConfig.
