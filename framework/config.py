@@ -25,7 +25,7 @@ from framework.graph.nodes import Graph
 from framework.inherit import as_written, given_in, inherit, with_values
 from framework.keys import SYNONYMS, Key, how_to_quote, like, list_keys
 from framework.models.families.base import ModelConfig
-from framework.models.families.find import check_same, of_base
+from framework.models.families.find import check_same, of_base, reads_alone
 from framework.models.find_base import find_base
 from framework.targets import TargetResolver, blaming_plugins, find_plugins
 
@@ -40,6 +40,7 @@ class JobConfig:
 
     name: str
     target: str
+    reads_text: bool = False  # its base may be an encoder
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,9 @@ def compose_fitted(
                 named = any(word.startswith("model=") for word in overrides)
                 run = find_run(str(node["base"]), config.runs_dir)
                 base = newest_of(run) if run is not None else find_base(str(node["base"]), weights)
-                sizes = config.model if named or not config.from_ else None  # the default is of a job's own base
-                config = replace(config, base=base, model=sizes or of_base(base))
+                sizes = config.model if named else None  # a job's default is of its own base
+                no_policy = config.job.reads_text and reads_alone(base)
+                config = replace(config, base=base, model=sizes or (None if no_policy else of_base(base)))
             models = config.sizes
             fits = fit_stages(config.stage, config.model, config.cluster, given_in(node), models)
             if fits:

@@ -347,6 +347,8 @@ class EvalResult:
     groups: tuple[EvalTask, ...] = ()  # by columns of the prompts, e.g. "level 5", "subject Algebra"
     rating: Measured | None = None  # on Codeforces, of problems of contests; over contests, not prompts
     domains: tuple[EvalTask, ...] = ()  # math, programs, options, logic, general; empty: all prompts are of one
+    # n -> reward component -> its mean if the best of n responses were given; empty: not asked for
+    best_of: Mapping[str, Mapping[str, Measured]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from framework.artifacts import Checkpoint, TokenizerDir
 from framework.config import BenchmarkConfig, RunConfig, given_base
 from framework.errors import UserError
 from framework.graph.nodes import Graph
 from framework.stages.evaluate import Evaluate
 from framework.stages.lengths import fit_lengths
 from framework.stages.prompts import PreparePrompts, PromptsConfig, check_prompts, longest_tokens
+from framework.stages.text_eval import EvaluateText, ReadText
+from framework.stages.text_tokens import TokenizeSentences
 from framework.types import Prompt
 
 
 def build(config: RunConfig) -> Graph:
-    """Return the graph of the job; reads the prompts."""
+    """Return the graph of the job; reads the prompts, or for a model that only reads, and where it is asked, text."""
+    if config.stage["text"].asked or (config.base is not None and config.model is None):
+        return _of_text(config)
     if not isinstance(config.data, PromptsConfig):
         raise UserError("data", type(config.data).__name__, "must be prompts")
     if config.data.heldout is None and config.data.train is None:
@@ -34,6 +39,23 @@ def build(config: RunConfig) -> Graph:
     label = config.benchmark.name or "base"
     evaluate = Evaluate(replace(evaluating, max_tokens=max_tokens, engine=engine), label, note=note)
     graph.add("eval", evaluate, checkpoint=base, prompts=prompts)
+    return graph
+
+
+def _of_text(config: RunConfig) -> Graph:
+    text = config.stage["text"]
+    if config.base is None:
+        raise UserError("base", None, "must name the checkpoint directory, or the hub id, to evaluate")
+    if not text.asked:
+        allowed = (
+            "must name text for a model that answers no prompts; or stage.text.train and stage.text.heldout, labelled"
+        )
+        raise UserError("stage.text.documents", None, allowed)
+    graph, base = Graph(), Checkpoint(config.base.absolute())
+    read = graph.add("text", ReadText(text)).out("text")
+    shards = graph.add("tokens", TokenizeSentences(), text=read, tokenizer=TokenizerDir(base.path)).out("shards")
+    label = config.benchmark.name or "base"
+    graph.add("eval", EvaluateText(text, label), checkpoint=base, text=read, shards=shards)
     return graph
 
 

@@ -48,6 +48,7 @@ def tiny_learner(
     temperature: float = 1.0,
     lr: float = 3e-3,
     packer: Packer = pack,
+    ema_decay: float | None = None,
     **engine: Any,
 ) -> PublishedPolicy:
     """A learner that clips, warms up and updates biases: everything that could depend on how work is split."""
@@ -58,7 +59,8 @@ def tiny_learner(
         "token": Dapo(kl_coef=kl_coef, clip_high=0.2),
         "constant": DrGrpo(kl_coef=kl_coef, constant_length=64),
     }[denominator]
-    return PublishedPolicy(tiny_model(seed), config, PolicyRows(objective, temperature, packer=packer))
+    rows = PolicyRows(objective, temperature, packer=packer)
+    return PublishedPolicy(tiny_model(seed), config, rows, ema_decay=ema_decay)
 
 
 def samples(n: int = 9, seed: int = 0) -> tuple[TrainSample, ...]:

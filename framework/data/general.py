@@ -8,7 +8,7 @@ section B.3.3). The texts are few and short: a model of a million parameters is 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -167,6 +167,12 @@ _MAKERS: dict[str, Callable[[Language], Iterator[General]]] = {
     "decline": _decline,
 }
 KINDS = tuple(_MAKERS)
+# What an assistant should be (2112.00861), told by the kinds of request that show it.
+VIRTUES: Mapping[str, tuple[str, ...]] = {
+    "helpful": ("greeting", "factual_qa", "translation", "writing"),
+    "honest": ("self_cognition",),
+    "harmless": ("decline",),
+}
 
 
 def general_requests(kind: str, seed: int) -> list[General]:

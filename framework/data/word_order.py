@@ -18,10 +18,11 @@ SWAPS = 3
 
 @dataclass(frozen=True)
 class Labelled:
-    """A text and its class: 1 where words are swapped."""
+    """A text and its class: 1 where words are swapped. Of tasks with pairs of texts, the second too."""
 
     text: str
     label: int
+    pair: str = ""
 
 
 def word_order(documents: Iterable[Document], count: int, seed: int) -> list[Labelled]:

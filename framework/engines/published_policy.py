@@ -24,6 +24,8 @@ from framework.objectives.pretraining_mix import PretrainingMix
 from framework.stored import Sample
 from framework.types import Float32, Minibatch, PublishedWeights, StepResult
 
+EMA = "ema"  # the name of the average among the kept weights of a checkpoint
+
 
 class PublishedPolicy:
     """`protocols.Learner` on DeepSpeed. Every method is collective: all ranks call it with the same arguments.
@@ -33,9 +35,18 @@ class PublishedPolicy:
     """
 
     def __init__(
-        self, model: nn.Module, config: DeepSpeedConfig, rows: PolicyRows, mix: PretrainingMix | None = None
+        self,
+        model: nn.Module,
+        config: DeepSpeedConfig,
+        rows: PolicyRows,
+        mix: PretrainingMix | None = None,
+        ema_decay: float | None = None,
     ) -> None:
-        """`mix`: the same rows with pretraining beside them, where there is any."""
+        """`mix`: the same rows with pretraining beside them, where there is any.
+
+        `ema_decay`: exports are an average of the weights, which after every batch is `ema_decay` times itself and for
+        the rest the batch's last weights. What is published, and trained on, are the weights themselves.
+        """
         if config.balance_losses:  # RL moves the correction bias, if anything (V3 has no balance loss in RL)
             raise UserError("engine.balance_alpha", config.balance_alpha, "0 in RL, as the other balance losses")
         self.trainer: Trainer[Minibatch, Any] = Trainer(model, config, mix or rows)
@@ -45,6 +56,8 @@ class PublishedPolicy:
         self._fresh = True  # no step since the newest version
         self._kept: dict[int, Snapshot] = {}
         self._keep_version()
+        self._ema_decay = ema_decay
+        self._ema = self._now() if ema_decay is not None else None
 
     def train_minibatch(self, minibatch: Minibatch) -> StepResult:
         """One optimizer step, as `Trainer.step`."""
@@ -55,6 +68,12 @@ class PublishedPolicy:
         skipped = self.engine.skipped
         results = self.trainer.steps(minibatches)
         self._fresh = self._fresh and self.engine.skipped == skipped + len(minibatches)
+        if self._ema is not None and self._ema_decay is not None:
+            now = self._now()
+            for average, own in zip(
+                (*self._ema.parameters, *self._ema.biases), (*now.parameters, *now.biases), strict=True
+            ):
+                average.lerp_(own, 1.0 - self._ema_decay)
         return results
 
     def logprobs(self, samples: Sequence[Sample], version: int | None = None) -> list[Float32]:
@@ -97,17 +116,36 @@ class PublishedPolicy:
     def save(self, directory: Path) -> None:
         """Write this rank's engine state, reference and kept versions for an exact resume."""
         counters = {"version": self.version, "fresh": int(self._fresh)}
-        self.trainer.save(directory, counters, {str(version): snapshot for version, snapshot in self._kept.items()})
+        kept = {str(version): snapshot for version, snapshot in self._kept.items()}
+        self.trainer.save(directory, counters, kept if self._ema is None else {**kept, EMA: self._ema})
 
     def load(self, directory: Path) -> None:
         """Restore what `save` wrote; raises UserError as `Trainer.load`."""
         counters, snapshots = self.trainer.load(directory)
+        found = snapshots.pop(EMA, None)
+        if self._ema is not None and found is None:
+            allowed = "saved without one (ema_decay=null): resume with the same"
+            raise UserError(str(directory), "no average of the weights", allowed)
+        self._ema = found if self._ema is not None else None
         self.version, self._fresh = counters["version"], bool(counters["fresh"])
         self._kept = {int(version): snapshot for version, snapshot in snapshots.items()}
 
     def export(self, directory: Path) -> None:
-        """Rank 0 writes a Hugging Face checkpoint (safetensors, per-expert names, config)."""
-        self.trainer.export(directory)
+        """Rank 0 writes a Hugging Face checkpoint (safetensors, per-expert names, config): of the average, if any."""
+        with self.engine.weights_of(None if self._ema is None else self._typed(self._ema)):
+            self.trainer.export(directory)
+
+    def _now(self) -> Snapshot:
+        """The weights in float32: an average in bfloat16 would not move."""
+        found = self.engine.snapshot()
+        return Snapshot(tuple(w.float() for w in found.parameters), tuple(bias.float() for bias in found.biases))
+
+    def _typed(self, average: Snapshot) -> Snapshot:
+        """The average in the weights' own types."""
+        own = self.engine.snapshot()
+        parameters = (ours.to(now.dtype) for ours, now in zip(average.parameters, own.parameters, strict=True))
+        biases = (ours.to(now.dtype) for ours, now in zip(average.biases, own.biases, strict=True))
+        return Snapshot(tuple(parameters), tuple(biases))
 
     def has_version(self, version: int) -> bool:
         """Whether `logprobs` can still be computed under that version (not collective)."""

@@ -18,13 +18,16 @@ from framework.bounds import Bound, NonNegativeInt, PositiveInt, bounded
 from framework.data.chat_template import ChatTemplate
 from framework.data.control import ControlTokens
 from framework.data.tokenizer_files import load_tokenizer, servable_tokenizer
+from framework.engines.plain_chat import PLAIN, plain_chat
 from framework.engines.vllm_engine import VllmConfig, VllmSampler
 from framework.engines.weights import SERVED_TEXT, check_safetensors
 from framework.errors import UserError
+from framework.models.table import ENCODERS
 from framework.types import SamplingParams
 
 CHAT_CONFIG = VllmConfig(dtype="bfloat16", max_model_len=4096, max_num_seqs=8, mla=False, warm_up=False)
 DTYPES = ("bfloat16", "float16", "float32")
+READS = ("ForMaskedLM", "ForPreTraining", "ForSequenceClassification", "ForTokenClassification")  # endings of classes
 FORGET = "/new"  # a line that begins a new conversation
 
 
@@ -55,13 +58,19 @@ def chat(
     as it is. Raises UserError for a missing or damaged checkpoint, or options that it cannot have.
     """
     check_checkpoint(checkpoint)
-    options = options or TalkOptions()
+    kind, options = check_talks(checkpoint), options or TalkOptions()
     params, config = chat_params(checkpoint, options), chat_engine(checkpoint, options)
     if params.max_tokens >= config.max_model_len:
         raise UserError("--max-tokens", params.max_tokens, f"must be below the context of {config.max_model_len}")
     for stream in (sys.stdin, sys.stdout):  # bytes of another encoding end no conversation
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if kind in PLAIN:
+        interactive = sys.stdin.isatty()
+        read = iter(lambda: _read_line(interactive), "")
+        near_greedy = options.temperature is None and "temperature" not in _json(checkpoint / "generation_config.json")
+        params = replace(params, temperature=0.0) if near_greedy else params
+        return plain_chat(checkpoint, params, (line.strip() for line in read if line.strip()), print)
     asyncio.run(_chat(checkpoint, options, params, config, name, starting))
 
 
@@ -71,6 +80,10 @@ def serve(checkpoint: Path, host: str, port: int, options: TalkOptions, name: st
     Raises UserError for a bad checkpoint, or a port that cannot be had.
     """
     check_checkpoint(checkpoint)
+    if (kind := check_talks(checkpoint)) in PLAIN:
+        raise UserError(
+            str(checkpoint), f"model_type={kind}", "vLLM, which serves, has no such model: framework chat has"
+        )
     check_port(host, port)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
@@ -180,6 +193,16 @@ def check_checkpoint(checkpoint: Path) -> None:
         raise UserError(str(checkpoint), "no such directory", "must be a checkpoint directory")
     Checkpoint(checkpoint).check()
     check_safetensors(checkpoint)
+
+
+def check_talks(checkpoint: Path) -> str:
+    """Return the kind of model; raises UserError for one that continues no text: an encoder, or a scalar head."""
+    config = read_json(checkpoint / "config.json")
+    kind, built = str(config.get("model_type", "")), str((config.get("architectures") or [""])[0])
+    if built.endswith(READS) or kind in ENCODERS:
+        allowed = "must continue text: an encoder fills in hidden tokens, a reward model or classifier gives scores"
+        raise UserError(str(checkpoint), built or f"model_type={kind}", allowed)
+    return kind
 
 
 async def _chat(

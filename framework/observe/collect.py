@@ -83,14 +83,18 @@ def read_evaluation(path: Path) -> EvalResult:
             groups=tuple(map(_task, raw.get("groups", ()))),
             domains=tuple(map(_task, raw.get("domains", ()))),
             rating=Measured(**raw["rating"]) if raw.get("rating") else None,
+            best_of={n: _measured(scores) for n, scores in raw.get("best_of", {}).items()},
         )
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(str(path), f"{type(error).__name__}: {error}", "must be an evaluation's report.json") from None
 
 
 def _task(raw: Mapping[str, Any]) -> EvalTask:
-    scores = {name: Measured(**found) for name, found in raw.get("scores", {}).items()}
-    return EvalTask(**{**raw, "scores": scores})
+    return EvalTask(**{**raw, "scores": _measured(raw.get("scores", {}))})
+
+
+def _measured(raw: Mapping[str, Any]) -> dict[str, Measured]:
+    return {name: Measured(**found) for name, found in raw.items()}
 
 
 def _artifacts(run_dir: Path, notes: list[str]) -> list[FoundArtifact]:

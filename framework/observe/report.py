@@ -13,6 +13,7 @@ from string import Template
 from framework.actors.awaiting import format_seconds
 from framework.errors import UserError
 from framework.observe import charts
+from framework.observe.alignment_section import alignment_section
 from framework.observe.collect import EvalSample, FoundArtifact, RunFiles, collect
 from framework.observe.curves import stage_charts
 from framework.observe.effects import effects
@@ -51,7 +52,8 @@ def render(run: RunFiles) -> str:
     """Return the page."""
     name = run.run_dir.resolve().name
     page = Template(files("framework.observe").joinpath("report.html").read_text(encoding="utf-8"))
-    sections = [_header(name, run), _verdict(run), _tiles(run), _notes(run.notes), recipe_section(run)]
+    sections = [_header(name, run), _verdict(run), _tiles(run), _notes(run.notes)]
+    sections.append(alignment_section(run) or recipe_section(run))
     sections.append(side_by_side(run.assessments, run.history.stages))
     sections += [_evaluation(run.evaluations)] if run.evaluations or not run.assessments else []
     sections.append(_answers(run))

@@ -60,6 +60,8 @@ class Assessment:
     longest: int
     writing: Writing
     prompts: tuple[str, ...]  # to be continued; none: the model does not write
+    labelled: tuple[tuple[Labelled, ...], tuple[Labelled, ...]] | None = None  # to train on and held out; None: swaps
+    classes: int = 2
 
 
 class AssessWorker(Rank):
@@ -126,7 +128,7 @@ class AssessWorker(Rank):
 
         task, tuning = self._task, self._task.tuning
         tokenizer = load_tokenizer(task.checkpoint)
-        config = AutoConfig.from_pretrained(task.checkpoint, num_labels=2)
+        config = AutoConfig.from_pretrained(task.checkpoint, num_labels=task.classes)
         config.pad_token_id = tokenizer.pad_token_id
         torch.manual_seed(seed)
         if pretrained:
@@ -149,6 +151,11 @@ class AssessWorker(Rank):
     def _encoded(self, split: str, count: int, tokenizer: Any) -> list[Any]:
         from framework.objectives.classify import EncodedText
 
-        found: list[Labelled] = word_order(read_text(self._task.text, split), count, seed=0)
-        rows = tokenizer([each.text for each in found], truncation=True, max_length=self._task.longest)["input_ids"]
+        task = self._task
+        if task.labelled is not None:
+            found = list(task.labelled[split != "train"][:count])
+        else:
+            found = word_order(read_text(task.text, split), count, seed=0)
+        pairs = [each.pair for each in found] if any(each.pair for each in found) else None
+        rows = tokenizer([each.text for each in found], pairs, truncation=True, max_length=task.longest)["input_ids"]
         return [EncodedText(np.asarray(ids, np.int32), each.label) for ids, each in zip(rows, found, strict=True)]

@@ -48,6 +48,7 @@ class LearnerConfig:
     temperature: float = 1.0  # the sampler's
     entropy: bool = False  # report the policy's entropy
     pretraining: PretrainingConfig | None = None
+    ema_decay: float | None = None  # of the average of the weights that is exported; None: the weights
 
 
 class LearnerWorker(Rank):
@@ -68,7 +69,8 @@ class LearnerWorker(Rank):
         if self._text is not None:
             self._rows = TokenRows(self._text.shards, "train", self._text.row_tokens, self._text.seed)
             mix = PretrainingMix(rows, self._text.coef)
-        self._learner = PublishedPolicy(load_sharded(config.checkpoint, config.engine), config.engine, rows, mix)
+        model = load_sharded(config.checkpoint, config.engine)
+        self._learner = PublishedPolicy(model, config.engine, rows, mix, config.ema_decay)
 
     def train(self, batch: TrainBatch, at: Sequence[At] = (), *responses: Response) -> TrainResult:
         """One optimizer step a minibatch; before the first raises MismatchTooLarge if the probe does not pass the gate.

@@ -16,7 +16,7 @@ from framework.data.tokenizer_files import load_tokenizer
 from framework.engines.cpu.environment import worker_environment
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.graph.nodes import Runtime
-from framework.roles.assess_worker import FineTuning, Writing
+from framework.roles.assess_worker import Assessment, FineTuning, Writing
 from framework.roles.text_data import Causal, Coded
 from framework.stages.transformer import TransformerConfig, source
 from framework.types import Assessed
@@ -62,10 +62,7 @@ class Assess:
 
     def run(self, inputs: AssessInputs, runtime: Runtime) -> AssessedTransformer:
         """Write assessment.json; begins again after a stop."""
-        from framework.actors.rank_group import RankGroup
-        from framework.roles.assess_worker import Assessment, AssessWorker
-
-        config, cluster = self.config, runtime.cluster
+        config = self.config
         teacher = None if inputs.teacher is None else inputs.teacher.path
         task = Assessment(
             checkpoint=inputs.checkpoint.path,
@@ -77,40 +74,18 @@ class Assess:
             writing=config.writing,
             prompts=self._prompts(inputs),
         )
-        options: dict[str, Any] = {
-            "num_cpus": cluster.learner_cpus,
-            "num_gpus": 1.0 if cluster.gpus else 0.0,
-            "runtime_env": {"env_vars": worker_environment(cluster.learner_cpus, cluster.gpus > 0)},
-        }
-        group = RankGroup(
-            "assessor", AssessWorker, [options], (task,),
-            deadlines=cluster.deadlines, should_stop=runtime.should_stop, allow_s=runtime.allow_s,
-        )  # fmt: skip
-        accuracies: dict[bool, list[float]] = {True: [], False: []}
-        try:
-            group.start()
-            held_out, written = group.call("held_out"), group.call("write")
-            for done, (seed, pretrained) in enumerate((s, p) for s in range(config.seeds) for p in (True, False)):
-                runtime.stop_if_asked()
-                accuracies[pretrained].append(group.call("fine_tune", pretrained, runtime.seed + seed))
-                runtime.tracker.progress(done + 1, 2 * config.seeds, "fine-tunings")
-        finally:
-            group.shutdown()
-        parameters = int(held_out.pop("parameters"))
-        held_out["perplexity"] = math.exp(min(held_out.get("mlm_loss", held_out["loss"]), 700.0))
+        held_out, written, tuned, fresh = assessed(task, config.seeds, runtime)
         result = Assessed(
             label=self.label,
             model=self.row.model.name,
             learns=type(self.row.learns).__name__.lower(),
-            parameters=parameters,
+            parameters=int(held_out.pop("parameters")),
             held_out=held_out,
-            tuned=tuple(accuracies[True]),
-            fresh=tuple(accuracies[False]),
+            tuned=tuned,
+            fresh=fresh,
             written=written,
         )
-        directory = runtime.artifact_dir("report")
-        (directory / "assessment.json").write_text(json.dumps(asdict(result), indent=1))
-        return AssessedTransformer(AssessmentReport(directory))
+        return written_assessment(result, runtime)
 
     def _prompts(self, inputs: AssessInputs) -> tuple[str, ...]:
         """Control codes of a model that has learned some, the begin of a text for another that predicts next tokens."""
@@ -119,3 +94,44 @@ class Assess:
             return tuple(control_code(name) for name in self.config.writing.codes or learned)
         tokenizer = load_tokenizer(inputs.checkpoint.path)
         return (tokenizer.bos_token,) if isinstance(self.row.learns, Causal) else ()
+
+
+def assessed(
+    task: Assessment, seeds: int, runtime: Runtime
+) -> tuple[dict[str, float], dict[str, str], tuple[float, ...], tuple[float, ...]]:
+    """Try a model in a process of its own: held-out metrics, what it writes, accuracies of classifiers, a seed each.
+
+    The metrics have `parameters` and `perplexity` among them. The last two: of the model, and of a fresh one.
+    """
+    from framework.actors.rank_group import RankGroup
+    from framework.roles.assess_worker import AssessWorker
+
+    cluster = runtime.cluster
+    options: dict[str, Any] = {
+        "num_cpus": cluster.learner_cpus,
+        "num_gpus": 1.0 if cluster.gpus else 0.0,
+        "runtime_env": {"env_vars": worker_environment(cluster.learner_cpus, cluster.gpus > 0)},
+    }
+    group = RankGroup(
+        "assessor", AssessWorker, [options], (task,),
+        deadlines=cluster.deadlines, should_stop=runtime.should_stop, allow_s=runtime.allow_s,
+    )  # fmt: skip
+    accuracies: dict[bool, list[float]] = {True: [], False: []}
+    try:
+        group.start()
+        held_out, written = group.call("held_out"), group.call("write")
+        for done, (seed, pretrained) in enumerate((s, p) for s in range(seeds) for p in (True, False)):
+            runtime.stop_if_asked()
+            accuracies[pretrained].append(group.call("fine_tune", pretrained, runtime.seed + seed))
+            runtime.tracker.progress(done + 1, 2 * seeds, "fine-tunings")
+    finally:
+        group.shutdown()
+    held_out["perplexity"] = math.exp(min(held_out.get("mlm_loss", held_out["loss"]), 700.0))
+    return held_out, written, tuple(accuracies[True]), tuple(accuracies[False])
+
+
+def written_assessment(result: Assessed, runtime: Runtime) -> AssessedTransformer:
+    """Write assessment.json."""
+    directory = runtime.artifact_dir("report")
+    (directory / "assessment.json").write_text(json.dumps(asdict(result), indent=1))
+    return AssessedTransformer(AssessmentReport(directory))

@@ -170,6 +170,33 @@ def component_scores(groups: Sequence[Judged]) -> dict[str, Measured]:
     return {name: Measured(float(np.mean(v)), _standard_error(v), len(v)) for name, v in found.items()}
 
 
+def best_of(groups: Sequence[JudgedGroup], by: str) -> dict[str, dict[str, Measured]]:
+    """n -> component -> its mean if of n responses the one of the highest `by` were given, for n = 1, 2, 4, … k.
+
+    Over all ways to draw n of a prompt's k responses without replacement: the one of rank i (from 1, by rising `by`) is
+    the best of comb(i - 1, n - 1) of the comb(k, n) draws. Its KL to the sampled policy is log n - (n - 1) / n at most
+    (2009.01325, appendix G.3; 2401.01879). Prompts of which `by` scored no response stay out.
+    """
+    ranked = [[s for s in group.scored.scores if by in s.components] for group in groups]
+    ranked = [sorted(scores, key=lambda score: score.components[by]) for scores in ranked if scores]
+    if not ranked:
+        return {}
+    most = min(map(len, ranked))
+    names = dict.fromkeys(name for scores in ranked for score in scores for name in score.components)
+    found: dict[str, dict[str, Measured]] = {}
+    for n in (2**power for power in range(most.bit_length())):
+        values: dict[str, list[float]] = {name: [] for name in names}
+        for scores in ranked:
+            weights = np.array([comb(place, n - 1) for place in range(len(scores))], float) / comb(len(scores), n)
+            for name in names:
+                if all(name in score.components for score in scores):
+                    values[name].append(float(weights @ [score.components[name] for score in scores]))
+        found[str(n)] = {
+            name: Measured(float(np.mean(v)), _standard_error(v), len(v)) for name, v in values.items() if v
+        }
+    return found
+
+
 def _standard_error(values_N: Sequence[float]) -> float | None:
     """Of the mean over prompts; None: fewer than two."""
     return float(np.std(values_N, ddof=1) / np.sqrt(len(values_N))) if len(values_N) > 1 else None

@@ -18,6 +18,7 @@ from framework.data.selection import RIGHT_BY, check_right_by
 from framework.data.sources import find_source
 from framework.data.standings import KEY as STANDINGS
 from framework.data.standings import read_standings
+from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
@@ -29,7 +30,8 @@ from framework.rewards.base import RewardConfig
 from framework.rewards.connected import with_checkpoints
 from framework.rewards.right import DOMAINS, domain_of
 from framework.roles.reward import check_scores
-from framework.stages.eval_numbers import JudgedGroup, by_columns, right_shares, task_numbers
+from framework.stages.divergence import with_divergence
+from framework.stages.eval_numbers import JudgedGroup, best_of, by_columns, right_shares, task_numbers
 from framework.stages.rating import Standings, contest_rating
 from framework.stages.sample_file import SampleFile
 from framework.stages.sampling import Sampling, SamplingConfig
@@ -52,6 +54,7 @@ class EvaluateConfig:
     right_by: tuple[str, ...] = RIGHT_BY
     format: FilledStr = "format"
     general_by: tuple[str, ...] = ("helpful", "safety")  # components that score no prompt but those that name them
+    best_by: str = ""  # a component by which the best of n responses is told, for n = 1, 2, 4, … k; "": not told
     standings: str = ""  # a folder or glob: who took part in the problems' Codeforces contests (`data.standings`)
     groups_in_flight: PositiveInt = 64  # per rollout worker
     reward: RewardConfig = field(kw_only=True)  # what scores a response
@@ -63,6 +66,9 @@ class EvaluateConfig:
         if self.temperature == 0 and self.k > 1:
             raise UserError("k", self.k, "must be 1 at temperature 0: all responses would be alike")
         check_right_by(self.right_by, self.reward.components, "right_by")
+        if self.best_by and self.best_by not in self.reward.components:
+            names = ", ".join(self.reward.components)
+            raise UserError("best_by", self.best_by, f"must be a component of the rewards: {names}")
 
     def contests(self) -> dict[str, Standings]:
         """Return contest id -> who took part; empty if nothing is named. Raises UserError for a file that is wrong."""
@@ -112,6 +118,7 @@ class EvaluateInputs:
     general: PromptSet | None = None  # requests that no rule of reasoning judges; their held-out part too
     helpful: RewardCheckpoint | None = None  # what the reward component of this name asks
     safety: RewardCheckpoint | None = None
+    reference: Checkpoint | None = None  # whose KL divergence is told, by responses
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,7 @@ class Evaluate:
     label: str
     template: TemplateConfig = TemplateConfig()
     note: str = ""  # what was made to fit, and why; said at plan and when it runs
+    reader: DeepSpeedConfig = DeepSpeedConfig()  # of both models, where there is a reference
 
     def __post_init__(self) -> None:
         self.config.check_lengths()
@@ -171,6 +179,9 @@ class Evaluate:
                 for group in sampling.run(inputs.checkpoint.path, prompts, runtime, kept)
             }
         judged = [groups[prompt.id] for prompt in prompts]
+        if inputs.reference is not None:
+            both = inputs.checkpoint.path, inputs.reference.path
+            judged = with_divergence(judged, *both, config.temperature, self.reader, runtime)
         scored = [group.scored for group in judged]
         check_scores(scored, self.rewards.max_failed_share)  # a broken verifier is no wrong answer
         result = summarise(self.label, judged, config)
@@ -218,6 +229,7 @@ def summarise(label: str, judged: Sequence[JudgedGroup], config: EvaluateConfig)
         numbers(by_columns(judged)),
         contest_rating(judged, config.right_by, config.contests()),
         numbers(ordered) if len(ordered) > 1 else (),
+        best_of(judged, config.best_by) if config.best_by else {},
     )
 
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from framework.artifacts import Checkpoint, PromptSet, RewardCheckpoint, RolloutSet, TokenShards
-from framework.bounds import NonNegativeFloat, PositiveInt, bounded
+from framework.bounds import Bound, NonNegativeFloat, PositiveInt, bounded
 from framework.data.chat_template import TemplateConfig, tokenize_prompts
 from framework.data.readers import read_prompts
 from framework.data.tokenizer_files import copy_tokenizer, load_tokenizer
@@ -92,6 +92,9 @@ class GrpoConfig(RlConfig):
     pretraining_coef: NonNegativeFloat = 0.0
     pretraining_rows: PositiveInt = 512  # of a step; InstructGPT: 8 an episode
     pretraining_tokens: PositiveInt = 2048  # of a row
+    # the policy that is given on is an average of all: after each batch so much of it stays; null: the last policy.
+    # InstructGPT's is 0.992 (C.4)
+    ema_decay: Annotated[float, Bound(above=0, below=1)] | None = None
 
     def fit(self, model: ModelConfig, cluster: ClusterConfig, given: Given) -> Fit:
         """Compute what is not given of the engines, for the model on the cluster."""
@@ -210,7 +213,8 @@ class Grpo:
         rewards = with_checkpoints(self.rewards, connected).at_limit(config.longest)
         objective = self.algorithm.at_limit(config.longest)
         engine = replace(self.learner, keep_versions=max(self.learner.keep_versions, config.max_staleness))
-        learner = LearnerConfig(base, engine, objective, config.temperature, True, self._text(inputs, runtime.seed))
+        text, decay = self._text(inputs, runtime.seed), config.ema_decay
+        learner = LearnerConfig(base, engine, objective, config.temperature, True, text, decay)
         critic = self._critic(inputs, engine, runtime.seed, base)
         asked = None
         if inputs.rollouts is not None:

@@ -61,6 +61,37 @@ def test_logprobs_come_in_order_one_per_response_token(new_learner: NewLearner) 
     assert equal(new_learner().logprobs([]), [])
 
 
+@pytest.mark.slow
+def test_the_average_of_the_weights_is_exported_and_survives_a_resume(tmp_path: Path) -> None:
+    def exported(learner: Any, name: str) -> dict[str, torch.Tensor]:
+        learner.export(tmp_path / name)
+        return {key: value.clone() for key, value in load_hf(tmp_path / name, "float32").state_dict().items()}
+
+    def weights(learner: Any) -> list[torch.Tensor]:
+        return list(learner.engine.snapshot().parameters)
+
+    learner = tiny_learner(ema_decay=0.75)
+    seen = [weights(learner)]
+    for _ in range(2):
+        learner.train_minibatches([minibatch(), minibatch()])  # a batch of two steps counts once
+        seen.append(weights(learner))
+    expected = [0.75 * (0.75 * a + 0.25 * b) + 0.25 * c for a, b, c in zip(*seen, strict=True)]
+    torch.testing.assert_close(list(learner._ema.parameters), expected)
+    found, last = exported(learner, "average"), learner.engine.model
+    assert equal([w.numpy() for w in weights(learner)], [w.numpy() for w in seen[-1]])  # the policy itself stays
+    embedding = expected[[name for name, _ in last.named_parameters()].index("model.embed_tokens.weight")]
+    torch.testing.assert_close(found["model.embed_tokens.weight"], embedding)
+    learner.save(tmp_path / "state")
+    again = tiny_learner(seed=1, ema_decay=0.75)
+    again.load(tmp_path / "state")
+    assert exported(again, "again").keys() == found.keys()
+    torch.testing.assert_close(exported(again, "again"), found)
+    plain = tiny_learner()
+    plain.save(tmp_path / "plain")
+    with pytest.raises(UserError, match=r"saved without one \(ema_decay=null\)"):
+        again.load(tmp_path / "plain")
+
+
 def test_publishing_counts_versions_and_older_ones_stay_readable(new_learner: NewLearner) -> None:
     learner = new_learner()
     initial = learner.logprobs(samples())

@@ -40,6 +40,7 @@ WORD = re.compile(r"[A-Z]{2,}")  # DIR, FILE, NAME: what a reader fills in
 FILLED = {
     "base": "base", "stage.grpo.critic": "reward_model", "data.train": "prompts.jsonl", "data.heldout": "prompts.jsonl",
     "data.documents": "document*.txt", "benchmark.file": "prompts.jsonl",
+    "stage.text.documents": "document*.txt", "stage.text.train": "labelled.tsv", "stage.text.heldout": "labelled.tsv",
     "model": "v3_tiny", "reward": "rule", "bench": "rollout",
     "score": "responses.jsonl", "report": "runs/r1_zero", "lineage": "r1_zero",
 }  # fmt: skip
@@ -85,6 +86,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_run(folder / "runs" / name, steps=3)
     for number in range(3):
         (folder / f"document{number}.txt").write_text(f"Text {number}.")
+    (folder / "labelled.tsv").write_text("sentence\tlabel\nfine\t1\nbleak\t0\n")
     row = {"id": "a", "task": "math", "prompt": "What is 3 + 4?", "answer": "7", "response": "<answer>7</answer>"}
     (folder / "responses.jsonl").write_text(json.dumps(row) + "\n")
     return folder

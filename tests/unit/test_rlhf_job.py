@@ -29,6 +29,7 @@ from framework.stages.collect import NoInputs
 from framework.stages.demonstrations import DemonstrationsConfig, MakeDemonstrations
 from framework.stages.rankings import MakeRankings, RankingsConfig
 from framework.types import Prompt, Response, ResponseGroup, RewardScore, ScoredGroup
+from tests.contract.families import write_checkpoint
 
 COMMON = {"demonstrations", "tokenizer", "tokenize", "base", "sft_tokens", "sft", "rankings", "reward_model_tokens",
           "reward_model", "eval_sft", "eval_rlhf"}  # fmt: skip
@@ -38,6 +39,10 @@ WAYS = {
     ("stage.rlhf.algorithm=online_dpo",): {"rlhf"},
     ("stage.align.method=dpo",): {"rlhf_dpo"},
     ("stage.align.method=best_of_n",): {"best_of_n", "rlhf_sft_tokens", "rlhf_sft"},
+    ("stage.align.beside=[grpo,dpo,best_of_n]",): {
+        *("rlhf", "rlhf_grpo", "rlhf_dpo", "best_of_n", "rlhf_sft_tokens", "rlhf_sft"),
+        *("eval_rlhf_grpo", "eval_rlhf_dpo", "eval_rlhf_best_of_n"),
+    },
 }
 PUBLISHED = ("recipe=instructgpt", "model=qwen_7b", "cluster=node8")
 
@@ -53,7 +58,36 @@ def test_every_way_begins_alike_and_is_evaluated(overrides: tuple[str, ...]) -> 
     graph.check()
     assert set(graph.nodes) == COMMON | WAYS.get(overrides, {"rlhf"})
     assert ("text" in graph.nodes["rlhf"].edges if "rlhf" in graph.nodes else False) == (overrides == PUBLISHED)
-    assert ("critic" in graph.nodes["rlhf"].edges if "rlhf" in graph.nodes else False) == (overrides in ((), PUBLISHED))
+    by_ppo = "rlhf" in graph.nodes and graph.nodes["rlhf"].stage.config.algorithm.critic is not None
+    assert ("critic" in graph.nodes["rlhf"].edges if "rlhf" in graph.nodes else False) == by_ppo
+    sft = graph.nodes["rankings"].edges["checkpoint"]
+    evaluated = {name: node.edges for name, node in graph.nodes.items() if name.startswith("eval_")}
+    assert evaluated.pop("eval_sft").keys() == {"checkpoint", "prompts", "helpful"}
+    assert all(edges["reference"] == sft for edges in evaluated.values())
+
+
+def test_each_way_stands_once() -> None:
+    with pytest.raises(UserError, match=r"stage\.align\.beside: got 'dpo'; must be others than method=dpo, each once"):
+        made("stage.align.method=dpo", "stage.align.beside=[dpo]")
+
+
+def test_a_base_of_one_s_own_takes_the_place_of_the_pretraining(tmp_path: Path) -> None:
+    write_checkpoint("qwen3_tied", tmp_path / "base")
+    file = tmp_path / "base" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_position_embeddings": 4096}))
+    given = f"base={tmp_path / 'base'}"
+    graph = made(given)
+    graph.check()
+    assert set(graph.nodes) == {*COMMON, "rlhf"} - {"tokenizer", "tokenize", "base"}
+    base = graph.nodes["sft"].edges["base"]
+    assert isinstance(base, Checkpoint)
+    assert base.path == tmp_path / "base"
+    assert graph.nodes["rlhf"].stage.model.name == "base"  # its sizes, not those of the job's own model
+    mixed = made(given, "stage.rlhf.pretraining_coef=0.5")  # text is read with the base's own tokenizer
+    mixed.check()
+    assert "tokenize" in mixed.nodes
+    assert "text" in mixed.nodes["rlhf"].edges
+    assert set(made(given, "from=rankings").nodes) >= {"rankings", "rlhf"}
 
 
 # InstructGPT (2203.02155), appendix C and Table 6; the base: GPT-3 (2005.14165) Table 2.1 and appendix B
@@ -65,7 +99,9 @@ FIGURES: dict[str, Any] = {
     "reward_model.final_lr": 9e-7, "reward_model.expected_prompts": 33_207, "reward_model.loss": "pairwise",
     "rlhf.prompts_per_batch": 512, "rlhf.prompts_per_step": 64, "rlhf.group_size": 1, "rlhf.temperature": 1.0,
     "rlhf.pretraining_coef": 27.8, "rlhf.pretraining_rows": 8 * 64,
-    "rlhf.critic_schedule.lr": 9e-6, "rlhf.engine.learner.schedule.warmup_steps": 10 * 8,
+    "rlhf.critic_schedule.lr": 9e-6, "rlhf.critic_schedule.warmup_steps": 0, "rlhf.max_tokens": 1024,
+    "rlhf.ema_decay": 0.992, "rlhf.engine.learner.beta1": 0.9, "rlhf.engine.learner.beta2": 0.95,
+    "rlhf.engine.learner.schedule.warmup_steps": 10 * 8,
     "rlhf.algorithm": Ppo(kl_coef=0.02, kl_target=None, clip_low=0.2, clip_high=0.2, gamma=1.0),
     # DeepSeek LLM (2401.02954) section 4
     "rlhf_dpo.epochs": 1, "rlhf_dpo.lr": 5e-6, "rlhf_dpo.prompts_per_step": 512,

@@ -14,6 +14,7 @@ from framework.models import families
 from framework.models.families.base import ModelConfig
 from framework.models.families.generic import Generic
 from framework.models.families.windows import FULL, SLIDING
+from framework.models.table import READERS
 
 # Keys of configs that say what a run may well do otherwise, or what has no bearing on it.
 DOES_NOT_COUNT = {
@@ -53,6 +54,13 @@ def of_base(directory: Path, dtype: str = "") -> ModelConfig:
         check_generic(config, where)
         family = Generic
     return family.of_config(config, directory.resolve().name, chosen)
+
+
+def reads_alone(directory: Path) -> bool:
+    """Whether a checkpoint is of a kind that text is read with and nothing sampled from: an encoder, CTRL."""
+    from framework.models.public_layout import read_config
+
+    return str(read_config(directory).model_type) in READERS
 
 
 def check_same(given: ModelConfig, directory: Path) -> None:
