@@ -72,7 +72,12 @@ class PreferencesConfig:
 
         Raises UserError naming a bad line, or if a side has none.
         """
-        train = [one for one in self.read(kind) if self.split(one) == "train"]
+        judged = list(self.read(kind))
+        if not judged:
+            allowed = "has no two answers of which one is better: rankings of ties alone, or too small a margin for all"
+            raise UserError("data.train", self.train, allowed)
+        check_orders(one for one in judged if isinstance(one, Preference))
+        train = [one for one in judged if self.split(one) == "train"]
         found = len({prompt_text(one.messages) for one in train}) if kind == "pairwise" else len(train)
         if not found:
             raise UserError("data.validation_share", self.validation_share, "leaves nothing to train on")
@@ -92,6 +97,18 @@ class PreferencesConfig:
 def prompt_text(messages: tuple[Message, ...]) -> str:
     """Return what tells prompts apart."""
     return json.dumps([[message["role"], message["content"]] for message in messages], ensure_ascii=False)
+
+
+def check_orders(pairs: Iterable[Preference]) -> None:
+    """Raise UserError, naming both rows, for two answers each of which is said to be better than the other."""
+    seen: dict[tuple[str, str, str], str] = {}
+    for one in pairs:
+        chosen, rejected = (json.dumps(answer, sort_keys=True) for answer in answers_of(one))
+        prompt = prompt_text(one.messages)
+        if other := seen.get((prompt, rejected, chosen)):
+            allowed = f"{other} says the opposite of the same two answers: keep one of them"
+            raise UserError(one.id, "chosen and rejected", allowed)
+        seen[prompt, chosen, rejected] = one.id
 
 
 def answers_of(one: Preference | Labelled) -> tuple[Message, ...]:

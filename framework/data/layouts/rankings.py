@@ -4,7 +4,8 @@ answers             texts, messages, or objects with answer (response, content) 
                     `responses` are names too
 ranks, scores       beside them, one an answer: of ranks the lowest is best, of scores the highest
 
-Without either the answers stand best first. Two of one rank are a tie, of which nothing is learned.
+Without either the answers stand best first. Two of one rank are a tie, of which nothing is learned. Ranks and scores of
+one row that order two answers differently are an error.
 """
 
 from __future__ import annotations
@@ -55,9 +56,15 @@ def read_ranking(fields: Mapping[str, Any], column: str, where: str) -> Ranked:
             allowed = f"is answer {known.index(text)} again: a ranking holds each once"
             raise UserError(f"{where}: {column}[{place}]", answers[place].get("content"), allowed)
     ranks, scores = (_numbers(fields, given, names, f"{where}: {names[0]}") for names in (_RANKS, _SCORES))
-    if scores is not None and ranks is None:
-        return Ranked(answers, scores)
-    return Ranked(answers, tuple(-rank for rank in ranks or range(len(answers))))
+    by_score = None if scores is None else Ranked(answers, scores)
+    by_rank = Ranked(answers, tuple(-rank for rank in ranks or range(len(answers))))
+    if by_score is None or ranks is None:
+        return by_rank if by_score is None else by_score
+    if turned := set(by_score.pairs()) & {(worse, better) for better, worse in by_rank.pairs()}:
+        better, worse = min(turned)
+        allowed = f"must agree with ranks {list(ranks)}: they turn answers {better} and {worse} around"
+        raise UserError(f"{where}: scores", list(scores or ()), allowed)
+    return by_rank
 
 
 def _answer(one: Any, where: str) -> Message:

@@ -128,6 +128,7 @@ def test_a_ranking_is_all_pairs_that_are_no_ties(tmp_path: Path, caplog: pytest.
         ([{"answers": ["3", "4"]}], r"r\.jsonl:1.*needs the prompt"),
         ([ranking("3", "4"), ranking("4", "3")], r"r\.jsonl:2#0>1.*the opposite"),
         ([ranking("3", 4)], r"r\.jsonl:1: answers\[1\]"),
+        ([ranking("3", "4", ranks=[1, 2], scores=[1, 2])], r"r\.jsonl:1: scores: got \[1, 2\]; must agree with ranks"),
     ],
 )
 def test_rankings_that_say_nothing_or_two_things_are_one_line(rows: Any, says: str, tmp_path: Path) -> None:
@@ -166,6 +167,19 @@ def test_nothing_to_train_on_is_one_line(tmp_path: Path) -> None:
         config.count_train("pairwise")
     with pytest.raises(UserError, match=r"data\.train: got None"):
         PreferencesConfig().count_train("pairwise")
+    ties = written(tmp_path / "ties.jsonl", ranking("3", "4", ranks=[1, 1]))
+    with pytest.raises(
+        UserError, match=r"data\.train: .* has no two answers of which one is better: rankings of ties alone"
+    ):
+        PreferencesConfig(ties).count_train("pairwise")
+
+
+def test_a_contradiction_shows_before_the_run(tmp_path: Path) -> None:
+    file = written(tmp_path / "r.jsonl", ranking("3", "4"), ranking("3", "4", "5"), ranking("5", "4"))
+    with pytest.raises(UserError, match=r"r\.jsonl:3#0>1: .*r\.jsonl:2#1>2 says the opposite of the same two answers"):
+        PreferencesConfig(file).count_train("pairwise")
+    agreeing = written(tmp_path / "r.jsonl", ranking("3", "4", ranks=[1, 2], scores=[2, 1]), ranking("3", "4"))
+    assert PreferencesConfig(agreeing, validation_share=0.0).count_train("pairwise") == 1
 
 
 def test_steps_and_rates_follow_from_the_data() -> None:
