@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from framework.artifacts import Checkpoint
+from framework.artifacts import Checkpoint, read_json
 from framework.config import RunConfig
 from framework.data.text_tokenizers import TextTokenizerConfig
 from framework.errors import UserError, did_you_mean
@@ -76,7 +76,22 @@ def _teacher(name: str, row: TransformerConfig, rows: dict[str, TransformerConfi
         others = [other for other in rows if other != name]
         allowed = f"{did_you_mean(teacher, others)}must be a row ({', '.join(others)}) or a checkpoint directory"
         raise UserError(where, teacher, allowed)
+    _check_teacher(where, Path(teacher), row)
     return Checkpoint(Path(teacher).absolute())
+
+
+def _check_teacher(where: str, directory: Path, row: TransformerConfig) -> None:
+    """Raise UserError unless a directory holds a BERT of the row's width and as many tokens; the run compares those."""
+    file = directory / "config.json"
+    if not file.is_file():
+        raise UserError(where, str(directory), "must hold a BERT checkpoint: there is no config.json")
+    sizes = read_json(file)
+    if sizes.get("model_type") != "bert":
+        raise UserError(where, str(directory), f"must be a BERT: its config.json says {sizes.get('model_type')}")
+    for key in ("hidden_size", "vocab_size"):
+        if sizes.get(key) != getattr(row.model, key):
+            allowed = f"must have the row's {key}={getattr(row.model, key)}: its config.json says {sizes.get(key)}"
+            raise UserError(where, str(directory), allowed)
 
 
 def _tokenizer(config: RunConfig, name: str, users: dict[str, TransformerConfig]) -> TextTokenizerConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -83,6 +84,19 @@ def test_one_line_says_what_is_wrong(override: str, said: str, capsys: pytest.Ca
     error = capsys.readouterr().err.strip()
     assert said in error
     assert len(error.splitlines()) == 1
+
+
+def test_a_teacher_that_cannot_teach_shows_before_the_run(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(sizes: dict[str, Any]) -> str:
+        (tmp_path / "config.json").write_text(json.dumps(sizes))
+        assert cli.main(["plan", "job=transformers", f"stage.distilbert.learns.teacher={tmp_path}"]) == 2
+        return capsys.readouterr().err.strip()
+
+    where = f"stage.distilbert.learns.teacher: got '{tmp_path}'; must"
+    assert f"{where} be a BERT: its config.json says qwen3" in said({"model_type": "qwen3"})
+    wide = {"model_type": "bert", "hidden_size": 768, "vocab_size": 512}
+    assert f"{where} have the row's hidden_size=128: its config.json says 768" in said(wide)
+    assert f"{where} have the row's vocab_size=512" in said(wide | {"hidden_size": 128, "vocab_size": 30_522})
 
 
 def test_an_encoder_is_no_policy(capsys: pytest.CaptureFixture[str]) -> None:
