@@ -47,7 +47,8 @@ def plain_chat(checkpoint: Path, params: SamplingParams, lines: Iterable[str], s
 def _continued(model: Any, tokenizer: Any, line: str, params: SamplingParams) -> str:
     import torch
 
-    check_codes(line, tokenizer.all_special_tokens)
+    named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token)
+    check_codes(line, set(tokenizer.all_special_tokens) - set(named))
     ids = tokenizer(line, add_special_tokens=False, return_tensors="pt")["input_ids"]
     room = int(model.config.max_position_embeddings) - ids.shape[1]
     if room < 1:
