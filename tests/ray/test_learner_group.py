@@ -17,13 +17,19 @@ from framework.algorithms.mismatch import MismatchConfig
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.errors import RunFailed, Stopped, UserError
+from framework.graph.cluster import ClusterConfig
 from framework.graph.deadlines import Deadlines
+from framework.graph.nodes import Runtime
 from framework.objectives.grpo import Grpo
 from framework.roles.learner import LearnerConfig
 from framework.roles.learner_group import LearnerGroup
 from framework.roles.rl_batch import TrainBatch
 from framework.roles.rl_clients import TrainResult
-from tests.learners import minibatch, samples, tiny_model
+from framework.stages.divergence import with_divergence
+from framework.stages.eval_numbers import JudgedGroup
+from framework.types import Prompt, Response, ResponseGroup, RewardScore, ScoredGroup
+from tests.fake_clients import RecordingTracker
+from tests.learners import minibatch, samples, tiny_learner, tiny_model
 
 pytestmark = pytest.mark.slow
 
@@ -176,3 +182,23 @@ def test_the_rank_that_failed_is_blamed_not_the_one_that_reports_it(
     with pytest.raises(PortTaken):
         taken.start()
     assert capsys.readouterr().out.count("port was taken by another process; trying another one") == 2
+
+
+def test_how_far_a_policy_has_gone_is_read_by_the_same_ranks(ray_node: None, checkpoint: Path, tmp_path: Path) -> None:
+    tiny_model(1).save_pretrained(tmp_path / "policy")
+    found = samples(3)
+    prompts = [
+        Prompt(str(place), "", "t", "", token_ids=tuple(map(int, s.prompt_ids))) for place, s in enumerate(found)
+    ]
+    groups = [
+        JudgedGroup(ScoredGroup(ResponseGroup(prompt, (response,)), (RewardScore(1.0, {"rule": 1.0}),)), ())
+        for prompt, sample in zip(prompts, found, strict=True)
+        for response in [Response(sample.response_ids, sample.sampler_logprobs, sample.weight_versions, "stop")]
+    ]
+    running = Runtime("eval", tmp_path, tmp_path, 0, ClusterConfig(), RecordingTracker(), lambda: False)
+    told = with_divergence(groups, tmp_path / "policy", checkpoint, 0.7, DeepSpeedConfig(threads=1), running)
+    ours, theirs = (tiny_learner(seed, temperature=0.7).logprobs(found) for seed in (1, 0))
+    expected = [float((a - b).sum()) for a, b in zip(ours, theirs, strict=True)]
+    kl = [group.scored.scores[0].components["kl"] for group in told]
+    np.testing.assert_allclose(kl, expected, atol=1e-4)
+    assert max(map(abs, kl)) > 0.1
