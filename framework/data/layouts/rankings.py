@@ -62,8 +62,9 @@ def read_ranking(fields: Mapping[str, Any], column: str, where: str) -> Ranked:
         return by_rank if by_score is None else by_score
     if turned := set(by_score.pairs()) & {(worse, better) for better, worse in by_rank.pairs()}:
         better, worse = min(turned)
-        allowed = f"must agree with ranks {list(ranks)}: they turn answers {better} and {worse} around"
-        raise UserError(f"{where}: scores", list(scores or ()), allowed)
+        numbers = [[int(value) if value.is_integer() else value for value in side] for side in (scores or (), ranks)]
+        allowed = f"must agree with ranks {numbers[1]}: they turn answers {better} and {worse} around"
+        raise UserError(f"{where}: scores", numbers[0], allowed)
     return by_rank
 
 
