@@ -65,7 +65,6 @@ own: .venv ## fetch a real small model, train it by GRPO on arithmetic, evaluate
 	$(BIN)/python -m jobs.own.prepare $(OWN)
 	$(BIN)/framework run job=grpo run=own base=$(OWN)/smollm2 $(OWN_RUN) $(ARGS)
 
-mutants: .venv ## change the code that decides, one place at a time, and list the changes that no test notices (an hour)
+mutants: .venv ## change the code that decides, one place at a time, and list the changes that no test notices (hours)
 	@$(PIP) -r requirements/mutants.txt
-	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2
-	$(BIN)/mutmut results
+	$(BIN)/python -m tests.mutants $(ARGS)

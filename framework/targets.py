@@ -71,7 +71,7 @@ def blaming_plugins(plugins: Sequence[str]) -> Iterator[None]:
         yield
     except FrameworkError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends itself as it is imported must not end the command
         place = place_of_error(error)
         own = any(Path(place.rpartition(":")[0]).is_relative_to(ROOT / name) for name in OWN_MODULES)
         if not plugins or not place or own:

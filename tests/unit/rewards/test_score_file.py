@@ -121,7 +121,12 @@ def test_a_file_that_is_no_json_or_not_there_is_one_line(tmp_path: Path, capfd: 
 def test_a_plugin_that_fails_on_import_names_its_line(
     tmp_path: Path, plugin: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for name, source, line in (("div_plugin", "x = 1\ny = x / 0\n", 2), ("syntax_plugin", "def f(:\n", 1)):
+    sources = (
+        ("div_plugin", "x = 1\ny = x / 0\n", 2),
+        ("syntax_plugin", "def f(:\n", 1),
+        ("script_plugin", "import sys\n\nsys.exit(0)\n", 3),
+    )
+    for name, source, line in sources:
         (plugin / f"{name}.py").write_text(source)
         monkeypatch.syspath_prepend(str(plugin))
         target = f"reward.components.accuracy._target_={name}.Mine"
