@@ -66,7 +66,7 @@ def _over_runs(runs: Mapping[str, RunFiles]) -> str:
     shown = columns([results[label] for results in by_run for label in labels])
     rows = []
     for label in labels:
-        cells = [share(*over_seeds(column.of(results[label]) for results in by_run)) for column in shown]
+        cells = [c.shown(*over_seeds(c.of(results[label]) for results in by_run)) for c in shown]
         rows.append(_row(label, cells))
     heads = "".join(f"<th>{escape(column.title)}</th>" for column in shown)
     table = f"<table><thead><tr><th>checkpoint</th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from framework.observe.effects import effects, told
-from framework.observe.gains import gain, share
+from framework.observe.gains import gain
 from framework.observe.stage_table import PLAIN, Column, columns
 from framework.types import EvalResult, EvalTask
 
@@ -41,7 +41,7 @@ def _row(name: str, task: EvalTask, shown: Sequence[Column], domains: Mapping[st
         value, error = column.cell(task, domains)
         plain = column.title.startswith(PLAIN)
         size = f" (k = {task.k})" if column.title == "cons@k" and value is not None else ""
-        cells.append(share(value, None if plain else error) + size)
+        cells.append(column.shown(value, None if plain else error) + size)
     return [name, f"{task.n_prompts:,}", *cells, f"{task.failed_samples:,}"]
 
 

@@ -33,7 +33,7 @@ def _table(run: RunFiles) -> str:
     heads += "<th>stage took</th>" if any(timed) else ""
     rows = []
     for result, stage in zip(run.evaluations, timed, strict=True):
-        cells = [share(*column.of(result)) for column in shown]
+        cells = [column.shown(*column.of(result)) for column in shown]
         cells += [format_seconds(stage.seconds) if stage is not None else "–"] if any(timed) else []
         told = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         rows.append(f"<tr><td>{escape(result.label)}</td>{told}</tr>")

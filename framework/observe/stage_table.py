@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from framework.observe.gains import share
 from framework.types import EvalResult, EvalTask
 
 PLAIN = ("cons@", "format")  # columns that a terminal shows without their errors
@@ -23,10 +24,17 @@ class Column:
 
     title: str
     cell: Cell
+    is_share: bool = True  # shown in percent
 
     def of(self, result: EvalResult) -> Number:
         """Return the number for all prompts of a checkpoint."""
         return self.cell(result.overall, {part.task: part for part in result.domains})
+
+    def shown(self, value: float | None, error: float | None = None) -> str:
+        """A number as text: in percent where all of the column are shares, else as it is."""
+        if self.is_share or value is None:
+            return share(value, error)
+        return f"{value:.2f}" + (f" ± {error:.2f}" if error is not None else "")
 
 
 def columns(results: Sequence[EvalResult]) -> list[Column]:
@@ -39,7 +47,8 @@ def columns(results: Sequence[EvalResult]) -> list[Column]:
     found += [Column(f"cons@{k}", lambda task, _: (task.cons_at_k, vote_error(task))), Column("format", _format)]
     judged = {"accuracy", "options", "code", "format"}  # which the columns before these show
     others = dict.fromkeys(name for result in results for name in result.overall.scores if name not in judged)
-    return found + [Column(name, _score(name)) for name in others]
+    measured = {name: [r.overall.scores[name].mean for r in results if name in r.overall.scores] for name in others}
+    return found + [Column(name, _score(name), all(0 <= m <= 1 for m in means)) for name, means in measured.items()]
 
 
 def vote_error(task: EvalTask) -> float | None:

@@ -10,6 +10,7 @@ import pytest
 
 from framework.observe.alignment_section import alignment_rows, alignment_section, kl_of_responses
 from framework.observe.metrics import StageHistory
+from framework.observe.outcome import outcome
 from framework.types import EvalResult, EvalTask, Measured
 from tests.unit.observe.test_report import outline
 
@@ -58,3 +59,12 @@ def test_the_report_draws_both_rewards_with_what_was_recorded_in_training() -> N
     for title in ("Reward helpful against KL", "Reward rule against KL", "best of n", "rlhf_dpo"):
         assert title in page
     assert alignment_section(cast(Any, SimpleNamespace(evaluations=RESULTS[:1]))) == ""
+
+
+def test_rewards_and_nats_are_no_percentages_on_the_terminal() -> None:
+    heads, sft, rlhf, *_ = outcome(RESULTS).splitlines()
+    assert "kl ± se" in heads
+    assert "0.00 ± 0.10" in sft
+    assert "40.0% ± 5.0" in sft
+    assert "3.00 ± 0.20" in rlhf
+    assert "–" in sft
