@@ -1,7 +1,7 @@
 """Where rows come from: files of any common kind, globs, folders, saved `datasets`, data sets of the Hugging Face hub.
 
     DIR/gsm8k.jsonl   "data/*.parquet"   saved_dataset/train   openai/gsm8k   openai/gsm8k/main/train*.parquet
-    "s3://bucket/crawl/*.warc.gz" (gs://, https://: what fsspec opens, with s3fs or gcsfs installed)
+    "s3://bucket/crawl/*.warc.gz" (gs://, https://: see `data.remote`)
 
 Kinds: .jsonl (.ndjson), .json, .parquet, .csv, .tsv, .arrow and, for documents, .txt and .warc; each also packed, .gz
 or .zst.
@@ -10,6 +10,7 @@ or .zst.
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -61,15 +62,36 @@ def find_source(name: str | Path, key: str, split: str = "train") -> Source:
         return Source(key, text, _folder(path, key))
     if os.path.lexists(path):
         raise UserError(text, _what_it_is(path), f"{key} must be {ALLOWED}")
-    if any(character in text for character in "*?["):
-        found = tuple(Path(match) for match in sorted(glob.glob(str(path), recursive=True)) if Path(match).is_file())
-        if found:
-            return Source(key, text, tuple(_known(file, key) for file in found))
+    if _special(text) and (found := _matches(path, key)):
+        return Source(key, text, tuple(_known(file, key) for file in found))
     if _HUB.fullmatch(text) and not path.parent.is_dir() and not _is_plainly_a_file(text):
         from framework.data.hub import hub_files
 
         return Source(key, text, tuple(_known(file, key) for file in hub_files(text, key, split)))
     raise UserError(text, "no such file", f"{_near(path)}{key} must be {ALLOWED}")
+
+
+def _special(text: str) -> bool:
+    return any(character in text for character in "*?[")
+
+
+def _matches(pattern: Path, key: str) -> list[Path]:
+    """Files of a glob; raises UserError for what it names but can't be looked into, instead of leaving that out."""
+    levels = [pattern, *pattern.parents]
+    for below, part in list(itertools.pairwise(levels))[::-1]:
+        for match in glob.glob(str(part), recursive=True) if _special(below.name) else ():
+            _check_folder(Path(match), key)
+    matches = [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]
+    for match in matches:
+        if not match.exists():
+            raise UserError(str(match), _what_it_is(match), f"{key} must be {ALLOWED}")
+    return [match for match in matches if match.is_file()]
+
+
+def _check_folder(path: Path, key: str) -> None:
+    """Raise UserError for a folder that hides what is in it: a search would leave it out without a word."""
+    if path.is_dir() and not os.access(path, os.R_OK | os.X_OK, effective_ids=True):
+        raise UserError(str(path), "permission denied", f"{key}: folders must be readable")
 
 
 def _what_it_is(path: Path) -> str:
@@ -97,6 +119,14 @@ def _folder(path: Path, key: str) -> tuple[Path, ...]:
     if (path / "dataset_dict.json").is_file():
         splits = sorted(part.name for part in path.iterdir() if part.is_dir())
         raise UserError(key, str(path), f"holds the splits {', '.join(splits)}: name one, as {path}/{splits[0]}")
+    for folder, folders, names in os.walk(path):
+        _check_folder(Path(folder), key)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for found in (Path(folder, name) for name in [*folders, *names]):
+            if found.is_dir():
+                _check_folder(found, key)
+            elif not found.exists() and kind_of(found) is not None:
+                raise UserError(str(found), _what_it_is(found), f"{key} must be {ALLOWED}")
     saved = (path / "state.json").is_file()
     files = [
         file

@@ -51,6 +51,8 @@ class Runtime:
 class Stage(Protocol[In_contra, Out_co]):
     """A frozen dataclass (its fields are its configuration) that turns artifacts into artifacts.
 
+    A class with `keeps_work = False` wants its work_dir removed once its outputs are whole.
+
     In and Out are frozen dataclasses whose fields are Artifact types; an In field `X | None = None` may stay
     unconnected.
     """

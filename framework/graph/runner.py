@@ -99,6 +99,7 @@ class Runner:
         if outputs is not None:
             other = f"; made by other code ({code}): --rerun-changed makes it anew" if code else ""
             logger.info("%s: finished before, skipped (%s)%s", label, key, other)
+            self.store.discard_work(node, key)  # a kill may have come before that
             return outputs
         if self.should_stop():
             raise Stopped(f"{node.name}: not started; the same command resumes the run")
@@ -136,6 +137,7 @@ class Runner:
             if disk_error is None:
                 raise
             raise disk_error from error
+        self.store.discard_work(node, key)
         logger.info("%s: finished in %.1f s", label, time.monotonic() - start)
         return outputs
 

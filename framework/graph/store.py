@@ -27,7 +27,7 @@ from typing import Any
 from framework.artifacts import MANIFEST, Artifact, Digests, content_hash, file_digests, read_listing, write_manifest
 from framework.convert import to_plain
 from framework.errors import UserError
-from framework.files import clear_way, link_or_copy, write_atomically
+from framework.files import clear_way, link_or_copy, remove_tree, write_atomically
 from framework.graph.code import code_version, nested
 from framework.graph.nodes import NamesFiles, Node, OutputRef
 from framework.graph.ownership import OWNER, Ownership
@@ -140,8 +140,11 @@ class Store:
 
     def _hash(self, node: Node, settings: Any, input_hashes: Mapping[str, str], seed: int) -> str:
         named = sorted({file.absolute() for part in nested(node.stage) for file in _files_of(part)})
-        with self._known_digests() as known:
-            files = {str(p): file_digests(p.parent, [p.name], known)[p.name] for p in named}
+        try:
+            with self._known_digests() as known:
+                files = file_digests(Path("/"), map(str, named), known)
+        except OSError as error:
+            raise UserError(str(error.filename), error.strerror, "must be a file that can be read") from None
         parts = [settings, files, dict(sorted(input_hashes.items())), seed]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -215,6 +218,11 @@ class Store:
             if not (directory / CODE).is_file():
                 write_atomically(directory / CODE, code_version(node.stage))
         return directory
+
+    def discard_work(self, node: Node, key: str) -> None:
+        """Remove the own directory of a stage that has finished and needs it no more."""
+        if not getattr(node.stage, "keeps_work", True):
+            remove_tree(self.run_dir / "state" / f"{node.name}-{key}")
 
     def changed_code(self, node: Node, key: str, work_dir: Path | None = None) -> str:
         """Say which code made the node's results, or began its `work_dir`, if that is not today's; else ""."""

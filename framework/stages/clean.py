@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from framework.artifacts import PromptSet, TextSet, read_listing
 from framework.data.cleaning import CleanConfig
@@ -51,6 +51,7 @@ class Cleaned:
 class Clean:
     """The stage. Of duplicates one of train stays before one of validation, then the one of the smallest id."""
 
+    keeps_work: ClassVar[bool] = False  # the artifacts have all that stays
     config: CleanConfig
 
     def run(self, inputs: CleanInputs, runtime: Runtime) -> Cleaned:

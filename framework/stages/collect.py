@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from framework.artifacts import PromptSet, TextSet
 from framework.bounds import Bound, PositiveInt, bounded
@@ -103,6 +103,7 @@ class Collected:
 class Collect:
     """The stage."""
 
+    keeps_work: ClassVar[bool] = False  # the artifacts have all that stays
     config: CollectConfig
     rewards: RewardConfig | None = None  # what is to score the prompts; None: their references are not judged
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from framework.artifacts import TextSet
 from framework.bounds import PositiveInt, bounded
@@ -46,6 +47,7 @@ class CollectedDocuments:
 class CollectDocuments:
     """The stage."""
 
+    keeps_work: ClassVar[bool] = False  # the artifacts have all that stays
     config: DocumentsConfig
 
     def lacks(self) -> UserError | None:

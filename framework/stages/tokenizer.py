@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -41,6 +42,7 @@ class TrainedTokenizer:
 class TrainTokenizer:
     """The stage: a byte-level BPE of the model's vocabulary."""
 
+    keeps_work: ClassVar[bool] = False  # the artifacts have all that stays
     config: TokenizerConfig
     context: int
     max_vocab: int  # the model's
@@ -96,6 +98,7 @@ class Tokenize:
     stay as they are.
     """
 
+    keeps_work: ClassVar[bool] = False  # the artifacts have all that stays
     config: TokenizeConfig = TokenizeConfig()
     context: int = 0  # tokens of prompt and response; needed with prompts
     max_new_tokens: int = 1

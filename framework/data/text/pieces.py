@@ -53,8 +53,21 @@ def texts_of(piece: Piece, columns: Columns, key: str, without: Collection[int] 
     """Yield the text of every row, or what is wrong with the row; an empty text of a page that has none.
 
     The pages at the places `without`, which a process did not survive, are errors.
-    Raises UserError for a file that can't be read on: it is missing, damaged, of no known kind, or without rows.
+    Raises UserError for a file that can't be read on, behind which row: it is missing, damaged, of no known kind, or
+    without rows.
     """
+    row = 0
+    try:
+        for text in _texts(piece, columns, key, without):
+            row += 1
+            yield text
+    except UserError as error:
+        if error.where != str(piece.file) or not row or piece.start:
+            raise
+        raise UserError(f"{error.where}: behind row {row}", error.value, error.allowed) from None
+
+
+def _texts(piece: Piece, columns: Columns, key: str, without: Collection[int]) -> Iterator[str | UserError]:
     kind = kind_of(piece.file)
     if kind == ".txt":  # a file is a row: one that is no text is one bad row of many
         try:

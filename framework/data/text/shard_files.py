@@ -121,6 +121,9 @@ def whole_file(file: Path) -> Iterator[ShardWriter]:
         with temporary.open("wb") as handle:
             yield ShardWriter(handle, file.parent)
         temporary.replace(file)
+    except OSError as error:  # a full disk does not say which file it was
+        error.filename = error.filename or str(file)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

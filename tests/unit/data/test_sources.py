@@ -17,6 +17,7 @@ from framework.data.rows import file_rows
 from framework.data.sources import find_source
 from framework.data.text.pieces import cut, texts_of
 from framework.errors import UserError
+from tests.unprivileged import folder_of_nobody
 
 ROWS = [{"question": "1+1?", "answer": "2"}, {"question": "二\n?", "answer": "3"}]
 
@@ -118,6 +119,28 @@ def test_globs_and_folders(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("no data")
     for name in (f"{tmp_path}/[ab].*", str(tmp_path)):
         assert [prompt.id for prompt in load_prompts(name)] == ["a.parquet:1", "a.parquet:2", "b.jsonl:1", "b.jsonl:2"]
+
+
+def test_what_can_not_be_looked_into_is_named_and_not_left_out() -> None:
+    with folder_of_nobody() as folder:
+        write(folder / "a.jsonl")
+        (folder / "open").mkdir()
+        write(folder / "open" / "b.jsonl")
+        hidden = folder / "hidden"
+        hidden.mkdir()
+        assert len(find_source(folder, "data.train").files) == 2
+        hidden.chmod(0)
+        for name in (folder, folder / "**" / "*.jsonl", folder / "*" / "*.jsonl"):
+            with pytest.raises(
+                UserError, match=r"hidden: got 'permission denied'; data\.train: folders must be readable"
+            ):
+                find_source(name, "data.train")
+        assert len(find_source(folder / "open" / "*.jsonl", "data.train").files) == 1
+        hidden.chmod(0o700)
+        (folder / "gone.jsonl").symlink_to("/nowhere")
+        for name in (folder, folder / "*.jsonl"):
+            with pytest.raises(UserError, match=r"gone\.jsonl: got 'a link that leads nowhere or in a circle'"):
+                find_source(name, "data.train")
 
 
 def test_a_saved_data_set(tmp_path: Path) -> None:

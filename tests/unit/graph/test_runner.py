@@ -318,6 +318,27 @@ def usual_signals() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("usual_signals")
+@dataclass(frozen=True)
+class Untidy(Write):
+    """Leaves a large file in its own directory."""
+
+    keeps_work: ClassVar[bool] = False
+
+    def run(self, inputs: Nothing, runtime: Runtime) -> Texts:
+        (runtime.work_dir / "large").touch()
+        return super().run(inputs, runtime)
+
+
+def test_work_that_nobody_needs_goes_once_the_outputs_are_whole(tmp_path: Path) -> None:
+    for _ in range(2):
+        runner(tmp_path, toy(write=Untidy())).run()
+        (left,) = (tmp_path / "run" / "state").glob("train-*")
+        assert not list((tmp_path / "run" / "state").glob("write-*"))
+        assert (left / "calls").exists()
+        key = next((tmp_path / "run" / "artifacts").glob("write-*")).name
+        (tmp_path / "run" / "state" / key / "killed-before").mkdir(parents=True)
+
+
 def test_signals_set_the_flag_and_are_given_back() -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with StopFlag().on_signals() as flag:

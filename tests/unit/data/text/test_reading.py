@@ -6,6 +6,8 @@ import gzip
 import io
 import json
 import logging
+import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -175,6 +177,50 @@ def test_files_of_a_bucket_are_read_as_those_of_a_disk(tmp_path: Path, monkeypat
         ):
             with pytest.raises(UserError, match=says):
                 CollectDocuments(DocumentsConfig(name)).run(NoInputs(), runtime(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_a_file_that_ends_early_says_behind_which_row(ending: str, tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    rng = random.Random(0)
+    rows = b"".join(json.dumps({"text": rng.randbytes(200).hex()}).encode() + b"\n" for _ in range(2000))
+    packed = gzip.compress(rows) if ending == "gz" else pa.compress(rows, codec="zstd", asbytes=True)
+    file = tmp_path / f"a.jsonl.{ending}"
+    file.write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(UserError, match=rf"a\.jsonl\.{ending}: behind row [0-9]+: got .*is a damaged {ending}"):
+        CollectDocuments(DocumentsConfig(str(file))).run(NoInputs(), runtime(tmp_path))
+    assert not list((tmp_path / "out" / "text").iterdir())
+
+
+def test_a_disk_that_is_full_in_the_middle_leaves_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        lines(
+            tmp_path / f"{name}.jsonl", [json.dumps({"text": f"{name} {place} " + "x" * 900}) for place in range(1200)]
+        )
+    code = """
+        import os
+        from framework.data.text import shard_files
+
+        def write(writer, content, ordinary=shard_files.ShardWriter.write):
+            if b'"b 600 ' in content:
+                raise OSError(28, os.strerror(28))
+            ordinary(writer, content)
+
+        shard_files.ShardWriter.write = write
+    """
+    patch_beside(tmp_path / "patch", monkeypatch, code)
+    stage = CollectDocuments(DocumentsConfig(str(tmp_path / "*.jsonl"), shard_mb=1))
+    with pytest.raises(OSError, match=r"No space left on device: .*read/train-0000[12]\.jsonl"):
+        stage.run(NoInputs(), runtime(tmp_path))
+    read = tmp_path / "work" / "read"
+    assert (read / "done-00000.json").is_file()
+    assert [file.name for file in read.iterdir() if file.name.startswith(".")] == []
+    before = (read / "train-00000.jsonl").stat().st_mtime_ns
+    monkeypatch.setattr("sys.path", [place for place in sys.path if place != str(tmp_path / "patch")])
+    text = stage.run(NoInputs(), runtime(tmp_path)).text
+    assert (read / "train-00000.jsonl").stat().st_mtime_ns == before
+    assert len(list(read_text(text.path, "train"))) == 2400 - 64
 
 
 def test_what_only_fsspec_opens_is_opened_by_it() -> None:
