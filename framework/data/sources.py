@@ -79,8 +79,8 @@ def _matches(pattern: Path, key: str) -> list[Path]:
     """Files of a glob; raises UserError for what it names but can't be looked into, instead of leaving that out."""
     levels = [pattern, *pattern.parents]
     for below, part in list(itertools.pairwise(levels))[::-1]:
-        for match in glob.glob(str(part), recursive=True) if _special(below.name) else ():
-            _check_folder(Path(match), key)
+        for place in glob.glob(str(part), recursive=True) if _special(below.name) else ():
+            _check_folder(Path(place), key)
     matches = [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]
     for match in matches:
         if not match.exists():
@@ -122,11 +122,11 @@ def _folder(path: Path, key: str) -> tuple[Path, ...]:
     for folder, folders, names in os.walk(path):
         _check_folder(Path(folder), key)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for found in (Path(folder, name) for name in [*folders, *names]):
-            if found.is_dir():
-                _check_folder(found, key)
-            elif not found.exists() and kind_of(found) is not None:
-                raise UserError(str(found), _what_it_is(found), f"{key} must be {ALLOWED}")
+        for below in (Path(folder, name) for name in [*folders, *names]):
+            if below.is_dir():
+                _check_folder(below, key)
+            elif not below.exists() and kind_of(below) is not None:
+                raise UserError(str(below), _what_it_is(below), f"{key} must be {ALLOWED}")
     saved = (path / "state.json").is_file()
     files = [
         file

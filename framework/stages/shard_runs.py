@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import sys
 from collections.abc import Iterator, Sequence
@@ -98,6 +99,7 @@ def _results(step: Step, waiting: Sequence[int], runtime: Runtime) -> Iterator[i
 
 def _call(step: Step, row: dict[str, Any]) -> dict[str, Any]:
     """A task of Ray Data: makes a shard, and hands on what was raised as it is."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is a task for every core
     number, error = int(row["item"]), b""
     try:
         _make(step, number)

@@ -31,7 +31,7 @@ from framework.stages.documents import CollectDocuments, DocumentsConfig
 from framework.stages.tokenizer import Tokenize, TokenizeInputs, TokenizerInputs, TrainTokenizer
 from jobs.bench._common import report
 
-WORDS, WORDS_A_DOCUMENT, FILES = 30_000, 200, 8
+WORDS, FILES = 30_000, 8
 EXACT, NEAR = 0.1, 0.1  # shares of documents that are copies
 PEER = """
 import resource, sys, time
@@ -55,26 +55,28 @@ print("seconds", time.time() - begin, sum(times.ru_utime + times.ru_stime for ti
 
 def main(argv: list[str]) -> int:
     """Print and store the rates."""
+    os.environ["RAYON_NUM_THREADS"] = "1"  # of `tokenizers`: a worker is a core
     parser = argparse.ArgumentParser("framework bench text", description=__doc__)
     parser.add_argument("--documents", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--words", type=int, default=200, help="of a document")
     parser.add_argument("--peer", help="where `pip install --target` has put datatrove, spacy, orjson, xxhash<4")
     options = parser.parse_args(argv)
     rows: list[dict[str, Any]] = []
     for documents in options.documents:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "corpus"
-            size = _write_corpus(source, documents)
+            size = _write_corpus(source, documents, options.words)
             for workers in options.workers:
                 rows += _ours(source, Path(folder) / f"run{workers}", documents, size, workers)
                 if options.peer:
                     rows.append(_peer(source, Path(folder) / f"peer{workers}", documents, workers, options.peer))
-    notes = {"words a document": WORDS_A_DOCUMENT, "exact copies": EXACT, "near copies": NEAR, "files": FILES}
+    notes = {"words a document": options.words, "exact copies": EXACT, "near copies": NEAR, "files": FILES}
     report("text", rows, notes)
     return 0
 
 
-def _write_corpus(directory: Path, documents: int) -> int:
+def _write_corpus(directory: Path, documents: int, length: int) -> int:
     """Documents of words as rare as words are (Zipf), some of them copies; returns their bytes."""
     rng, kept = random.Random(0), list[str]()
     directory.mkdir()
@@ -88,7 +90,7 @@ def _write_corpus(directory: Path, documents: int) -> int:
                     text = rng.choice(kept)
                     text = text if draw < EXACT else f"{text} again"
                 else:
-                    text = " ".join(rng.choices(words, cum_weights=totals, k=WORDS_A_DOCUMENT))
+                    text = " ".join(rng.choices(words, cum_weights=totals, k=length))
                     if len(kept) < 5000:
                         kept.append(text)
                 handle.write(json.dumps({"text": text}) + "\n")
@@ -160,15 +162,16 @@ def _measured() -> Iterator[dict[str, float]]:
 
 
 def _workers(this: Any) -> list[Any]:
-    """Ray's workers; without any, this process does the work."""
+    """Ray's workers; without any, this process and the one beside it do the work."""
     import psutil
 
-    found = []
+    found: dict[str, list[Any]] = {"ray::": [], "framework.data.text.beside": [this]}
     for child in this.children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "".join(child.cmdline()[:1]).startswith("ray::"):
-                found.append(child)
-    return found or [this]
+            for name, processes in found.items():
+                if name in " ".join(child.cmdline()[:4]):
+                    processes.append(child)
+    return next(filter(None, found.values()))
 
 
 def _peer(source: Path, work: Path, documents: int, workers: int, folder: str) -> dict[str, Any]:
