@@ -1,7 +1,11 @@
-"""A server that speaks as much of S3's protocol as reading takes: lists of keys, sizes, ranges of bytes."""
+"""A server that speaks as much of S3's and GCS' protocols as reading takes: lists of keys, sizes, ranges of bytes.
+
+pyarrow opens a file of GCS without letting other threads run, so its server and it need a process each.
+"""
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +33,9 @@ def bucket(name: str, objects: Mapping[str, bytes], monkeypatch: pytest.MonkeyPa
             parts = urlsplit(self.path)
             asked, _, key = unquote(parts.path).lstrip("/").partition("/")
             query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+            if asked == "storage":
+                self.get_of_gcs(parts.path.removeprefix("/storage/v1/b/"), query)
+                return
             if asked != name:
                 self.answer(403, _error("AccessDenied", "you may not read this bucket"))
             elif key in objects:
@@ -37,6 +44,22 @@ def bucket(name: str, objects: Mapping[str, bytes], monkeypatch: pytest.MonkeyPa
                 self.answer(200, _listing(name, objects, query.get("prefix", ""), query.get("delimiter", "")))
             else:
                 self.answer(200 if not key else 404, b"" if not key else _error("NoSuchKey", "no such key"))
+
+        def get_of_gcs(self, path: str, query: Mapping[str, str]) -> None:
+            asked, _, key = path.partition("/o")
+            key = unquote(key.removeprefix("/"))
+            if asked == name and key in objects and query.get("alt") == "media":
+                self.send_object(objects[key])
+                return
+            prefix = query.get("prefix", "")
+            found = [key] if key else [other for other in sorted(objects) if other.startswith(prefix)]
+            if asked != name or (key and key not in objects):
+                status, answer = (403, "you may not") if asked != name else (404, "no such object")
+                self.answer(status, json.dumps({"error": {"code": status, "message": answer}}).encode())
+                return
+            dated = {"bucket": name, "updated": "2024-01-01T00:00:00.000Z", "generation": "1"}
+            items = [{"name": other, "size": str(len(objects[other])), **dated} for other in found]
+            self.answer(200, json.dumps(items[0] if key else {"items": items}).encode())
 
         def send_object(self, content: bytes) -> None:
             if (header := self.headers.get("Range")) is None:
@@ -59,6 +82,8 @@ def bucket(name: str, objects: Mapping[str, bytes], monkeypatch: pytest.MonkeyPa
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setenv("FSSPEC_GS_ANON", "true")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -2,8 +2,8 @@
 
 S3 and GCS are read by pyarrow, which every environment of the framework has; the others by fsspec, where it knows them.
 Keys and regions come from where the clouds' own tools take them (AWS_ACCESS_KEY_ID, AWS_PROFILE, ~/.aws,
-GOOGLE_APPLICATION_CREDENTIALS, the machine's role); AWS_ENDPOINT_URL names another server. FSSPEC_S3_ANON=true and
-FSSPEC_GS_ANON=true read public buckets without a key.
+GOOGLE_APPLICATION_CREDENTIALS, the machine's role); AWS_ENDPOINT_URL and STORAGE_EMULATOR_HOST name another server.
+FSSPEC_S3_ANON=true and FSSPEC_GS_ANON=true read public buckets without a key.
 """
 
 from __future__ import annotations
@@ -134,12 +134,16 @@ def _buckets(scheme: str, bucket: str) -> Any:
     from pyarrow import fs
 
     kind = "s3" if scheme == "s3" else "gs"
+    # fsspec reads FSSPEC_S3_ANON when it is imported
     anonymous = str(fsspec.config.conf.get(kind, {}).get("anon", "")).lower() in ("1", "true")
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if kind == "s3" else ("STORAGE_EMULATOR_HOST",)
+    server = next(filter(None, map(os.environ.get, names)), "")
+    protocol, _, host = server.rpartition("://")
+    place = {"endpoint_override": host, "scheme": protocol or "https"} if server else {}
     if kind == "gs":
-        return fs.GcsFileSystem(anonymous=anonymous, retry_time_limit=_PATIENCE)
-    if server := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
-        protocol, _, host = server.rpartition("://")
-        return fs.S3FileSystem(anonymous=anonymous, endpoint_override=host, scheme=protocol or "https")
+        return fs.GcsFileSystem(anonymous=anonymous, retry_time_limit=_PATIENCE, **place)
+    if server:
+        return fs.S3FileSystem(anonymous=anonymous, **place)
     named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     return fs.S3FileSystem(anonymous=anonymous, region=named or fs.resolve_s3_region(bucket))
 

@@ -166,13 +166,15 @@ def test_files_of_a_bucket_are_read_as_those_of_a_disk(tmp_path: Path, monkeypat
         "other/d.jsonl": b"not asked for",
     }
     with bucket("crawl", objects, monkeypatch):
-        for number, name in enumerate(("s3://crawl/web", "s3://crawl/web/**", "s3://crawl/web/deep/*.parquet")):
+        names = ("s3://crawl/web", "s3://crawl/web/**", "s3://crawl/web/deep/*.parquet")
+        for number, name in enumerate((*names, "gs://crawl/web", "gs://crawl/web/deep/*.parquet")):
             text = CollectDocuments(DocumentsConfig(name)).run(NoInputs(), runtime(tmp_path / str(number))).text
             found = [document.text for split in ("train", "validation") for document in read_text(text.path, split)]
             assert sorted(found) == sorted(f"row {place}" for place in range(20 if "deep" in name else 0, 30))
         for name, says in (
             ("s3://crawl/web/d.jsonl", "no such file"),
             ("s3://secret/a", "(?i)access.?denied.*data.documents must be readable"),
+            ("gs://secret/a", "you may not.*data.documents must be readable"),
             ("nothing://x", "nothing"),
         ):
             with pytest.raises(UserError, match=says):
