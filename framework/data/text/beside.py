@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, Self, TypeVar
 
@@ -65,6 +66,9 @@ class Beside:
             return ""
         self._connection.close()  # which it takes as its end
         self._connection = None
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=2)
+        self._process.kill()  # amid a call that nobody waits for any more
         code = self._process.wait()
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
@@ -127,7 +131,8 @@ def _serve(connection: Connection) -> None:
             answer = pickle.dumps((True, function(*arguments)))
         except Exception as error:
             answer = pickle.dumps((False, pickle.loads(pickled(error))))
-        connection.send_bytes(answer)
+        with suppress(ConnectionError):
+            connection.send_bytes(answer)
 
 
 def _main(descriptor: int, parent: int, memory: int) -> None:

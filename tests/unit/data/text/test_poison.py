@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import signal
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,19 @@ def test_a_call_returns_raises_or_says_how_its_process_ended() -> None:
         with pytest.raises(Died, match="killed by SIGKILL"):
             beside.call(die, signal.SIGKILL)
         assert beside.call(os.getppid) == os.getpid()  # another one, and no more of this process than that
+
+
+def test_a_call_that_is_given_up_does_not_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(connection: Connection) -> bytes:
+        raise KeyboardInterrupt
+
+    begin = time.monotonic()
+    with Beside() as beside:
+        beside.call(abs, 1)
+        monkeypatch.setattr(Connection, "recv_bytes", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            beside.call(time.sleep, 600)
+    assert time.monotonic() - begin < 300
 
 
 def test_a_document_that_takes_all_memory_is_an_error_of_its_own() -> None:
