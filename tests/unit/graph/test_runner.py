@@ -27,6 +27,7 @@ from framework.graph.settings import differences, settings_of
 from framework.graph.stop import StopFlag
 from framework.graph.store import Store, disk_errors
 from tests.unit.toy_graph import Evaluate, Nothing, Texts, Train, Write
+from tests.unprivileged import folder_of_nobody
 
 CONFIG = {"seed": 0, "stage": {"train": {"lr": 0.001}}, "tracking": None, "cluster": {"cpus": 2}}
 
@@ -84,6 +85,15 @@ def test_a_file_named_in_the_configuration_counts_by_its_content(tmp_path: Path)
     assert store.key(node, {}, 0) != first
     source.write_text("one")
     assert store.key(node, {}, 0) == first
+
+
+def test_a_named_file_without_permission_is_one_line() -> None:
+    with folder_of_nobody() as folder:
+        (folder / "source").write_text("one")
+        (folder / "source").chmod(0)
+        node = toy(write=Write(source=folder / "source")).nodes["write"]
+        with pytest.raises(UserError, match="source: got 'Permission denied'; must be a file that can be read"):
+            Store(folder / "run").key(node, {}, 0)
 
 
 def code_is(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
