@@ -271,6 +271,22 @@ class WeightTensor:
 
 
 @dataclass(frozen=True)
+class MemoryFile:
+    """Bytes in the memory of a process: others of its machine map them, others elsewhere ask for them at `address`.
+
+    MemoryFile("learner rank 0", "c0ffee", 4711, 9, "f00d", 144): descriptor 9 of process 4711, on machine c0ffee.
+    """
+
+    owner: str  # for people
+    machine: str
+    process: int
+    descriptor: int
+    name: str  # no other file's, ever
+    size: int  # bytes
+    address: str = ""  # host:port; empty: nobody answers there
+
+
+@dataclass(frozen=True)
 class PublishedWeights:
     """One learner rank's share of policy `version`: a flat byte buffer and its table of contents.
 
@@ -279,7 +295,12 @@ class PublishedWeights:
 
     version: int
     tensors: tuple[WeightTensor, ...]
-    buffer: npt.NDArray[np.uint8]  # [bytes]
+    buffer: npt.NDArray[np.uint8] | MemoryFile  # [bytes]; between processes a reference, never the bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return int(self.buffer.size)
 
 
 @dataclass(frozen=True)

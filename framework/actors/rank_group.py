@@ -76,8 +76,12 @@ class RankGroup:
         deadlines: Deadlines | None = None,
         should_stop: Callable[[], bool] = never_stop,
         allow_s: Callable[[float], None] = lambda seconds: None,
+        least_s: Mapping[str, float] | None = None,
     ) -> None:
-        """`start` or `load` starts the ranks. `options`: Ray's for each rank; `name`: of a rank, "learner rank"."""
+        """`start` or `load` starts the ranks. `options`: Ray's for each rank; `name`: of a rank, "learner rank".
+
+        `least_s`: seconds that a method may take at any rate.
+        """
         self.name, self.ranks = name, len(options)
         self._worker, self._options, self._arguments = worker, list(options), arguments
         self._workers: list[Any] = []
@@ -89,7 +93,7 @@ class RankGroup:
         self._watch = Watch(name, deadlines or Deadlines())
         asks = {"CPU": self._options[0].get("num_cpus", 0), "GPU": self._options[0].get("num_gpus", 0)}
         self._placing = Placing(self._watch.name, self._watch.table.place, asks)
-        self._should_stop, self._allow = should_stop, allow_s
+        self._should_stop, self._allow, self._least = should_stop, allow_s, least_s or {}
         self._asked_to_stop: float | None = None
 
     def start(self) -> None:
@@ -139,7 +143,7 @@ class RankGroup:
             rank: getattr(worker, method).remote(*args, *own(rank)) for rank, worker in enumerate(self._workers)
         }
         for rank in self._calls:
-            self._watch.begin((method, rank), rank, method)
+            self._watch.begin((method, rank), rank, method, self._least.get(method, 0.0))
 
     def poll(self) -> Any:
         """Rank 0's result of `begin` once all ranks are done, else None. Raises RanksLost, or what a rank raised."""
@@ -209,7 +213,7 @@ class RankGroup:
         import ray
 
         for rank in calls:
-            self._watch.begin((verb, rank), rank, verb)
+            self._watch.begin((verb, rank), rank, verb, self._least.get(verb, 0.0))
         results: dict[int, Any] = {}
         waiting = dict(calls)
         while waiting:

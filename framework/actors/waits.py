@@ -151,12 +151,13 @@ class Watch:
             silent, stuck = now - max(since, sign.beat_at), now - max(since, sign.turn_at)
             if silent > self.table.silent:
                 return f"gave no sign of life for {silent:.0f} s ({wait.verb})"
-            if sign.pulse.turns >= 0 and stuck > self.table.floor(wait.verb):
+            if sign.pulse.turns >= 0 and stuck > max(self.table.floor(wait.verb), wait.least):
                 return f"did nothing for {stuck:.0f} s ({wait.verb})"
             since = max(since, sign.turn_at) if sign.pulse.turns >= 0 else since
         if now - wait.since > limit:
             return f"did not answer for {now - wait.since:.0f} s ({wait.verb})"
-        shown = self.table.floor(wait.verb) if sign is not None and sign.pulse.turns >= 0 else limit
+        counts = sign is not None and sign.pulse.turns >= 0
+        shown = max(self.table.floor(wait.verb), wait.least) if counts else limit
         if now - since > self.table.notice(shown) and (wait.worker, wait.verb) not in self._noticed:
             self._noticed.add((wait.worker, wait.verb))
             asked = time.strftime("%H:%M:%S", time.localtime(time.time() - (now - since)))

@@ -5,6 +5,7 @@ Dimensions: R response tokens.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from torch import nn
 from framework.data.packing import unpack_responses
 from framework.engines.deepspeed_engine import DeepSpeedConfig, Snapshot
 from framework.engines.expert_parallel import own_tensors
+from framework.engines.memory_file import MemoryWriter
+from framework.engines.share_server import ShareServer
 from framework.engines.trainer import Trainer, gathered
-from framework.engines.weights import flatten
+from framework.engines.weights import write
 from framework.errors import UserError
 from framework.models.packed_attention import packed_logprobs
 from framework.objectives.policy_rows import PolicyRows
@@ -41,11 +44,13 @@ class PublishedPolicy:
         rows: PolicyRows,
         mix: PretrainingMix | None = None,
         ema_decay: float | None = None,
+        serve_at: str = "",
     ) -> None:
         """`mix`: the same rows with pretraining beside them, where there is any.
 
         `ema_decay`: exports are an average of the weights, which after every batch is `ema_decay` times itself and for
         the rest the batch's last weights. What is published, and trained on, are the weights themselves.
+        `serve_at`: this machine's address, if samplers on others are to get what is published.
         """
         if config.balance_losses:  # RL moves the correction bias, if anything (V3 has no balance loss in RL)
             raise UserError("engine.balance_alpha", config.balance_alpha, "0 in RL, as the other balance losses")
@@ -55,6 +60,8 @@ class PublishedPolicy:
         self._rows = rows
         self._fresh = True  # no step since the newest version
         self._kept: dict[int, Snapshot] = {}
+        self._server = ShareServer(serve_at) if serve_at else None
+        self._shares: deque[MemoryWriter] = deque()  # published; of the one before the newest a sampler may still read
         self._keep_version()
         self._ema_decay = ema_decay
         self._ema = self._now() if ema_decay is not None else None
@@ -111,7 +118,14 @@ class PublishedPolicy:
         self.version = self.version + 1 if version is None else version
         self._fresh = True
         self._keep_version()
-        return flatten(own_tensors(self.engine.model), self.version)
+        while len(self._shares) > 1:  # before the next is written: never are there more than two
+            self._shares.popleft().close()
+        owner, address = f"learner rank {self.engine.rank}", self._server.address if self._server else ""
+        published, memory = write(own_tensors(self.engine.model), self.version, owner, address)
+        self._shares.append(memory)
+        if self._server:
+            self._server.offer(published)
+        return published
 
     def save(self, directory: Path) -> None:
         """Write this rank's engine state, reference and kept versions for an exact resume."""

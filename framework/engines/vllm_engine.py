@@ -16,8 +16,10 @@ from framework.artifacts import Checkpoint
 from framework.bounds import Bound, NonNegativeInt, PositiveFloat, PositiveInt, Seed, bounded
 from framework.data.tokenizer_files import load_tokenizer, servable_tokenizer
 from framework.engines.cpu.tuning import mend_drafts, sampler_arguments
+from framework.engines.device import on_gpu
 from framework.engines.engine_loop import EngineLoop
 from framework.engines.response_text import TextStream, decode, hidden_token_ids
+from framework.engines.update_progress import UpdateWatch, arrive
 from framework.engines.weights import TRANSPORT, check_safetensors, common_version, register_transport
 from framework.errors import RunFailed, UserError
 from framework.models import public_layout
@@ -250,6 +252,8 @@ def _set_environment(config: VllmConfig) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_MLA_DISABLE"] = "0" if config.mla else "1"
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    if config.tensor_parallel_size > 1 and not on_gpu():  # else it wants a NUMA node for each worker, and raises
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if config.cores is not None:
@@ -307,6 +311,8 @@ def _build_engine(
 def _load_weights(engine: LLMEngine, shares: Sequence[PublishedWeights], version: int, asleep: bool = False) -> None:
     """Replace the weights, drafting modules' too. Requests under way keep their tokens; keys and values are computed
     again.
+
+    Raises TimeoutError that names the tensor-parallel rank which keeps the others waiting.
     """
     if asleep:
         engine.wake_up(["weights"])
@@ -315,10 +321,15 @@ def _load_weights(engine: LLMEngine, shares: Sequence[PublishedWeights], version
     starts = ["start_weight_update"]
     if engine.vllm_config.speculative_config is not None:
         starts.append("start_draft_weight_update")
-    for start in starts:
-        engine.collective_rpc(start)
-        engine.collective_rpc("update_weights", kwargs={"update_info": {"shares": tuple(shares)}})
-        engine.collective_rpc("finish_weight_update")
+    with UpdateWatch(engine.vllm_config.parallel_config.tensor_parallel_size, shares) as watch:
+        watch.ask(engine, arrive, {"board": watch.board})
+        for start in starts:
+            for method, kwargs in (
+                (start, {}),
+                ("update_weights", {"update_info": {"shares": tuple(shares), "board": watch.board}}),
+                ("finish_weight_update", {}),
+            ):
+                watch.ask(engine, method, kwargs)
     if asleep:  # only now: cache and arriving weights need not fit at once
         engine.wake_up(["kv_cache"])
     engine.set_weight_version(str(version))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import torch
@@ -19,8 +18,9 @@ from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise
 from vllm.model_executor.models.deepseek_mtp import DeepSeekMTP
 from vllm.platforms import current_platform
 
-from framework.engines.weights import unflatten
-from framework.types import PublishedWeights
+from framework.engines.share_reader import ShareReader
+from framework.engines.update_progress import Progress
+from framework.types import MemoryFile, PublishedWeights
 
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 
@@ -32,13 +32,14 @@ class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM is not typ
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """Every learner rank's share of one version."""
+    """Every learner rank's share of one version, and where this rank tells how far it has come."""
 
     shares: tuple[PublishedWeights, ...] = field(default_factory=tuple)
+    board: MemoryFile | None = None
 
 
 class PublishedWeightsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
-    """Reads the shares in place and loads them under Hugging Face names, as from a checkpoint.
+    """Loads the shares under Hugging Face names, as from a checkpoint; each tensor-parallel rank reads its own part.
 
     Kernels want weights in layouts of their own (a CPU's are repacked, the originals freed), so the model is first put
     back into the form that loads, and each layer is processed again once it is complete: vLLM's layerwise reload.
@@ -63,11 +64,16 @@ class PublishedWeightsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):  # t
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Load the shares; raises RuntimeError if the model has a parameter that they lack: it would stay stale."""
         expected = {name for name, _ in self.model.named_parameters()}
-        weights: Iterator[tuple[str, torch.Tensor]] = chain.from_iterable(map(unflatten, update_info.shares))
+        progress = Progress(update_info.board, self.parallel_config.rank)
+        self._reader = ShareReader(update_info.shares)
+        weights = _counted(self._reader.tensors(), progress)
         if isinstance(self.model, DeepSeekMTP):
             weights = _with_copies(weights, self.model.config)
         heads = _tied_heads(self.model)
-        loaded = self.model.load_weights(_into_tied_heads(weights, heads))
+        try:
+            loaded = self.model.load_weights(_into_tied_heads(weights, heads))
+        finally:
+            progress.close()
         missing = sorted(expected - set(loaded) - heads.keys())
         if missing:
             raise RuntimeError(f"published weights lack {len(missing)} of the model's parameters, e.g. {missing[0]}")
@@ -76,9 +82,17 @@ class PublishedWeightsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):  # t
         """Process what is left and put the model back into the form that runs."""
         finalize_layerwise_reload(self.model, self.model_config)
         _pack_cpu_experts(self.model)
+        self._reader.close()
 
     def shutdown(self) -> None:
         """No connection to close."""
+
+
+def _counted(weights: Iterator[tuple[str, torch.Tensor]], progress: Progress) -> Iterator[tuple[str, torch.Tensor]]:
+    """Pass the weights on and count them."""
+    for name, tensor in weights:
+        progress.step()
+        yield name, tensor
 
 
 def _tied_heads(model: torch.nn.Module) -> dict[str, Any]:

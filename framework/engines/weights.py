@@ -1,8 +1,9 @@
 """How the policy's weights travel from learners to rollout workers: flat byte buffers with a table of contents.
 
-A buffer crosses Ray's object store as a numpy array, which a receiver on the same node reads without a copy (torch
-tensors would be pickled: some thirty times slower). Each learner rank publishes the tensors that it alone holds, for
-example its experts, so a version is the union of the ranks' shares.
+Each learner rank publishes the tensors that it alone holds, for example its experts, so a version is the union of the
+ranks' shares: no rank ever gathers the model. A share stays in the memory of its rank; what crosses Ray, and the
+sockets between vLLM's processes, is the table and a reference to it (`types.MemoryFile`). Every worker of a sampler,
+tensor-parallel ones too, maps the bytes in place.
 """
 
 from __future__ import annotations
@@ -17,20 +18,23 @@ import numpy as np
 import torch
 
 from framework.artifacts import check_safetensors_file
+from framework.engines.memory_file import MemoryReader, MemoryWriter
 from framework.errors import UserError
-from framework.types import PublishedWeights, WeightTensor
+from framework.types import MemoryFile, PublishedWeights, WeightTensor
 
 TRANSPORT = "published_weights"  # the name of our transport among vLLM's
 SERVED_TEXT = "framework_text"  # the name of our renderer of messages among those of vLLM's server
+LEAST_LIMIT_S = 60.0
+SLOWEST_BYTES_S = 200e6  # a busy core copies some gigabytes a second
 ALIGNMENT = 64  # bytes; any dtype may be viewed at such an offset, and copies start on a cache line
 
 
 def flatten(named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> PublishedWeights:
-    """Copy tensors, of any device and dtype, into one new buffer as this rank's share of `version`."""
+    """Copy tensors, of any device and dtype, into one new buffer as a share of `version` that stays in this process."""
     tensors = [(name, tensor.detach()) for name, tensor in named_tensors]
     table, size = [], 0
     for name, tensor in tensors:
-        table.append(WeightTensor(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), size))
+        table.append(_entry(name, tensor, size))
         size += _padded(tensor.numel() * tensor.element_size())
     published = PublishedWeights(version, tuple(table), np.empty(size, np.uint8))
     for (_, target), (_, source) in zip(unflatten(published), tensors, strict=True):
@@ -38,16 +42,63 @@ def flatten(named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> 
     return published
 
 
+def write(
+    named_tensors: Iterable[tuple[str, torch.Tensor]], version: int, owner: str, address: str = ""
+) -> tuple[PublishedWeights, MemoryWriter]:
+    """Copy tensors as they come into memory that others map: this rank's share of `version`, and who owns the memory.
+
+    A tensor may be freed once the next one is asked for, so one that was gathered is never there beside others.
+    `owner` names this process for people; at `address` it answers for the bytes on other machines.
+    """
+    writer = MemoryWriter(owner)
+    table = [_entry(name, tensor, writer.append(tensor, ALIGNMENT)) for name, tensor in named_tensors]
+    return PublishedWeights(version, tuple(table), writer.sealed(address)), writer
+
+
 def unflatten(published: PublishedWeights) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (name, tensor) as views of the buffer; a buffer out of the object store must not be written to."""
+    """Yield (name, tensor) as views of the bytes, which must not be written to if others have them as well.
+
+    Raises RunFailed if they are in the memory of a process that has ended or given them up.
+    """
+    if isinstance(published.buffer, MemoryFile):
+        reader = MemoryReader(published.buffer)
+        try:
+            for entry in published.tensors:
+                yield entry.name, _typed(reader.view(entry.offset, bytes_of(entry)), entry)
+        finally:
+            reader.close()
+        return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         buffer = torch.from_numpy(published.buffer)
     for entry in published.tensors:
-        dtype: torch.dtype = getattr(torch, entry.dtype)
-        size = math.prod(entry.shape) * dtype.itemsize
+        size = bytes_of(entry)
         flat = buffer[entry.offset : entry.offset + size] if size else buffer.new_empty(0)
-        yield entry.name, flat.view(dtype).view(entry.shape)
+        yield entry.name, _typed(flat, entry)
+
+
+def update_limit(size: int) -> float:
+    """Return how many seconds a step of an update of so many bytes may take, whoever takes it."""
+    return LEAST_LIMIT_S + size / SLOWEST_BYTES_S
+
+
+def bytes_of(entry: WeightTensor) -> int:
+    """Bytes of a tensor."""
+    return math.prod(entry.shape) * dtype_of(entry).itemsize
+
+
+def dtype_of(entry: WeightTensor) -> torch.dtype:
+    """Torch's dtype of a tensor."""
+    found: torch.dtype = getattr(torch, entry.dtype)
+    return found
+
+
+def _entry(name: str, tensor: torch.Tensor, offset: int) -> WeightTensor:
+    return WeightTensor(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), offset)
+
+
+def _typed(flat: torch.Tensor, entry: WeightTensor) -> torch.Tensor:
+    return flat.view(dtype_of(entry)).view(entry.shape)
 
 
 def common_version(shares: Sequence[PublishedWeights]) -> int:

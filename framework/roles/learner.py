@@ -20,6 +20,7 @@ from framework.objectives.policy import PolicyObjective
 from framework.roles.batch_parts import At, filled
 from framework.roles.rl_batch import TrainBatch
 from framework.roles.rl_clients import TrainResult
+from framework.roles.transports import Transport
 from framework.stored import Sample
 from framework.types import Float32, Minibatch, PublishedWeights, Response, TrainSample
 
@@ -49,6 +50,7 @@ class LearnerConfig:
     entropy: bool = False  # report the policy's entropy
     pretraining: PretrainingConfig | None = None
     ema_decay: float | None = None  # of the average of the weights that is exported; None: the weights
+    transport: Transport = "memory"  # of published weights
 
 
 class LearnerWorker(Rank):
@@ -70,7 +72,8 @@ class LearnerWorker(Rank):
             self._rows = TokenRows(self._text.shards, "train", self._text.row_tokens, self._text.seed)
             mix = PretrainingMix(rows, self._text.coef)
         model = load_sharded(config.checkpoint, config.engine)
-        self._learner = PublishedPolicy(model, config.engine, rows, mix, config.ema_decay)
+        serve_at = self.address()[0] if config.transport == "network" else ""
+        self._learner = PublishedPolicy(model, config.engine, rows, mix, config.ema_decay, serve_at)
 
     def train(self, batch: TrainBatch, at: Sequence[At] = (), *responses: Response) -> TrainResult:
         """One optimizer step a minibatch; before the first raises MismatchTooLarge if the probe does not pass the gate.

@@ -13,6 +13,7 @@ from framework.roles.batch_parts import places, wanted, without_places
 from framework.roles.learner import LearnerConfig, LearnerWorker
 from framework.roles.object_store import reference_of
 from framework.roles.rl_batch import TrainBatch
+from framework.roles.transports import least_seconds
 from framework.types import Float32, TrainSample
 
 
@@ -35,6 +36,7 @@ class LearnerGroup(RankGroup):
         super().__init__(
             "learner rank", worker, options, (config,),
             deadlines=deadlines, should_stop=should_stop, allow_s=allow_s,
+            least_s={"publish": least_seconds(config.checkpoint)},
         )  # fmt: skip
         self.config = config
 
@@ -58,7 +60,10 @@ class LearnerGroup(RankGroup):
         self.begin("train", ray.put(without_places(batch)), own=own)
 
     def publish(self, version: int) -> Sequence[Any]:
-        """Make the weights `version`; return an ObjectRef of PublishedWeights for each rank that holds a share."""
+        """Make the weights `version`; return an ObjectRef of PublishedWeights for each rank that holds a share.
+
+        They stay with the ranks: what Ray carries says where they are.
+        """
         self._require_workers()
         pairs = [worker.publish.options(num_returns=2).remote(version) for worker in self._workers]
         self._gather("publish", {rank: done for rank, (_, done) in enumerate(pairs)})

@@ -203,6 +203,7 @@ class Grpo:
         from framework.roles.learner import LearnerConfig
         from framework.roles.recorded import RolloutSaver
         from framework.roles.rl_loop import RlLoop
+        from framework.roles.transports import transport_of
         from framework.stages.grpo_roles import live_roles, recorded_roles, usable_rollouts
 
         config = self.config
@@ -213,8 +214,8 @@ class Grpo:
         rewards = with_checkpoints(self.rewards, connected).at_limit(config.longest)
         objective = self.algorithm.at_limit(config.longest)
         engine = replace(self.learner, keep_versions=max(self.learner.keep_versions, config.max_staleness))
-        text, decay = self._text(inputs, runtime.seed), config.ema_decay
-        learner = LearnerConfig(base, engine, objective, config.temperature, True, text, decay)
+        text, decay, transport = self._text(inputs, runtime.seed), config.ema_decay, transport_of(runtime.cluster)
+        learner = LearnerConfig(base, engine, objective, config.temperature, True, text, decay, transport)
         critic = self._critic(inputs, engine, runtime.seed, base)
         asked = None
         if inputs.rollouts is not None:
@@ -300,6 +301,7 @@ class Grpo:
     def estimate(self, cluster: ClusterConfig) -> StageEstimate:
         """Batch arithmetic, memory per GPU of learner and sampler, hours from the response tokens at the limit."""
         from framework.models.estimate import rl_hours, sampler_memory
+        from framework.roles.transports import describe, transport_of
         from framework.stages.memory import learner_role
 
         config = self.config
@@ -331,6 +333,7 @@ class Grpo:
                 "responses a rollout batch": config.prompts_per_batch * config.group_size,
                 "staleness at most": config.max_staleness,
                 **({"evaluations on the way": evaluations} if evaluations else {}),
+                **({} if config.rollouts_from or config.sample_only else {"weights": describe(transport_of(cluster))}),
             },
             roles=roles,
             hours=rl_hours(self.model, tokens, cluster.gpus, cluster.gpu_tflops, cluster.cpus),

@@ -31,6 +31,7 @@ from framework.roles.ray_clients import RayRewards, RayRollouts
 from framework.roles.recorded import FixedPolicy, RecordedRewards, RecordedRollouts
 from framework.roles.rl_clients import LearnerClient, Rewards, Rollouts
 from framework.roles.rl_config import RlConfig
+from framework.roles.transports import describe
 from framework.stages.workers import sampling_pools
 from framework.types import Prompt
 
@@ -104,6 +105,8 @@ def live_roles(
         ) as pools,
     ):
         alone = config.sample_only
+        if not alone:
+            print(f"weights {describe(learner.transport)}", flush=True)
         group = FixedPolicy(learner.checkpoint) if alone else _learner_group(learner, critic, runtime, seats)
         rollouts = RayRollouts(pools.rollout, rollout.max_num_seqs // config.group_size + 1)
         waited: Callable[[], list[Any]] = lambda: [  # noqa: E731

@@ -25,6 +25,8 @@ from framework.roles.learner_group import LearnerGroup
 from framework.roles.placement import Placement, Seats, reserved
 from framework.roles.rl_batch import TrainBatch
 from framework.roles.rollout import RolloutWorker
+from framework.roles.transports import describe as describe_transport
+from framework.roles.transports import transport_of
 from framework.types import Minibatch, Prompt, ResponseGroup, SamplingParams, TrainSample
 
 PROMPTS, RESPONSES, TOKENS = 4, 4, 64  # G responses of so many tokens at most to so many prompts
@@ -66,7 +68,9 @@ def _checked(
     ]
     options = seats.learner_options()
     engine = replace(learner, schedule=LrSchedule(lr=LEARNING_RATE, warmup_steps=0))
-    config = LearnerConfig(base, engine, Grpo(kl_coef=0.0))
+    transport = transport_of(seats.placement.cluster)
+    print(f"weights {describe_transport(transport)}", flush=True)
+    config = LearnerConfig(base, engine, Grpo(kl_coef=0.0), transport=transport)
     group = LearnerGroup(config, len(options), actor_options=options)
     try:
         starts = [worker.start.remote(base) for worker in samplers]

@@ -14,6 +14,7 @@ from framework.rewards.base import RewardConfig
 from framework.roles.placement import Placement, Seats, reserved
 from framework.roles.reward import RewardWorker
 from framework.roles.rollout import RolloutWorker
+from framework.roles.transports import least_seconds
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def sampling_pools(
             ],
             set_up=lambda actor: actor.start.remote(checkpoint),
             deadlines=cluster.deadlines,
+            least_s={"update_weights": lambda *_: least_seconds(checkpoint)},
             asks={"CPU": cluster.rollout_cpus, "GPU": options[0]["num_gpus"]},
         ),
         WorkerPool(

@@ -49,6 +49,24 @@ def test_a_bf16_step_moves_the_policy_and_stays_finite() -> None:
     assert not np.allclose(before, np.concatenate(learner.logprobs(samples())))
 
 
+def test_published_weights_leave_the_gpu_through_pinned_memory_bit_for_bit() -> None:
+    from framework.engines.memory_file import STAGING_BYTES
+    from framework.engines.weights import unflatten, write
+
+    torch.manual_seed(0)
+    tensors = [
+        ("long", torch.randn(STAGING_BYTES // 2 + 1001, device="cuda").bfloat16()),  # two parts of the staging buffer
+        ("cut", torch.randn(300, 200, device="cuda").t()[10:]),
+        ("scalar", torch.tensor(3.0, device="cuda")),
+    ]
+    before = torch.cuda.memory_allocated()
+    published, owner = write(iter(tensors), 1, "learner rank 0")
+    assert torch.cuda.memory_allocated() == before
+    for (_, sent), (_, received) in zip(tensors, unflatten(published), strict=True):
+        assert torch.equal(sent.cpu(), received)
+    owner.close()
+
+
 def test_r1_zero_job_on_one_gpu(tmp_path: Path) -> None:
     from framework.cli import main
 

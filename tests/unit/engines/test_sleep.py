@@ -18,7 +18,7 @@ from framework.types import Prompt, SamplingParams
 class RecordedEngine:
     """Samples for ever; records what is asked of it."""
 
-    vllm_config = SimpleNamespace(speculative_config=None)
+    vllm_config = SimpleNamespace(speculative_config=None, parallel_config=SimpleNamespace(tensor_parallel_size=1))
     engine_core = SimpleNamespace(shutdown=lambda: None)
 
     def __init__(self) -> None:
@@ -42,8 +42,10 @@ class RecordedEngine:
         self.calls.append("reset_prefix_cache")
         return True
 
-    def collective_rpc(self, method: str, kwargs: Any = None) -> None:
-        self.calls.append(method)
+    def collective_rpc(self, method: Any, timeout: float, kwargs: Any = None) -> None:
+        assert timeout > 0
+        if isinstance(method, str):
+            self.calls.append(method)
 
     def set_weight_version(self, version: str) -> None:
         self.calls.append(("version", version))
