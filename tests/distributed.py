@@ -1,4 +1,4 @@
-"""Runs a function on several ranks, each a process of its own, joined by gloo, as learner actors are."""
+"""Runs a function on several ranks, each a process of its own, joined by gloo or NCCL, as learner actors are."""
 
 from __future__ import annotations
 
@@ -19,15 +19,28 @@ ENGINES = [
 ]  # fmt: skip
 
 
-def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
-    """Return function(*args) of each rank; `function` must be importable. Raises AssertionError with the traceback."""
-    context = multiprocessing.get_context("forkserver")  # imports the engines once for all ranks and all tests
-    context.set_forkserver_preload(ENGINES)
+def run_ranks(
+    function: Callable[..., Any],
+    world: int,
+    *args: Any,
+    timeout_s: float = TIMEOUT_S,
+    gpu: bool = False,
+    devices: str = "",
+) -> list[Any]:
+    """Return function(*args) of each rank; `function` must be importable. Raises AssertionError with the traceback.
+
+    `gpu`: rank i sees CUDA device i alone, by default, and they are joined by NCCL.
+    """
+    # The server imports the engines once for all ranks and all tests, and an import decides for a device.
+    context: Any = multiprocessing.get_context("spawn" if gpu else "forkserver")
+    if not gpu:
+        context.set_forkserver_preload(ENGINES)
     results: Any = context.Queue()
     port = free_port()
     ranks = [context.Process(target=_rank, args=(function, r, world, port, results, args)) for r in range(world)]
-    with mock.patch.dict(os.environ, CPU):  # looked up on import
-        for process in ranks:
+    for rank, process in enumerate(ranks):
+        found = {"DS_ACCELERATOR": "cuda", "CUDA_VISIBLE_DEVICES": devices or str(rank)} if gpu else CPU
+        with mock.patch.dict(os.environ, found):  # looked up on import
             process.start()
     outputs: dict[int, Any] = {}
     try:
@@ -53,8 +66,10 @@ def free_port() -> int:
 
 
 def _rank(function: Callable[..., Any], rank: int, world: int, port: int, results: Any, args: tuple[Any, ...]) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(port), **CPU)  # fmt: skip
+    on_gpu = os.environ.get("DS_ACCELERATOR") == "cuda"
+    local = 0 if on_gpu else rank  # a rank on a GPU sees one
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(local), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT=str(port), **({} if on_gpu else CPU))  # fmt: skip
     try:
         results.put((rank, function(*args), None))
     except BaseException:

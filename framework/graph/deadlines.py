@@ -46,8 +46,8 @@ class Deadlines:
     ray: Seconds = 40.0  # for Ray's own processes, once they don't answer
 
     def floor(self, verb: str) -> float:
-        """The least that `verb` may take."""
-        return float(getattr(self, verb, self.other))
+        """The least that `verb` may take; a verb's variants, as generate_apart, have its own."""
+        return float(getattr(self, verb, getattr(self, verb.partition("_")[0], self.other)))
 
     def limit(self, verb: str, longest: float | None, least: float = 0.0) -> float:
         """How long a call may take; `longest`: of its role's recent times, None before the first."""

@@ -6,7 +6,7 @@ Registered with transformers' AttentionInterface, so any model of its library th
 GQA) runs packed, forward and backward. The row is split into runs of equally long segments and each run is one causal
 scaled-dot-product call on views: no pads, no gather, no index tensors. (Right-padded buckets of similar lengths save
 calls, but their pads and gathers cost more than that at every size tried.) `data.packing` sorts segments by length,
-which makes the runs long. On CUDA one kernel of variable lengths does it where its head sizes allow: not MLA's.
+which makes the runs long. On CUDA one kernel of variable lengths does it in half precision (`varlen_attention`).
 
 Dimensions: T tokens of the packed row, H heads, D head size (values may have another than keys), V vocabulary,
 N segments of a run, L its length, K trained positions.

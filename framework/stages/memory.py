@@ -24,6 +24,7 @@ def rank_layout(engine: DeepSpeedConfig, workers: int, cluster: ClusterConfig, s
         segment=segment,
         on_gpu=cluster.gpus > 0,
         mtp=bool(engine.mtp_coef),
+        sp_size=engine.sp_size,
     )
 
 

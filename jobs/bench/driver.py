@@ -26,7 +26,7 @@ from jobs.bench._common import report
 
 PROMPTS, GROUP, MINIBATCHES = 32, 16, 16  # of a step, of a prompt, of a batch: R1-Zero's 8,192 responses
 SIZES = (8, 4, 2, 1)  # a part of these
-SAMPLERS, SCORERS, RANKS = 2, 1, 4
+SAMPLERS, SCORERS, RANKS = 1, 1, 2
 TEXT = 3  # characters a token
 GPUS, GPU_HOURS, STEPS = 512, 101_000, 10_400  # R1-Zero's training (R1 v2, B.4.4): what share of it the driver takes
 REPOSITORY = Path(__file__).parents[2]
@@ -198,7 +198,7 @@ def row(found: Measured) -> dict[str, Any]:
 def notes(rows: Sequence[Mapping[str, Any]], tokens: int) -> dict[str, Any]:
     """What the numbers stand for, how they grow, and what share of a real batch the driver's time is."""
     found: dict[str, Any] = {
-        "simulated": f"{SAMPLERS} samplers, {SCORERS} reward worker, {RANKS} learner ranks, on one machine: responses "
+        "simulated": f"{SAMPLERS} sampler, {SCORERS} reward worker, {RANKS} learner ranks, on one machine: responses "
         f"of {tokens:,} random tokens (12 bytes each, {TEXT} characters of text), nothing is sampled or trained",
     }
     if len(rows) > 1:

@@ -1,6 +1,8 @@
 """The DeepSpeed learner against a plain PyTorch loop of the same model, batch and loss; packed against padded rows.
 
 All variants take turns inside one process, so that what else the machine does hits them alike; ratios are of medians.
+`--profile` measures what does not depend on that: a step's peak memory and calls of operators by its tokens, with whole
+logits and with those in chunks.
 """
 
 from __future__ import annotations
@@ -8,11 +10,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 
+from framework.algorithms.projected_logprobs import KEPT_ELEMENTS
 from framework.data.packing import pack, pack_padded
 from framework.engines.cpu.matmul import stock_matmul
 from framework.engines.deepspeed_engine import DeepSpeedConfig
@@ -130,9 +135,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--profile", action="store_true", help="memory and calls of operators by tokens instead")
+    parser.add_argument("--vocabulary", type=int, default=32_768, help="with --profile")
     arguments = parser.parse_args(argv)
     run_as_worker(arguments.threads)
     torch.set_num_threads(arguments.threads)
+    if arguments.profile:
+        found = [
+            profiled(tokens, arguments.vocabulary, whole) for tokens in arguments.tokens for whole in (True, False)
+        ]
+        report("learner_profile", found, {"peak_mib": "above what the step began with"})
+        return 0
     rows, notes = [], dict[str, Any]()
     budget = max(arguments.tokens)
     plain, learner = TorchLoop(arguments.dtype, budget), deepspeed_learner(arguments.dtype, budget)
@@ -160,6 +173,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     notes["packed / padded, skewed lengths"] = ratio(seconds["padded"], seconds["packed"])
     report("learner", rows, notes)
     return 0
+
+
+def profiled(tokens: int, vocabulary: int, whole: bool) -> dict[str, Any]:
+    """One step on rows of 512 tokens under the profiler; `whole`: all logits at once, however many."""
+    from torch.profiler import ProfilerActivity, profile
+
+    config = DeepSpeedConfig(token_budget=tokens, gradient_checkpointing=True, schedule=LrSchedule(lr=LR))
+    learner = PublishedPolicy(build_model(model_config(vocabulary), seed=0), config, PolicyRows(GRPO))
+    batch = Minibatch.of(samples([512] * (tokens // 512), vocabulary))
+    with mock.patch.dict(KEPT_ELEMENTS, {"cpu": 1 << 62} if whole else {}):
+        learner.train_minibatch(batch)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            learner.train_minibatch(batch)
+    events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())  # type: ignore[union-attr]
+    sizes = list(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+    calls = sum(event.count for event in profiler.key_averages() if event.key.startswith("aten::"))
+    seconds = sum(event.self_cpu_time_total for event in profiler.key_averages()) / 1e6
+    return {
+        "logits": "whole" if whole else "in chunks", "vocabulary": vocabulary, "tokens": tokens,
+        "peak_mib": round(max(sizes) / 2**20), "calls": calls, "cpu_s": round(seconds, 2),
+    }  # fmt: skip
 
 
 def row(name: str, lengths: str, tokens: int, dtype: str, seconds: list[float]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from framework.models.families.deepseek_v2 import DeepseekV2
 from framework.models.families.deepseek_v3 import DeepseekV3
 from framework.models.families.qwen2 import Qwen2
 from framework.models.output_head import Asked, scores_of, use_output_head
+from framework.models.packed_attention import SegmentLayout, packed_logprobs, use_packed_attention
 from framework.models.spec import build_model, parameter_counts
 from framework.objectives.lm import StreamLm
 from framework.objectives.objective import Share
@@ -70,11 +71,12 @@ class Case:
                 zero_stage=config.zero_stage,
                 ep_size=config.ep_size,
                 world=world,
-                micro_tokens=config.token_budget,
+                micro_tokens=-(-config.token_budget // config.sp_size),
                 checkpointing=config.gradient_checkpointing,
                 segment=self.length,
                 on_gpu=False,
                 mtp=bool(config.mtp_coef),
+                sp_size=config.sp_size,
             ),
         )
 
@@ -87,9 +89,11 @@ def measure(case: Case) -> Measured:
     others = _live()  # what earlier engines of this process left; held, so that no address is used again
     model = build_model(spec, seed=0)
     use_output_head(model)
+    if config.sp_size > 1:
+        use_packed_attention(model)
     engine, rows = TrainingEngine(model, config), max(1, config.token_budget // length)
-    tokens = torch.Generator().manual_seed(int(os.environ.get("RANK", 0)))  # routing decides what a rank computes
-    micros = torch.randint(spec.vocab_size, (2, rows, length + 1), generator=tokens)
+    tokens = torch.Generator().manual_seed(int(os.environ.get("RANK", 0)) // config.sp_size)
+    micros = torch.randint(spec.vocab_size, (2, rows, length + 1), generator=tokens)  # routing decides what is computed
     for index, micro in enumerate(micros):
         engine.backward(_loss(engine, micro), last=index == 1)
     engine.step()
@@ -144,6 +148,9 @@ def _settled_collectives() -> Iterator[None]:
 def _loss(engine: TrainingEngine, rows_BT: torch.Tensor) -> torch.Tensor:
     """As the trainer's."""
     (micro,), mtp = StreamLm().micro_batches(rows_BT, Share(rows_BT.numel())), MtpStep(engine)
+    if engine.sequence_group is not None:
+        layout = SegmentLayout.of_lengths(micro.segment_lengths_S.tolist()).spread(engine.sequence_group)
+        return lm_loss(packed_logprobs(engine.forward, micro, layout=layout).logprobs_T, micro.mask_T).loss
     more = mtp.inputs(micro)
     more["asked"] = [Asked(micro.targets_T), *more.get("asked", ())]
     found = engine.forward(input_ids=rows_BT[:, :-1], use_cache=False, **more)

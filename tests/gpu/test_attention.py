@@ -1,4 +1,4 @@
-"""Packed attention in bfloat16 against float32 on the CPU: GQA of head size 128 by the varlen kernel, MLA's 192/128."""
+"""Packed attention in bfloat16 against float32 on the CPU, both ways: GQA of head size 128, MLA's 192 and 128."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ import torch
 from framework.models.packed_attention import SegmentLayout, packed_attention
 from framework.models.shared_prefixes import shared_prefixes
 from framework.models.varlen_attention import has_varlen_kernel
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; see tests/gpu/README.md"),
-]
+from tests.gpu import devices
 
 LENGTHS = [300, 300, 97, 40]
 
@@ -43,18 +39,19 @@ def attended(
         torch.nn.Module(), *states, None, scaling=0.08, segments=segments, sliding_window=window
     )
     weights = torch.randn(output.shape, generator=generator).to(device, dtype)
-    return [x.float().cpu() for x in (output, *torch.autograd.grad((output * weights).sum(), states))]
+    return [x.detach().float().cpu() for x in (output, *torch.autograd.grad((output * weights).sum(), states))]
 
 
+@devices()
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("window", [None, 64])
 @pytest.mark.parametrize(("heads", "widths"), [((8, 2), (128, 128)), ((8, 8), (128, 128)), ((4, 4), (192, 128))])
-def test_bfloat16_on_the_gpu_is_float32_on_the_cpu(
-    heads: tuple[int, int], widths: tuple[int, int], window: int | None, shared: bool
+def test_bfloat16_is_float32_on_the_cpu(
+    device: str, heads: tuple[int, int], widths: tuple[int, int], window: int | None, shared: bool
 ) -> None:
-    probe = torch.empty(1, 1, 1, widths[0], device="cuda", dtype=torch.bfloat16)
-    assert has_varlen_kernel(probe, probe[..., : widths[1]]) == (widths[0] == widths[1])
-    found = attended("cuda", torch.bfloat16, heads, widths, shared, window)
+    probe = torch.empty(1, 1, 1, widths[0], device=device, dtype=torch.bfloat16)
+    assert has_varlen_kernel(probe, probe[..., : widths[1]]) == (device == "cuda")
+    found = attended(device, torch.bfloat16, heads, widths, shared, window)
     expected = attended("cpu", torch.float32, heads, widths, shared, window)
     for ours, theirs in zip(found, expected, strict=True):
         assert float((ours - theirs).norm() / theirs.norm()) < 2e-2

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import lcm
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from framework.bounds import Bound, FilledStr, NonNegativeInt, PositiveFloat, PositiveInt, bounded, divisors
@@ -33,6 +34,7 @@ class RankLayout:
     segment: int = 0  # tokens that attend to each other; needed on CPU only
     on_gpu: bool = True
     mtp: bool = True  # MTP modules train, where the model has any; else their weights stand by
+    sp_size: int = 1  # ranks that a row is spread over; `micro_tokens` are one rank's
 
 
 @dataclass(frozen=True)
@@ -215,8 +217,10 @@ class ModelConfig:
 
     def attention_bytes(self, layout: RankLayout) -> tuple[float, float]:
         """(kept for the backward pass, short-lived in it) by attention, per token of one layer, norms apart."""
-        heads = self.num_attention_heads
-        return (3 * heads + 2 * self.key_value_heads) * self.head_size * size_of(layout.dtype), 0.0
+        heads, width = self.num_attention_heads, self.head_size
+        shared = lcm(self.key_value_heads, layout.sp_size)  # repeated where fewer than the ranks that share a row
+        kept = (3 * heads + 2 * shared) * width * size_of(layout.dtype)
+        return kept, exchange_bytes(heads, width, layout)
 
     def feed_forward_bytes(self, layout: RankLayout, moe: bool) -> tuple[float, float]:
         """(kept for the backward pass, short-lived in it) by the gated feed-forward part or the experts, per token."""
@@ -275,6 +279,11 @@ def check_heads(spec: ModelConfig) -> None:
 def size_of(dtype: str) -> int:
     """Bytes of an element."""
     return 4 if dtype == "float32" else 2
+
+
+def exchange_bytes(heads: int, width: int, layout: RankLayout) -> float:
+    """Per token, while queries are exchanged (models.sequence_parallel): what is sent, what comes, and it in order."""
+    return 0.0 if layout.sp_size == 1 else 3.0 * heads * width * size_of(layout.dtype)
 
 
 def norm_bytes(width: int, layout: RankLayout) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from framework.errors import UserError
-from framework.models.families.base import RankLayout, norm_bytes, size_of
+from framework.models.families.base import RankLayout, exchange_bytes, norm_bytes, size_of
 
 Family = Any  # a ModelConfig with the fields of latent attention
 KEYS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
@@ -36,10 +36,16 @@ def latent_bytes(spec: Family, layout: RankLayout) -> tuple[float, float]:
     """(kept for the backward pass, short-lived in it), per token of one layer."""
     size, heads = size_of(layout.dtype), spec.num_attention_heads
     key, value = spec.qk_nope_head_dim + spec.qk_rope_head_dim, spec.v_head_dim
-    saved, passing = norm_bytes(spec.q_lora_rank or 0, layout) + norm_bytes(spec.kv_lora_rank, layout), 0
-    # Queries and keys; what kv_b_proj gives; the output twice, as o_proj wants another layout.
-    saved += heads * (2 * key + spec.qk_nope_head_dim + value + 2 * value) * size
+    saved = norm_bytes(spec.q_lora_rank or 0, layout) + norm_bytes(spec.kv_lora_rank, layout)
+    # Values are a view of what kv_b_proj gives, which so stays whole: where they are moved, they alone stay.
+    values, outputs = spec.qk_nope_head_dim + value, 2 * value  # outputs twice, as o_proj wants another layout
+    if layout.sp_size > 1:
+        values = value
+    if key != value and layout.on_gpu:  # models.varlen_attention: values as wide as keys, and what comes of them
+        values, outputs = key, key + value
+    saved += heads * (2 * key + values + outputs) * size
+    passing = exchange_bytes(heads, key, layout)
     if key != value and not layout.on_gpu:  # no fused kernel on CPU: every head's L x L matrix
         saved += heads * (layout.segment - spec.qk_nope_head_dim) * size
-        passing = 2 * heads * layout.segment * size
+        passing = max(passing, 2 * heads * layout.segment * size)
     return float(saved), float(passing)

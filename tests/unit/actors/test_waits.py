@@ -140,3 +140,9 @@ def test_a_place_that_never_comes_is_named(clock: Clock, said: list[str], monkey
 def test_times_that_cannot_be_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(changes))):
         Deadlines(**changes)
+
+
+def test_variants_of_a_verb_have_its_floor() -> None:
+    table = Deadlines(score=20, generate=40, other=7)
+    floors = [table.floor(verb) for verb in ("generate_apart", "score_stored", "update_weights", "look")]
+    assert floors == [40, 20, table.update_weights, 7]

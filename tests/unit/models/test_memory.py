@@ -34,6 +34,10 @@ PAIR = {
     for stage, ep_size, dtype in ((1, 2, "float32"), (1, 2, "bfloat16"), (2, 1, "bfloat16"), (2, 2, "bfloat16"),
                                   (3, 1, "float32"), (3, 2, "bfloat16"))
 }  # fmt: skip
+SPREAD = families(hidden=256, layers=3, vocabulary=2048)  # with heads for both ranks of a row
+for kind, dtype in (("v3", "bfloat16"), ("dense", "float32")):
+    engine = replace(BASE, zero_stage=2, sp_size=2, dtype=dtype, token_budget=2 * BASE.token_budget)
+    PAIR[f"{kind} {dtype}, rows over both"] = Case(SPREAD[kind], engine, 192)
 PAIR["ZeRO-3 EP 2 MTP modules"] = Case(FAMILIES["v3 mtp"], replace(BASE, zero_stage=3, ep_size=2), 192)
 
 
