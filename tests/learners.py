@@ -11,6 +11,7 @@ from framework.data.packing import pack
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.engines.published_policy import PublishedPolicy
+from framework.engines.weights import flatten, unflatten
 from framework.models.families.deepseek_v3 import DeepseekV3
 from framework.models.spec import build_model
 from framework.objectives.dapo import Dapo
@@ -18,7 +19,7 @@ from framework.objectives.dr_grpo import DrGrpo
 from framework.objectives.grpo import Grpo
 from framework.objectives.policy import PolicyObjective
 from framework.objectives.policy_rows import Packer, PolicyRows
-from framework.types import Minibatch, TrainSample
+from framework.types import Minibatch, PublishedWeights, TrainSample
 
 VOCAB = 128
 TINY_V3 = DeepseekV3(
@@ -27,6 +28,11 @@ TINY_V3 = DeepseekV3(
     qk_rope_head_dim=8, v_head_dim=16, n_routed_experts=8, num_experts_per_tok=2, n_group=4, topk_group=2,
     moe_intermediate_size=32, first_k_dense_replace=1, initializer_range=0.08,
 )  # fmt: skip
+
+
+def copied(published: PublishedWeights) -> PublishedWeights:
+    """The same with its bytes, for whoever outlives the process that published them."""
+    return flatten(unflatten(published), published.version)
 
 
 def tiny_model(seed: int = 0) -> Any:

@@ -34,6 +34,7 @@ from framework.objectives.grpo import Grpo
 from framework.objectives.policy_rows import PolicyRows
 from framework.types import Float32, Minibatch, Prompt, PublishedWeights, SamplingParams, TrainSample
 from tests.distributed import run_ranks
+from tests.learners import copied
 
 pytestmark = pytest.mark.slow
 
@@ -110,7 +111,7 @@ def learn(directory: Path) -> dict[str, Learned]:
         if name in ("v1", "v3"):
             _check_sharded_loading(directory / name / "before", config, before)
         learner.train_minibatch(Minibatch.of(sequences()))
-        published = learner.publish()
+        published = copied(learner.publish())  # this process ends before it is read
         learner.export(directory / name / "after")
         found[name] = Learned({"before": before, "after": learner.logprobs(sequences())}, published)
     return found

@@ -165,7 +165,8 @@ class TestDeepSpeed:
 
         tiny_model().save_pretrained(tmp_path)
         saved = load_file(tmp_path / "model.safetensors")
-        published = dict(unflatten(tiny_learner().publish()))
+        learner = tiny_learner()
+        published = dict(unflatten(learner.publish()))
         assert published.keys() == saved.keys()
         assert all(torch.equal(published[name], saved[name]) for name in saved)
 

@@ -38,6 +38,7 @@ from framework.stages.training import copy_tokenizer
 from framework.types import Float32, Minibatch, Prompt, PublishedWeights, SamplingParams, TrainSample
 from tests.contract.families import CHECKPOINTS, CONTEXT, write_checkpoint
 from tests.distributed import run_ranks
+from tests.learners import copied
 
 # All eighteen take minutes of two cores, so a usual run learns one of each kind: tied and dense, experts under names of
 # their own, windows, transposed weights. vLLM, an engine a family, is on request.
@@ -121,7 +122,7 @@ def _learn(path: Path) -> Learned:
     learner = PublishedPolicy(load_sharded(path / "tuned", config), config, PolicyRows(Grpo(kl_coef=0.0)))
     for _ in range(2):
         learner.train_minibatch(Minibatch.of(sequences()))
-        published = learner.publish()
+        published = copied(learner.publish())  # this process ends before it is read
     learner.export(path / "policy")
     return Learned(learner.logprobs(sequences()), published, losses)
 

@@ -98,6 +98,13 @@ def test_a_worker_that_gets_on_has_time_and_one_that_does_not_has_none(watch: Wa
     assert "did nothing for 41 s (generate)" in {reason for _, reason in beating}
 
 
+def test_what_a_call_may_take_at_least_holds_for_its_progress_too(watch: Watch, clock: Clock) -> None:
+    watch.begin("a", 0, "generate", least=90)  # as a model's weights by their bytes
+    beating = lambda worker: Pulse(int(clock.now), 5)  # noqa: E731
+    assert reasons(watch, clock, 88, beating) == []
+    assert reasons(watch, clock, 10, beating)
+
+
 def test_a_watcher_that_was_away_blames_nobody(watch: Watch, clock: Clock) -> None:
     watch.begin("a", 0, "score")
     reasons(watch, clock, 5)
