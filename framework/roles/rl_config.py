@@ -24,7 +24,7 @@ class RlConfig:
     group_size: PositiveInt = 16  # G; the group is the baseline, unless the algorithm has a critic
     minibatches_per_rollout: PositiveInt = 16  # optimizer steps on one batch of rollouts; one inner epoch
     max_staleness: NonNegativeInt = 0  # policy versions that a rollout may lag behind
-    temperature: Annotated[float, Bound(above=0, most=2, note="logprobs are at temperature")] = 1.0
+    temperature: Annotated[float, Bound(least=0.01, most=2, note="vLLM takes no less for sampling")] = 1.0
     top_p: Annotated[float, Bound(least=1, most=1, note="the learner's logprobs are of all tokens")] = 1.0
     max_tokens: PositiveInt | StepwiseValue = 32_768  # of a response; R1-Zero: 65,536 from step 8,200 on
     late_steps: NonNegativeInt = 0  # last optimizer steps, in which the job's late prompts come beside the others

@@ -245,6 +245,11 @@ CASES = (
         r1_zero("stage.evaluate.temperature=0"),
         ("stage.evaluate.k: got 16", "must be 1 at temperature 0"),
     ),
+    Case(
+        "temperature that vLLM would raise in silence",
+        r1_zero("stage.grpo.temperature=0.001"),
+        ("stage.grpo.temperature: got 0.001", "0.01 to 2"),
+    ),
     Case("top-p above 1", r1_zero("stage.evaluate.top_p=7"), ("stage.evaluate.top_p: got 7", "at most 1")),
     Case("top-p of nothing", r1_zero("stage.evaluate.top_p=0"), ("stage.evaluate.top_p: got 0", "above 0")),
     Case(

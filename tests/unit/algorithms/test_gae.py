@@ -30,6 +30,7 @@ def test_advantages_by_hand() -> None:
     advantages, returns = generalised_advantages(array(0.0, 1.0), array(1.0, 0.25), 0.5, 0.5)
     assert advantages.tolist() == pytest.approx([-0.6875, 0.75])
     assert returns.tolist() == pytest.approx([0.3125, 1.0])
+    assert (advantages.dtype, returns.dtype) == (np.float32, np.float32)
 
 
 @given(
@@ -56,6 +57,7 @@ def test_whitening_is_over_all_tokens() -> None:
     first, second = whitened([array(1.0, 3.0), array(5.0)])
     spread = math.sqrt(8 / 3)
     assert [*first, *second] == pytest.approx([-2 / spread, 0.0, 2 / spread])
+    assert {first.dtype, second.dtype} == {np.dtype(np.float32)}
     assert [found.tolist() for found in whitened([array(2.0), array(2.0, 2.0)])] == [[0.0], [0.0, 0.0]]
 
 
@@ -75,4 +77,11 @@ def test_the_value_loss_by_hand() -> None:
     losses_K.sum().backward()
     assert values_K.grad is not None
     assert values_K.grad.tolist() == pytest.approx([0.0, -1.0, -1.9])
+    # below the old values: -1 is held at -0.2, and 1.0 is within reach of 1.1
+    values_K, old_K, returns_K = torch.tensor([-1.0, 1.0]), torch.tensor([0.0, 1.1]), torch.tensor([-2.0, 0.0])
+    assert clipped_value_loss(values_K, old_K, returns_K, 0.2).tolist() == pytest.approx([1.8**2 / 2, 0.5])
+
+
+def test_the_value_loss_without_a_clip() -> None:
+    values_K, old_K, returns_K = torch.tensor([1.0, 1.0, 0.1]), torch.tensor([0.0, 0.9, 0.0]), torch.full((3,), 2.0)
     assert clipped_value_loss(values_K, old_K, returns_K, None).tolist() == pytest.approx([0.5, 0.5, 1.9**2 / 2])

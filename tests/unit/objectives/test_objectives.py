@@ -84,6 +84,8 @@ def policy_loss(
         (2.0, 0.5, -1.0, -1.0, None),  # min() takes the unclipped side
         (-2.0, 0.5, 1.6, 0.0, "clip_low"),  # held at 0.8 A
         (-2.0, 1.5, 3.0, 3.0, None),
+        (-2.0, 1.1, 2.2, 2.2, None),
+        (2.0, 0.9, -1.8, -1.8, None),
     ],
 )
 def test_clipping_hand_worked(
