@@ -88,6 +88,8 @@ def test_nothing_measured_passes() -> None:
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="sample 0"):
         measure_mismatch(SAMPLES[:1], [floats(-1.0)])
+    with pytest.raises(ValueError, match="shorter"):
+        measure_mismatch(SAMPLES, LEARNER[:1])
 
 
 @pytest.mark.parametrize("bar", [0.0, -1.0, math.nan])
