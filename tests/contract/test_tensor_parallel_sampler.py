@@ -97,6 +97,9 @@ def sampler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmSampler]:
     yield sampler
     if sampler.healthy:
         asyncio.run(sampler.stop())
+        return
+    for worker in workers():  # an engine that has failed leaves them to the end of its process
+        worker.kill()
 
 
 def workers() -> list[psutil.Process]:
