@@ -41,6 +41,7 @@ class JobConfig:
     name: str
     target: str
     reads_text: bool = False  # its base may be an encoder
+    takes_base: bool = False  # it makes a base of its own unless one is given
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{,99}", self.run):
-            allowed = "must be a directory name of at most 100 letters, digits, '.', '_' and '-'"
-            raise UserError("run", self.run, allowed)
+            raise UserError("run", self.run, "must be a file name of at most 100 letters, digits, '.', '_' or '-'")
         object.__setattr__(self, "stage", Stages(self.stage))
 
     @property
@@ -148,7 +148,8 @@ def compose_fitted(
                 named = any(word.startswith("model=") for word in overrides)
                 run = find_run(str(node["base"]), config.runs_dir)
                 base = newest_of(run) if run is not None else find_base(str(node["base"]), weights)
-                sizes = config.model if named else None  # a job's default is of its own base
+                made = not (config.from_ or config.job.takes_base)
+                sizes = config.model if named or made else None  # a default is of the base that the job makes
                 no_policy = config.job.reads_text and reads_alone(base)
                 config = replace(config, base=base, model=sizes or (None if no_policy else of_base(base)))
             models = config.sizes

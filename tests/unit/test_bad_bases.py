@@ -145,3 +145,8 @@ def test_a_sound_base_is_planned(sound: Path, tmp_path: Path, capfd: pytest.Capt
     text("generation_config.json", '{"do_sample": false, "temperature": 0.7}')(tmp_path / "base")
     command = ["plan", "job=grpo", f"base={tmp_path / 'base'}", f"data.train={sound / 'prompts.jsonl'}"]
     assert main([*command, f"runs_dir={tmp_path / 'runs'}"]) == 0, capfd.readouterr().err
+
+
+def test_a_job_that_makes_its_own_base_takes_none(sound: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "job=r1_zero", f"base={sound / 'base'}"]) == 2
+    assert "must be left out: job r1_zero makes its own base model" in capfd.readouterr().err
