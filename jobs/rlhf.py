@@ -26,6 +26,7 @@ from framework.models.scalar_head import check_scalar_head
 from framework.stages.best_of_n import BestOfN
 from framework.stages.chats import EncodeChats
 from framework.stages.demonstrations import MakeDemonstrations
+from framework.stages.divergence import Divergence
 from framework.stages.dpo import PreferenceTuning
 from framework.stages.evaluate import Evaluate
 from framework.stages.grpo import Grpo
@@ -92,7 +93,7 @@ def build(config: RunConfig) -> Graph:
     policies += [(f"rlhf_{method}", _aligned(graph, judged, method)) for method in align.beside]
     graph.add("eval_sft", Evaluate(stage["evaluate"], "sft"), checkpoint=sft, prompts=prompts, helpful=reward)
     for name, policy in policies:
-        evaluate = Evaluate(stage["evaluate"], name, reader=settings.engine)
+        evaluate = Evaluate(stage["evaluate"], name, divergence=Divergence(settings.engine))
         graph.add(f"eval_{name}", evaluate, checkpoint=policy, prompts=prompts, helpful=reward, reference=sft)
     return graph
 

@@ -6,7 +6,7 @@ Dimensions: R tokens of a response.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,19 @@ from framework.stages.eval_numbers import JudgedGroup
 from framework.types import Float32, TrainSample
 
 KL = "kl"  # beside the reward components of a response
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """`with_divergence` as a part of the stage that asks for it; `engine` reads both models."""
+
+    engine: DeepSpeedConfig
+
+    def __call__(
+        self, groups: Sequence[JudgedGroup], policy: Path, reference: Path, temperature: float, runtime: Runtime
+    ) -> list[JudgedGroup]:
+        """Return the groups with their divergence; raises what the learner's ranks raise."""
+        return with_divergence(groups, policy, reference, temperature, self.engine, runtime)
 
 
 def with_divergence(

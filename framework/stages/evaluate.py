@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Protocol
 
 from framework.artifacts import Checkpoint, EvalReport, PromptSet, RewardCheckpoint
 from framework.bounds import Bound, FilledStr, NonNegativeInt, PositiveInt, bounded
@@ -18,7 +18,6 @@ from framework.data.selection import RIGHT_BY, check_right_by
 from framework.data.sources import find_source
 from framework.data.standings import KEY as STANDINGS
 from framework.data.standings import read_standings
-from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
@@ -30,7 +29,6 @@ from framework.rewards.base import RewardConfig
 from framework.rewards.connected import with_checkpoints
 from framework.rewards.right import DOMAINS, domain_of
 from framework.roles.reward import check_scores
-from framework.stages.divergence import with_divergence
 from framework.stages.eval_numbers import JudgedGroup, best_of, by_columns, right_shares, task_numbers
 from framework.stages.rating import Standings, contest_rating
 from framework.stages.sample_file import SampleFile
@@ -121,6 +119,15 @@ class EvaluateInputs:
     reference: Checkpoint | None = None  # whose KL divergence is told, by responses
 
 
+class Compared(Protocol):
+    """What tells of each response how a policy and its reference differ; a part, so that others do without its code."""
+
+    def __call__(
+        self, groups: Sequence[JudgedGroup], policy: Path, reference: Path, temperature: float, runtime: Runtime
+    ) -> list[JudgedGroup]:
+        """Return the groups with one more component of each score."""
+
+
 @dataclass(frozen=True)
 class Evaluated:
     """The result."""
@@ -136,7 +143,7 @@ class Evaluate:
     label: str
     template: TemplateConfig = TemplateConfig()
     note: str = ""  # what was made to fit, and why; said at plan and when it runs
-    reader: DeepSpeedConfig = DeepSpeedConfig()  # of both models, where there is a reference
+    divergence: Compared | None = None  # from the reference; none: that is not asked
 
     def __post_init__(self) -> None:
         self.config.check_lengths()
@@ -179,9 +186,9 @@ class Evaluate:
                 for group in sampling.run(inputs.checkpoint.path, prompts, runtime, kept)
             }
         judged = [groups[prompt.id] for prompt in prompts]
-        if inputs.reference is not None:
+        if self.divergence is not None and inputs.reference is not None:
             both = inputs.checkpoint.path, inputs.reference.path
-            judged = with_divergence(judged, *both, config.temperature, self.reader, runtime)
+            judged = self.divergence(judged, *both, config.temperature, runtime)
         scored = [group.scored for group in judged]
         check_scores(scored, self.rewards.max_failed_share)  # a broken verifier is no wrong answer
         result = summarise(self.label, judged, config)

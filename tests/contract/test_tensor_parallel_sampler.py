@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from vllm import envs
 
 from framework.engines import update_progress
 from framework.engines.share_server import ShareServer
@@ -91,6 +92,7 @@ def policy() -> Policy:
 
 @pytest.fixture(scope="module")
 def sampler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmSampler]:
+    envs.disable_envs_cache()  # an engine that this process had before has fixed what the environment was then
     sampler = VllmSampler(CONFIG)
     checkpoint = save_checkpoint(SPEC, tmp_path_factory.mktemp("tp") / "base")
     asyncio.run(sampler.start(Path(checkpoint), weights_follow=True))

@@ -168,9 +168,8 @@ def test_the_rank_that_failed_is_blamed_not_the_one_that_reports_it(
                 raise RuntimeError("[gloo] Timed out waiting 5000ms for recv operation")
             time.sleep(1000)
 
-    monkeypatch.setattr("framework.roles.learner_group.LearnerWorker", Ranks)
     monkeypatch.setattr("framework.actors.rank_group._DEATH_NOTICE_S", 3.0)
-    group = LearnerGroup(LearnerConfig(tmp_path), ranks=2, actor_options=[{"num_cpus": 0}] * 2)
+    group = LearnerGroup(LearnerConfig(tmp_path), ranks=2, worker=Ranks, actor_options=[{"num_cpus": 0}] * 2)
     group.start()
     with pytest.raises(RunFailed, match=r"learner rank 1 failed: .*a bug"):
         group.save(tmp_path)
@@ -178,7 +177,8 @@ def test_the_rank_that_failed_is_blamed_not_the_one_that_reports_it(
     with pytest.raises(RanksLost, match="rank 0 failed in a collective, though every rank lives") as lost:
         group.load(tmp_path)
     assert "[]" not in str(lost.value)
-    taken = LearnerGroup(LearnerConfig(tmp_path, temperature=2.0), ranks=1, actor_options=[{"num_cpus": 0}])
+    config = LearnerConfig(tmp_path, temperature=2.0)
+    taken = LearnerGroup(config, ranks=1, worker=Ranks, actor_options=[{"num_cpus": 0}])
     with pytest.raises(PortTaken):
         taken.start()
     assert capsys.readouterr().out.count("port was taken by another process; trying another one") == 2
