@@ -96,7 +96,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{,99}", self.run):
-            raise UserError("run", self.run, "must be a file name of at most 100 letters, digits, '.', '_' or '-'")
+            raise UserError("run", self.run, "must be a directory name of at most 100 letters, digits, '.', '_', '-'")
         object.__setattr__(self, "stage", Stages(self.stage))
 
     @property
