@@ -148,8 +148,7 @@ def compose_fitted(
                 named = any(word.startswith("model=") for word in overrides)
                 run = find_run(str(node["base"]), config.runs_dir)
                 base = newest_of(run) if run is not None else find_base(str(node["base"]), weights)
-                made = not (config.from_ or config.job.takes_base)
-                sizes = config.model if named or made else None  # a default is of the base that the job makes
+                sizes = config.model if named or not (config.from_ or config.job.takes_base) else None  # a fresh one's
                 no_policy = config.job.reads_text and reads_alone(base)
                 config = replace(config, base=base, model=sizes or (None if no_policy else of_base(base)))
             models = config.sizes
