@@ -79,20 +79,29 @@ def _write(descriptor: int, part: torch.Tensor, offset: int) -> None:
         rest, offset = rest[written:], offset + written
 
 
+def opened(file: MemoryFile, flags: int = os.O_RDONLY) -> int:
+    """Return a descriptor of another process's file. Raises RunFailed if that has closed it, or has ended.
+
+    A process id, and a descriptor, may be another one's by now, so the file's name is compared.
+    """
+    gone = f"{file.owner} (process {file.process}) has ended, or has published newer weights since"
+    try:
+        descriptor = os.open(f"/proc/{file.process}/fd/{file.descriptor}", flags | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise RunFailed(gone) from error
+    except PermissionError as error:
+        raise RunFailed(f"no right to map the memory of {file.owner}: both must run as one user") from error
+    if os.readlink(f"/proc/self/fd/{descriptor}") != f"/memfd:{file.name} (deleted)":
+        os.close(descriptor)
+        raise RunFailed(gone)
+    return descriptor
+
+
 class MemoryReader:
-    """Opens what a process of this machine has sealed. Raises RunFailed if that has closed it, or has ended."""
+    """Opens what a process of this machine has sealed; raises RunFailed as `opened`."""
 
     def __init__(self, file: MemoryFile) -> None:
-        gone = f"{file.owner} (process {file.process}) has ended, or has published newer weights since"
-        try:
-            self._descriptor = os.open(f"/proc/{file.process}/fd/{file.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
-        except (FileNotFoundError, ProcessLookupError) as error:
-            raise RunFailed(gone) from error
-        except PermissionError as error:
-            raise RunFailed(f"no right to map the memory of {file.owner}: both must run as one user") from error
-        if os.readlink(f"/proc/self/fd/{self._descriptor}") != f"/memfd:{file.name} (deleted)":
-            self.close()
-            raise RunFailed(gone)
+        self._descriptor = opened(file)
 
     def view(self, offset: int, size: int) -> torch.Tensor:
         """Map `size` bytes, [bytes] uint8, not to be written to; they count as this process's while the tensor lives.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 _TAG = re.compile(r"</?[A-Za-z][\w-]*>")  # <think>, </answer>; DeepSeek's and ChatML's control tokens have bars
@@ -27,10 +27,7 @@ def decode(
 ) -> list[str]:
     """Return each response's text. Where `ends`, its last token ended it: if that is special, it is no text either."""
     special = set(tokenizer.all_special_ids) | hidden
-    shown = []
-    for token_ids, ended in zip(responses, ends, strict=True):
-        last = token_ids[:-1] if ended and token_ids and token_ids[-1] in special else token_ids
-        shown.append([token_id for token_id in last if token_id not in hidden])
+    shown = [_shown(ids, ended, special, hidden) for ids, ended in zip(responses, ends, strict=True)]
     return list(tokenizer.batch_decode(shown, skip_special_tokens=False))
 
 
@@ -49,6 +46,10 @@ class TextStream:
 
     def text(self, token_ids: Sequence[int], ended: bool) -> str:
         """Return what these next tokens add. Where `ended`, the last of them ended the response."""
-        ends = ended and token_ids and token_ids[-1] in self._special
-        shown = (id_ for id_ in (token_ids[:-1] if ends else token_ids) if id_ not in self._hidden)
+        shown = _shown(token_ids, ended, self._special, self._hidden)
         return "".join(self._stream.step(self._tokenizer, id_) or "" for id_ in shown)
+
+
+def _shown(token_ids: Sequence[int], ended: bool, special: Set[int], hidden: Set[int]) -> list[int]:
+    last = token_ids[:-1] if ended and token_ids and token_ids[-1] in special else token_ids
+    return [id_ for id_ in last if id_ not in hidden]

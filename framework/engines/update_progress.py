@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
-from framework.engines.memory_file import machine
+from framework.engines.memory_file import machine, opened
 from framework.engines.weights import update_limit
 from framework.types import MemoryFile, PublishedWeights
 
@@ -75,7 +75,7 @@ class Progress:
     def __init__(self, board: MemoryFile | None, rank: int) -> None:
         self._descriptor, self._offset, self._count = -1, rank * _COUNTER.size, 0
         if board is not None and board.machine == machine():
-            self._descriptor = os.open(f"/proc/{board.process}/fd/{board.descriptor}", os.O_RDWR | os.O_CLOEXEC)
+            self._descriptor = opened(board, os.O_RDWR)
             self._tell()
 
     def step(self) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from framework.actors.placing import check_room, room
 from framework.actors.rank_group import RankGroup, RanksLost
-from framework.engines.cpu.environment import worker_environment
+from framework.engines.cpu.environment import actor_options
 from framework.errors import RunFailed, Stopped
 from framework.graph.stop import never_stop
 from framework.protocols import Tracker
@@ -74,13 +74,7 @@ class SupervisedLoop:
     def new_group(self, ranks: int) -> RankGroup:
         """Return a group of so many ranks, not started yet."""
         settings = self.settings
-        cpus = settings.engine.threads or settings.cpus_per_worker
-        environment = worker_environment(cpus, settings.gpus_per_worker > 0)
-        options = {
-            "num_cpus": settings.cpus_per_worker,
-            "num_gpus": settings.gpus_per_worker,
-            "runtime_env": {"env_vars": environment},
-        }
+        options = actor_options(settings.cpus_per_worker, settings.gpus_per_worker, settings.engine.threads)
         return RankGroup(
             "training worker", TrainingWorker, [options] * ranks, (settings,),
             deadlines=settings.deadlines, should_stop=self.should_stop, allow_s=self.allow_s,

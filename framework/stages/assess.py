@@ -6,14 +6,14 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from framework.artifacts import AssessmentReport, Checkpoint, TextSet, TokenShards
 from framework.bounds import PositiveInt, bounded
 from framework.data.sentences import Sentences
 from framework.data.text_tokenizers import control_code
 from framework.data.tokenizer_files import load_tokenizer
-from framework.engines.cpu.environment import worker_environment
+from framework.engines.cpu.environment import actor_options
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.graph.nodes import Runtime
 from framework.roles.assess_worker import Assessment, FineTuning, Writing
@@ -107,11 +107,7 @@ def assessed(
     from framework.roles.assess_worker import AssessWorker
 
     cluster = runtime.cluster
-    options: dict[str, Any] = {
-        "num_cpus": cluster.learner_cpus,
-        "num_gpus": 1.0 if cluster.gpus else 0.0,
-        "runtime_env": {"env_vars": worker_environment(cluster.learner_cpus, cluster.gpus > 0)},
-    }
+    options = actor_options(cluster.learner_cpus, 1.0 if cluster.gpus else 0.0)
     group = RankGroup(
         "assessor", AssessWorker, [options], (task,),
         deadlines=cluster.deadlines, should_stop=runtime.should_stop, allow_s=runtime.allow_s,

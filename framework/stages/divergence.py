@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from framework.engines.cpu.environment import worker_environment
+from framework.engines.cpu.environment import actor_options
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.graph.nodes import Runtime
 from framework.objectives.grpo import Grpo
@@ -78,11 +78,7 @@ def _logprobs(
     cluster = runtime.cluster
     longest = max(len(sample.prompt_ids) + len(sample.response_ids) for sample in samples)
     reading = replace(engine, keep_versions=0, mtp_coef=0.0, token_budget=max(engine.token_budget, longest))
-    options: dict[str, Any] = {
-        "num_cpus": cluster.learner_cpus,
-        "num_gpus": 1.0 if cluster.gpus else 0.0,
-        "runtime_env": {"env_vars": worker_environment(cluster.learner_cpus, cluster.gpus > 0)},
-    }
+    options = actor_options(cluster.learner_cpus, 1.0 if cluster.gpus else 0.0)
     ranks = cluster.learner_workers
     group = LearnerGroup(
         LearnerConfig(model, reading, Grpo(kl_coef=0.0), temperature),

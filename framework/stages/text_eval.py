@@ -16,6 +16,7 @@ from framework.bounds import NonNegativeInt, PositiveInt, bounded
 from framework.data.glue import LabelledText, classes_of, read_labelled
 from framework.data.layouts.documents import text_in
 from framework.data.masking import Masking
+from framework.data.remote import DataFile
 from framework.data.rows import file_rows
 from framework.data.sources import find_source
 from framework.data.text.shard_files import Document, document_id, write_text
@@ -32,6 +33,8 @@ from framework.stages.assess import AssessedTransformer, assessed, written_asses
 from framework.stages.collect import NoInputs
 from framework.stages.documents import CollectedDocuments
 from framework.types import Assessed
+
+_LABELLED = "text"  # the domain of labelled texts
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,19 @@ class TextEvalConfig:
         """The documents; the labelled texts where none are named."""
         if self.documents is None:
             _, heldout = self.labelled() or ([], [])
-            return [Document(document_id("text", each.text), each.text, "text") for each in heldout]
+            return [Document(document_id(_LABELLED, each.text), each.text, _LABELLED) for each in heldout]
         found = []
         for file in find_source(self.documents, "stage.text.documents").files:
-            domain = Path(str(file)).name.partition(".")[0]
+            domain = _domain(file)
             texts = (text_in(row, {}, "stage.text.documents") for row in file_rows(file))
             found += [Document(document_id(domain, text), text, domain) for text in texts]
         return found
+
+    def domains(self) -> list[str]:
+        """Those of the documents of `read`, each once; nothing is read for it."""
+        if self.documents is None:
+            return [_LABELLED]
+        return list(dict.fromkeys(map(_domain, find_source(self.documents, "stage.text.documents").files)))
 
     def named_files(self) -> tuple[Path, ...]:
         """The files that it reads: the stage runs again when one of them changes."""
@@ -128,7 +137,7 @@ class EvaluateText:
         """Write assessment.json; begins again after a stop."""
         config, place = self.config, inputs.checkpoint.path
         sizes = read_json(place / "config.json")
-        learns = learned_by(sizes, place, config.masking, [each.source for each in config.read()])
+        learns = learned_by(sizes, place, config.masking, config.domains())
         longest = config.max_tokens or min(512, context_of(sizes))
         labelled = config.labelled()
         classes = classes_of(*labelled, "stage.text") if labelled else ["0", "1"]
@@ -158,7 +167,7 @@ def learned_by(sizes: Mapping[str, Any], checkpoint: Path, masking: Masking, dom
         if not any(control_code(name) in vocabulary for name in domains):
             codes = ", ".join(sorted(token for token in vocabulary if token.startswith("<|")))
             allowed = f"must be of files that are named as a code of the model: {codes}"
-            raise UserError("stage.text.documents", ", ".join(dict.fromkeys(domains)), allowed)
+            raise UserError("stage.text.documents", ", ".join(domains), allowed)
         return Coded()
     if kind == "xlnet":
         return Permuted()
@@ -171,6 +180,10 @@ def context_of(sizes: Mapping[str, Any]) -> int:
     """The longest row: RoBERTa's positions begin behind its padding token's; XLNet's are relative."""
     found = next((int(sizes[key]) for key in ("max_position_embeddings", "n_positions") if sizes.get(key)), 512)
     return found - int(sizes.get("pad_token_id") or 0) - 1 if sizes.get("model_type") == "roberta" else found
+
+
+def _domain(file: DataFile) -> str:
+    return Path(str(file)).name.partition(".")[0]
 
 
 def _numbered(texts: Sequence[LabelledText], classes: Sequence[str]) -> tuple[Labelled, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from framework.data.text.duplicates import DROP, EDGE, PLACE, Array, first_of_group, mixed
+from framework.data.text.duplicates import EDGE, PLACE, Array, begins, dropped, first_of_group, mixed
 from framework.data.text.partitions import Dealer, dealt, save
 from framework.data.text.shard_files import Done, shard_name, whole_file
 
@@ -79,8 +79,7 @@ class SmallStar(Shuffle):
         """Work on one partition."""
         pairs = _unique(np.concatenate([_unique(block) for block in self.blocks(number)]))
         with _dealing(self.directory, number, self.partitions, PAIR) as (dealer, notes):
-            new = np.ones(len(pairs), bool)
-            new[1:] = pairs["at"][1:] != pairs["at"][:-1]
+            new = begins(pairs["at"])
             smallest = pairs["near"][first_of_group(new)]
             # The smallest neighbour needs no tie to itself: the node's own stands in its place.
             tied = np.where(new, pairs["at"], pairs["near"])
@@ -105,8 +104,7 @@ class LargeStar(Shuffle):
             at, near = np.concatenate([nodes, block["at"]]), np.concatenate([smallest, block["near"]])
             order = np.lexsort((near, at))
             at, near = at[order], near[order]
-            new = np.ones(len(at), bool)
-            new[1:] = at[1:] != at[:-1]
+            new = begins(at)
             nodes, smallest = at[new], near[new]
         unsettled = np.zeros(len(nodes), bool)
         with _dealing(self.directory, number, self.partitions, PAIR) as (dealer, notes):
@@ -129,13 +127,9 @@ class Leaves(Shuffle):
         """Write the drops of one partition, sorted by shard and row."""
         pairs = _unique(np.concatenate([_unique(block) for block in self.blocks(number)]))
         goes, stays = pairs["at"].view(_BYTES), pairs["near"].view(_BYTES)
-        drops = np.empty(len(pairs), DROP)
-        for name, source in (("shard", goes["shard"]), ("row", goes["row"])):
-            drops[name] = source
-        drops["of_high"], drops["of_low"] = stays["id_high"], stays["id_low"]
         name = shard_name("near", number, "bin")
         with whole_file(self.directory / name) as writer:
-            note = save(writer, drops[np.lexsort((drops["row"], drops["shard"]))])
+            note = save(writer, dropped(goes, stays))
         with _dealing(self.directory, number, self.partitions, SIZE) as (dealer, notes):
             centers, leaves = np.unique(pairs["near"], return_counts=True)
             sizes = np.empty(len(centers), SIZE)
@@ -198,9 +192,7 @@ def _keys(nodes: Array) -> Array:
 def _unique(pairs: Array) -> Array:
     """Return each pair once, in order of node and neighbour."""
     ordered: Array = pairs[np.lexsort((pairs["near"], pairs["at"]))]
-    new = np.ones(len(pairs), bool)
-    new[1:] = (ordered["at"][1:] != ordered["at"][:-1]) | (ordered["near"][1:] != ordered["near"][:-1])
-    found: Array = ordered[new]
+    found: Array = ordered[begins(ordered["at"], ordered["near"])]
     return found
 
 

@@ -113,9 +113,8 @@ class MinHash:
 def exact_drops(entries: Array) -> Array:
     """Return the drops among all entries (EXACT) of a partition: of equal texts the first place stays."""
     entries = entries[np.lexsort((*_order(entries), entries["check"], entries["key"]))]
-    new = np.ones(len(entries), bool)
-    new[1:] = (entries["key"][1:] != entries["key"][:-1]) | (entries["check"][1:] != entries["check"][:-1])
-    return _dropped(entries[~new], entries[first_of_group(new)[~new]])
+    new = begins(entries["key"], entries["check"])
+    return dropped(entries[~new], entries[first_of_group(new)[~new]])
 
 
 def near_edges(entries: Array, minhash: MinHash) -> Array:
@@ -123,8 +122,7 @@ def near_edges(entries: Array, minhash: MinHash) -> Array:
     entries = entries[np.lexsort((*_order(entries), entries["key"]))]
     found = []
     while len(entries):
-        new = np.ones(len(entries), bool)
-        new[1:] = entries["key"][1:] != entries["key"][:-1]
+        new = begins(entries["key"])
         firsts = first_of_group(new)
         alike = ~new & minhash.alike(entries["sketch"], entries["sketch"][firsts])
         found.append(_edges(entries[firsts[alike]], entries[alike]))
@@ -141,8 +139,7 @@ def without_copies(entries: Array) -> tuple[Array, Array]:
     sketch = np.ascontiguousarray(entries["sketch"]).view(f"S{entries['sketch'].shape[1]}")[:, 0]
     order = np.lexsort((*_order(entries), sketch, entries["key"]))
     entries, sketch = entries[order], sketch[order]
-    new = np.ones(len(entries), bool)
-    new[1:] = (entries["key"][1:] != entries["key"][:-1]) | (sketch[1:] != sketch[:-1])
+    new = begins(entries["key"], sketch)
     return entries[new], _edges(entries[first_of_group(new)[~new]], entries[~new])
 
 
@@ -166,12 +163,24 @@ def component_drops(edges: Array) -> tuple[Array, dict[int, int]]:
     goes = first[component] != np.arange(size)
     sizes, times = np.unique(np.bincount(component), return_counts=True)
     clusters = dict(zip(sizes.tolist(), times.tolist(), strict=True))
-    return _dropped(places[goes], places[first[component[goes]]]), clusters
+    return dropped(places[goes], places[first[component[goes]]]), clusters
 
 
 def _order(entries: Array) -> tuple[Array, ...]:
     """Keys of a lexsort by place."""
     return tuple(entries[name] for name, _ in reversed(PLACE))
+
+
+def begins(*columns: Array) -> npt.NDArray[np.bool_]:
+    """Return [N] whether each element begins a group: it differs from the one before in a column; groups lie together.
+
+    For `first_of_group`.
+    """
+    new = np.zeros(len(columns[0]), bool)
+    new[:1] = True
+    for column in columns:
+        new[1:] |= column[1:] != column[:-1]
+    return new
 
 
 def first_of_group(new: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
@@ -181,7 +190,8 @@ def first_of_group(new: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
     return found
 
 
-def _dropped(goes: Array, stays: Array) -> Array:
+def dropped(goes: Array, stays: Array) -> Array:
+    """Return the drops (DROP) of places that go, each for one that stays; sorted by shard and row."""
     found = np.empty(len(goes), DROP)
     found["shard"], found["row"] = goes["shard"], goes["row"]
     found["of_high"], found["of_low"] = stays["id_high"], stays["id_low"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from framework.engines.device import device_environment
 
@@ -21,6 +22,12 @@ def worker_environment(cpus: float, on_gpu: bool) -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         **_allocator(),
     }
+
+
+def actor_options(cpus: float, gpus: float, threads: int = 0) -> dict[str, Any]:
+    """Ray's options for an actor on its own: what it books, and its environment, with `threads` if they are given."""
+    environment = worker_environment(threads or cpus, gpus > 0)
+    return {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": environment}}
 
 
 def _allocator() -> dict[str, str]:
