@@ -6,6 +6,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import ClassVar
@@ -13,7 +14,7 @@ from typing import ClassVar
 from framework.bounds import FiniteFloat, NonNegativeInt, Probability, Seconds, bounded
 from framework.data.tasks import same_text
 from framework.errors import UserError, did_you_mean
-from framework.rewards.blame import place_of_error
+from framework.rewards.blame import error_text, place_of_error
 from framework.types import Prompt, Response, ResponseGroup, RewardScore
 
 MAX_EXTRACTED_CHARS = 10_000
@@ -130,10 +131,12 @@ def score_response(
     response: Response,
     given: Mapping[str, float] | None = None,
     before: Callable[[str], None] = lambda name: None,
+    anew: Callable[[], tuple[Prompt, Response]] | None = None,
 ) -> RewardScore:
     """Score one response in this process; never raises for a bad reward, reports it in RewardScore.error.
 
-    Components in `given` are not asked: their values are known. `before` hears of each that is.
+    Components in `given` are not asked: their values are known. `before` hears of each that is. `anew`: gives each
+    reward a copy of its own, so that what one of them does to the prompt or the response changes no other's value.
     """
     values: dict[str, float] = {}
     answer: str | None = None
@@ -143,14 +146,19 @@ def score_response(
             continue
         before(name)
         try:
-            if answer is None and (found := components[name].extracted(prompt, response)) is not None:
-                answer = found[:MAX_EXTRACTED_CHARS]
-            values[name] = _finite(components[name](prompt, response))
+            own = (prompt, response) if anew is None else anew()
+            if answer is None and (found := components[name].extracted(*own)) is not None:
+                answer = _text(found)[:MAX_EXTRACTED_CHARS]
+            values[name] = _finite(components[name](*own))
         except Exception as error:  # the verifier is anyone's code: a failed sample is counted, the run goes on
-            tokens = sum(components[name].spent() for name in prompt.rewards or components)
-            return RewardScore(0.0, values, describe_error(f"reward {name}", prompt, error), answer, tokens)
+            error_line = describe_error(f"reward {name}", prompt, error)
+            return RewardScore(0.0, values, error_line, answer, _spent(components, prompt.rewards or components))
     total = sum(components[n].weight * value + components[n].offset for n, value in values.items())
-    return RewardScore(total, values, extracted=answer, tokens=sum(components[name].spent() for name in values))
+    tokens = _spent(components, values)
+    if not math.isfinite(total):
+        told = f"rewards {', '.join(values)} add up to {total}, which is not a finite number"
+        return RewardScore(0.0, values, told[:MAX_ERROR_CHARS], answer, tokens)
+    return RewardScore(total, values, extracted=answer, tokens=tokens)
 
 
 def describe_error(what: str, prompt: Prompt, error: Exception) -> str:
@@ -160,9 +168,25 @@ def describe_error(what: str, prompt: Prompt, error: Exception) -> str:
     place = place_of_error(error)
     if place or not isinstance(error, ValueError):
         lines = "".join(line[:MAX_ERROR_CHARS].rstrip("\n") + "\n" for line in traceback.format_exception(error))
-        print(f"prompt {prompt.id}: {what} raised:\n{lines}", file=sys.stderr)
+        with suppress(Exception):  # the log's disk may be full, or the reward has closed its standard error
+            print(f"prompt {prompt.id}: {what} raised:\n{lines}", file=sys.stderr)
     where = f" ({place})" if place else ""
-    return f"{what} raised {type(error).__name__}: {error}"[: MAX_ERROR_CHARS - len(where)] + where
+    return f"{what} raised {error_text(error)}"[: MAX_ERROR_CHARS - len(where)] + where
+
+
+def _spent(components: Mapping[str, Reward], names: Iterable[str]) -> int:
+    """Tokens that other models used; a reward that cannot say has used none."""
+    tokens = 0
+    for name in names:
+        with suppress(Exception):
+            tokens += int(components[name].spent())
+    return tokens
+
+
+def _text(found: object) -> str:
+    if not isinstance(found, str):
+        raise TypeError(f"`extracted` returned {found!r}, not a text")
+    return found
 
 
 def _finite(value: object) -> float:

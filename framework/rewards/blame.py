@@ -21,6 +21,15 @@ def place_of_error(error: BaseException) -> str:
     return _innermost((frame.filename, frame.lineno or 0) for frame in reversed(frames))
 
 
+def error_text(error: BaseException) -> str:
+    """Return an error's class and what it says, in one line; anyone's class may fail to say it."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception as failed:
+        text = f"(its text cannot be had: {type(failed).__name__})"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def place_of_dump(dump: str) -> str:
     """Return the same of a stack as `faulthandler` dumps it: innermost frame first."""
     return _innermost((match["file"], int(match["line"])) for match in _DUMPED.finditer(dump))

@@ -22,10 +22,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, BinaryIO, NoReturn
 
 from framework.rewards.base import Reward, describe_error, score_response
-from framework.rewards.blame import place_of_error
+from framework.rewards.blame import error_text, place_of_error
 from framework.rewards.questions import Lines, check_lines, vote_lines
 from framework.types import Prompt, Response, ResponseGroup
 
@@ -55,7 +56,7 @@ def main(parent: int, memory_limit_mb: int, control_fd: int) -> None:
     except Exception as error:
         traceback.print_exc()
         place = place_of_error(error)
-        reason = f"{type(error).__name__}: {error}" + (f" ({place})" if place else "")
+        reason = error_text(error) + (f" ({place})" if place else "")
         _write(control_fd, {"fatal": reason})
         return
     _write(control_fd, {"ready": True})
@@ -81,7 +82,9 @@ def main(parent: int, memory_limit_mb: int, control_fd: int) -> None:
 
 def _work(components: Mapping[str, Reward], loader: int, requests_fd: int, results: int, stacks: int) -> NoReturn:
     """Answer every request until the parent closes the pipe; never returns."""
-    code = 0
+    code, answers = 0, _Answers(results)
+    for pipe in (requests_fd, results, stacks):  # a program that a reward starts must not keep them open
+        os.set_inheritable(pipe, False)
     try:
         if os.getpgid(0) != os.getpid():
             os.setpgid(0, 0)
@@ -92,17 +95,36 @@ def _work(components: Mapping[str, Reward], loader: int, requests_fd: int, resul
                 verb, *arguments = pickle.loads(request)
                 if verb == SCORE:
                     group, start, given = arguments
-                    _score_group(components, group.prompt, group.responses, start, given, results)
+                    _score_group(components, group.prompt, group.responses, start, given, answers)
                 else:
                     for line in QUESTIONS[verb](components, *arguments):
-                        _write(results, line)
-    except SystemExit as leaving:  # a reward that calls sys.exit
-        code = leaving.code if isinstance(leaving.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
+                        answers.write(line)
+    except BaseException as leaving:  # a reward that calls sys.exit, or is interrupted
+        code = leaving.code & 0xFF if isinstance(leaving, SystemExit) and isinstance(leaving.code, int) else 1
+        with contextlib.suppress(Exception):
+            traceback.print_exc()
+        with contextlib.suppress(Exception):
+            place = place_of_error(leaving)
+            answers.write({"left": error_text(leaving) + (f" ({place})" if place else "")})
+    with contextlib.suppress(Exception):  # a reward may have closed it
+        sys.stdout.flush()
     os._exit(code)
+
+
+class _Answers:
+    """Where the worker's lines go. A copy of the worker that a reward forks and lets come back ends here.
+
+    Its lines would be taken for the worker's own: scores of other responses.
+    """
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe, self._process = pipe, os.getpid()
+
+    def write(self, message: dict[str, Any]) -> None:
+        """Send a line."""
+        if os.getpid() != self._process:
+            os._exit(0)
+        _write(self._pipe, message)
 
 
 def _score_group(
@@ -111,10 +133,10 @@ def _score_group(
     responses: tuple[Response, ...],
     start: int,
     given: Mapping[str, float],
-    results: int,
+    answers: _Answers,
 ) -> None:
     def before(name: str) -> None:
-        _write(results, {"running": name})
+        answers.write({"running": name})
 
     group = ResponseGroup(prompt, responses)  # all of it: where it is scored in parts, those before `start` count too
     broken = ""
@@ -123,10 +145,11 @@ def _score_group(
         before(name)
         try:
             chosen[name] = components[name].for_group(group)
+            judges = chosen[name].fails_as_wrong
         except Exception as error:
             broken = broken or describe_error(f"reward {name}, looking at the group,", prompt, error)
             continue
-        if chosen[name].fails_as_wrong:
+        if judges:
             before(CHECK)
             try:
                 chosen[name].check(prompt)
@@ -134,11 +157,12 @@ def _score_group(
                 broken = broken or describe_error(f"reward {name}, checking the reference answer,", prompt, error)
     for place, response in enumerate(responses[start:]):
         if broken:
-            _write(results, {"total": 0.0, "components": {}, "error": broken})
+            answers.write({"total": 0.0, "components": {}, "error": broken})
             continue
-        score = score_response(chosen, prompt, response, given if place == 0 else None, before)
+        anew = partial(pickle.loads, pickle.dumps((prompt, response), pickle.HIGHEST_PROTOCOL))
+        score = score_response(chosen, prompt, response, given if place == 0 else None, before, anew)
         message = {"total": score.total, "components": dict(score.components), "error": score.error}
-        _write(results, message | {"extracted": score.extracted, "tokens": score.tokens})
+        answers.write(message | {"extracted": score.extracted, "tokens": score.tokens})
 
 
 def _read(pipe: BinaryIO | socket.SocketIO) -> bytes:

@@ -23,6 +23,7 @@ from framework.types import Prompt, Response
 
 PYTHON = ("python", "python3", "py", "python2")
 MAX_SOURCE = 1 << 20  # characters
+BROKEN_S = 0.2  # that a sandbox which does not answer is given to end by itself
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([^\s`]*)[^`\n]*")
 _FLOAT = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|\d+(?:\.\d*)?[eE][-+]?\d+)")
 _TOLERANCE = 1e-6
@@ -107,11 +108,11 @@ class Code(Reward):
         try:
             return action(_sandbox(self.least, self.packages))
         except SandboxBroken:
-            _close_sandbox()
+            _close_sandbox(BROKEN_S)
         try:
             return action(_sandbox(self.least, self.packages))
         except SandboxBroken:
-            _close_sandbox()
+            _close_sandbox(BROKEN_S)
             raise
 
 
@@ -127,11 +128,11 @@ def _sandbox(least: LevelName, packages: tuple[str, ...]) -> Sandbox:
     return _open[0][3]
 
 
-def _close_sandbox() -> None:
+def _close_sandbox(wait_s: float = 10.0) -> None:
     while _open:
         owner, _, _, sandbox = _open.pop()
         if owner == os.getpid():
-            sandbox.close()
+            sandbox.close(wait_s)
 
 
 @lru_cache(maxsize=256)  # asked once for each group

@@ -156,7 +156,7 @@ def _content(reply: Any, spent: Callable[[int], None]) -> str:
         spent(int(usage.get("total_tokens") or 0))
         choice = reply["choices"][0]
         content = choice["message"]["content"]
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
         raise ValueError(f"no chat completion: {str(reply)[:60]!r}") from None
     if choice.get("finish_reason") == "length":
         raise ValueError("a reply that was cut off")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Self
 
@@ -70,7 +70,8 @@ class IsolatedScorer:
                     running, timeouts = self._worker.running, timeouts + 1
                     self._replace_worker()
                 except (EOFError, BrokenPipeError):
-                    running, reason = self._worker.running, f"process died: {self._replace_worker()}"
+                    running, left = self._worker.running, self._worker.left
+                    reason = f"process died: {self._replace_worker()}{left}"
                 if running in self._config.components and self._config.components[running].fails_as_wrong:
                     given[running] = 0.0
                     self._note(f"prompt {group.prompt.id}: reward {running} {reason}: counted as wrong")
@@ -110,7 +111,8 @@ class IsolatedScorer:
                 self._replace_worker()
                 reason = f"its rewards did not judge it within {limit_s:g} s"
             except (EOFError, BrokenPipeError, KeyError):
-                reason = f"the process of its rewards died while they judged it: {self._replace_worker()}"
+                left = self._worker.left
+                reason = f"the process of its rewards died while they judged it: {self._replace_worker()}{left}"
             raise UserError(f"prompt {asked['id'] or 'number 1'}: answer", asked["answer"], reason)
 
     def votes(self, group: ResponseGroup, name: str) -> tuple[int, ...]:
@@ -155,7 +157,7 @@ class IsolatedScorer:
 
     def _note(self, text: str) -> None:
         """Write a line where the rewards' own output goes."""
-        with self._log.open("a") if self._log else nullcontext(sys.stderr) as file:
+        with suppress(OSError), self._log.open("a") if self._log else nullcontext(sys.stderr) as file:
             print(text, file=file, flush=True)
 
     def _replace_worker(self) -> str:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from framework.errors import RunFailed, UserError
-from framework.rewards.base import RewardConfig
-from framework.rewards.blame import place_of_dump
+from framework.rewards.base import MAX_ERROR_CHARS, RewardConfig
+from framework.rewards.blame import error_text, place_of_dump
 from framework.rewards.child import FORK, HEADER_BYTES, REAP, SCORE
 from framework.types import ResponseGroup, RewardScore
 
@@ -26,6 +26,7 @@ from framework.types import ResponseGroup, RewardScore
 ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 DEVICES = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR")  # which cards its worker was given; without them it would see all
 REPLY_LIMIT_S = 10.0  # of the loader, which only forks and waits
+LEAVING_S = 2.0  # of a worker that has said that it ends
 STACK_LIMIT_S = 0.3  # of a worker asked where it is
 
 
@@ -62,7 +63,14 @@ class RewardLoader:
             return
         deadline = time.monotonic() + self._config.startup_limit_s
         try:
-            _send(self._control.fileno(), pickle.dumps(dict(self._config.components)), deadline)
+            components = pickle.dumps(dict(self._config.components))
+        except Exception as error:  # pickle raises whatever it likes
+            self.kill()
+            names, why = ", ".join(self._config.components), error_text(error)
+            allowed = f"they live in a process of their own and cannot be sent there: {why}"
+            raise UserError("reward.components", names, allowed) from error
+        try:
+            _send(self._control.fileno(), components, deadline)
             message = self._lines.next(deadline)
         except TimeoutError:
             self.kill()
@@ -113,6 +121,7 @@ class RewardWorkerProcess:
     def __init__(self, config: RewardConfig, loader: RewardLoader) -> None:
         self._config, self._loader = config, loader
         self.running = ""  # what it does now: a reward's name, or the check of the reference
+        self.left = ""  # by which error that nothing catches it has ended, and where
         requests, self._requests = os.pipe()
         self._results, results = os.pipe()
         self._stacks, stacks = os.pipe()
@@ -135,24 +144,32 @@ class RewardWorkerProcess:
 
     def next_answer(self, limit_s: float | None = None) -> dict[str, Any]:
         """Return the next line; raises TimeoutError past the limit (default: a response's), EOFError if it failed."""
-        found = self._lines.next(time.monotonic() + (self._config.time_limit_s if limit_s is None else limit_s))
-        if not isinstance(found, dict):
-            raise EOFError
-        return found
+        return self._next(time.monotonic() + (self._config.time_limit_s if limit_s is None else limit_s))
 
     def next_score(self) -> RewardScore:
         """Return the next response's score; raises TimeoutError past its limit, EOFError if the child failed."""
         deadline = time.monotonic() + self._config.time_limit_s
-        while "running" in (message := self._lines.next(deadline)):
+        while "running" in (message := self._next(deadline)):
             self.running = str(message["running"])
         try:
             components = {str(name): float(value) for name, value in message["components"].items()}
             extracted = message.get("extracted")
-            answer = None if extracted is None else str(extracted)
+            answer = None if extracted is None else _clean(extracted)
             tokens = int(message.get("tokens", 0))
-            return RewardScore(float(message["total"]), components, str(message["error"]), answer, tokens)
-        except (KeyError, TypeError, ValueError, AttributeError):
+            return RewardScore(float(message["total"]), components, _clean(message["error"]), answer, tokens)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise EOFError from None
+
+    def _next(self, deadline: float) -> dict[str, Any]:
+        found = self._lines.next(deadline)
+        if not isinstance(found, dict):
+            raise EOFError
+        if "left" in found:
+            self.left = f", {_clean(found['left'])}"[:MAX_ERROR_CHARS]
+            with contextlib.suppress(TimeoutError):  # EOFError as soon as it has ended: how, its loader says
+                self._lines.next(time.monotonic() + LEAVING_S)
+            raise EOFError
+        return found
 
     def where(self) -> str:
         """Return the author's "file:line" that it is at, if it can tell: a stopped process cannot."""
@@ -177,6 +194,11 @@ class RewardWorkerProcess:
         for pipe in (self._requests, self._results, self._stacks):
             os.close(pipe)
         return ending
+
+
+def _clean(text: object) -> str:
+    """A text that every file and terminal takes: half of a surrogate pair is shown as its number."""
+    return str(text).encode(errors="backslashreplace").decode()
 
 
 class _Lines:

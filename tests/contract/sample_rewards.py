@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +56,36 @@ class Obedient(Reward):
                 return float(len(sys.stdin.read()))
             case "environment":
                 return float(argument in os.environ)
+            case "fork":  # a copy that comes back and goes on as if it were the worker
+                return 1.0 if os.fork() else 7.0
+            case "leave":
+                sys.exit("no such table")
+            case "interrupt":
+                raise KeyboardInterrupt
+            case "untold":
+                raise Untold
+            case "deaf":
+                sys.stderr.close()
+                raise ZeroDivisionError("no such luck")
+            case "surrogate":
+                raise ZeroDivisionError("no \ud83d\nluck")
+            case "enormous":
+                return 1e308
+            case "background":  # what it starts outlives it
+                os.system("sleep 60 &")
+                os._exit(5)
+            case "spoil":
+                prompt.columns["left"].pop()
+                response.token_ids.sort()
+                return float(len(prompt.columns["left"]))
         return float(command)
+
+
+class Untold(Exception):
+    """Cannot say what happened."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +127,24 @@ class Unpreparable(Reward):
 
     def prepare(self) -> None:
         raise ImportError("no module named verifier")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unsendable(Reward):
+    """Holds what no other process can be given."""
+
+    lock: object = dataclasses.field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Illegible(Reward):
+    """Finds an answer that is no text."""
+
+    def __call__(self, prompt: Prompt, response: Response) -> float:
+        return 1.0
+
+    def extracted(self, prompt: Prompt, response: Response) -> str | None:
+        return 5  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,16 @@ from framework.rewards.format import Format
 from framework.rewards.isolation import InProcessScorer, IsolatedScorer
 from framework.types import RewardScore
 from tests.contract import sample_rewards
-from tests.contract.sample_rewards import CONFIG, Obedient, Suicidal, Unpreparable, Verifier, group_of
+from tests.contract.sample_rewards import (
+    CONFIG,
+    Illegible,
+    Obedient,
+    Suicidal,
+    Unpreparable,
+    Unsendable,
+    Verifier,
+    group_of,
+)
 from tests.fakes import FakeScorer
 
 
@@ -49,7 +58,8 @@ def test_an_empty_group_has_no_scores(scorer: Scorer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [("raise", "ZeroDivisionError: no such luck"), ("nan", "nan"), ("none", "None")]
+    ("text", "reason"),
+    [("raise", "ZeroDivisionError: no such luck"), ("nan", "nan"), ("none", "None")],
 )
 def test_a_bad_reward_fails_its_sample_only(scorer: Scorer, text: str, reason: str) -> None:
     good, bad, also_good = scorer.score(group_of("1", text, "2"))
@@ -73,6 +83,9 @@ def test_components_are_kept_and_their_weighted_sum_is_the_total() -> None:
         ("hang", "timed out after 1 s"),
         ("exit", "died: exit code 3"),
         ("quit", "died: exit code 4"),
+        ("leave", "died: exit code 1, SystemExit: no such table ("),
+        ("interrupt", "died: exit code 1, KeyboardInterrupt ("),
+        ("background", "died: exit code 5"),
         ("segfault", "died: killed by SIGSEGV"),
         ("allocate", "MemoryError"),
     ],
@@ -82,6 +95,39 @@ def test_a_fatal_reward_fails_its_sample_only(isolated: IsolatedScorer, text: st
     assert [score.total for score in scores] == [2.0, 0.0, 4.0, 6.0]
     assert reason in scores[1].error
     assert isolated.score(group_of("5"))[0].total == 10.0
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("untold", "raised Untold: (its text cannot be had: RuntimeError) ("),
+        ("deaf", "raised ZeroDivisionError: no such luck ("),
+        ("surrogate", "raised ZeroDivisionError: no \\ud83d luck ("),
+        ("enormous", "add up to inf, which is not a finite number"),
+    ],
+)
+def test_an_error_is_one_line_that_any_file_takes(isolated: IsolatedScorer, text: str, reason: str) -> None:
+    (score,) = isolated.score(group_of(text))
+    assert reason in score.error
+    assert score.error.encode().decode().splitlines() == [score.error]
+    assert (score.total, isolated.score(group_of("5"))[0].total) == (0.0, 10.0)
+
+
+def test_a_copy_that_a_reward_forks_scores_nothing(isolated: IsolatedScorer) -> None:
+    """Its lines would be taken for the scores of the responses behind it."""
+    for _ in range(3):
+        assert [score.total for score in isolated.score(group_of("3", "fork", "4", "5"))] == [6.0, 2.0, 8.0, 10.0]
+
+
+def test_what_a_reward_does_to_a_prompt_or_response_changes_no_other_value(isolated: IsolatedScorer) -> None:
+    group = group_of("spoil", "spoil", "spoil")
+    spoiled = replace(group, prompt=replace(group.prompt, columns={"left": [1, 2, 3]}))
+    assert [score.total for score in isolated.score(spoiled)] == [4.0, 4.0, 4.0]
+
+
+def test_an_answer_that_is_no_text_is_told() -> None:
+    with IsolatedScorer(replace(CONFIG, components={"a": Illegible()})) as scorer:
+        assert "`extracted` returned 5, not a text" in scorer.score(group_of("1"))[0].error
 
 
 def test_a_reward_may_print_and_read_without_disturbing_the_protocol(isolated: IsolatedScorer) -> None:
@@ -151,10 +197,11 @@ def test_rewards_see_the_cards_that_their_worker_was_given(monkeypatch: pytest.M
     [
         (Unpreparable(), UserError, "cannot be loaded: ImportError: no module named verifier"),
         (Suicidal(), RunFailed, "died while it started: exit code 7"),
+        (Unsendable(), UserError, "cannot be sent there: TypeError: cannot pickle"),
     ],
 )
 def test_rewards_that_cannot_be_loaded_stop_the_run(
-    reward: Unpreparable | Suicidal, error: type[FrameworkError], reason: str
+    reward: Unpreparable | Suicidal | Unsendable, error: type[FrameworkError], reason: str
 ) -> None:
     with pytest.raises(error, match=reason):
         IsolatedScorer(replace(CONFIG, components={"bad": reward}))

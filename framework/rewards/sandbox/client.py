@@ -26,7 +26,10 @@ _ROOT = str(Path(__file__).resolve().parents[3])
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from framework.rewards.sandbox.zygote import main; "
 _BOOT += "main(int(sys.argv[2]), sys.argv[3].split(), sys.argv[4].split())"
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "LANG": "C.UTF-8"}
-_START_S, _REPLY_S = 60.0, 20.0
+# A reply takes milliseconds. Two tries and a new start must fit into a response's time limit (10 s by default): what
+# hangs there counts as a wrong answer, and it is not the answer's fault.
+_START_S, _REPLY_S = 60.0, 3.0
+_LOOK_S = 0.5  # between two looks at the process that watches programs
 _KEPT_ERRORS = 8192  # bytes of standard error
 
 
@@ -134,11 +137,11 @@ class Sandbox:
             why = f"the program ended: {_ending(ended['status'])}" + (f": {last}" if last else "")
         return Verdict(found["passed"] is True, why)
 
-    def close(self) -> None:
-        """End the sandbox's process and every program."""
+    def close(self, wait_s: float = 10.0) -> None:
+        """End the sandbox's process and every program; `wait_s`: to let it empty its private folder."""
         self._control.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=10)  # it empties its private folder
+            self._process.wait(timeout=wait_s)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -168,7 +171,7 @@ class Sandbox:
             deadline = time.monotonic() + _REPLY_S
             while "started" not in (answer := self._hear(deadline)):
                 pass
-        except (OSError, EOFError, TimeoutError) as error:
+        except OSError as error:
             raise SandboxBroken(f"its process is gone: {error}") from None
         if answer["error"]:
             raise SandboxBroken(str(answer["error"]))
@@ -183,9 +186,15 @@ class Sandbox:
         poll = select.poll()
         for descriptor in (output, errors, self._control.fileno()):
             poll.register(descriptor, select.POLLIN)
-        ended = self._over.pop(pid, None)
+        ended, stood = self._over.pop(pid, None), 0
         while ended is None:
-            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            left = max(0.0, deadline - time.monotonic())
+            ready = poll.poll(1000 * min(left, _LOOK_S))
+            if not ready and left > _LOOK_S:
+                stood = stood + 1 if self._stands_still() else 0
+                if stood == 2:
+                    raise SandboxBroken("its process is stopped")
+                continue
             if not ready and not reason:
                 reason = f"more than {limits.wall_s:g} s"
                 self._kill(pid)
@@ -217,6 +226,12 @@ class Sandbox:
         reason = reason or (_ending(code) if code else "")
         return Ended(code, reason, bytes(kept[output]), text, time.monotonic() - began, float(ended["peak_mb"]))
 
+    def _stands_still(self) -> bool:
+        """Whether the process that forks and watches is stopped, or waits for a kernel that does not answer."""
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self._process.pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in b"TtD"
+        return False
+
     def _kill(self, pid: int) -> None:
         with contextlib.suppress(OSError):
             self._control.send(json.dumps({"kill": pid}).encode())
@@ -228,8 +243,11 @@ class Sandbox:
         return self._over.pop(pid)
 
     def _hear(self, deadline: float) -> dict[str, Any]:
-        """Return the next message, and remember how a program ended."""
-        message = self._next(deadline)
+        """Return the next message, and remember how a program ended. Raises SandboxBroken if none comes."""
+        try:
+            message = self._next(deadline)
+        except (OSError, EOFError) as error:
+            raise SandboxBroken(f"its process is gone: {error}") from None
         if "ended" in message:
             self._over[message["ended"]] = message
         return message

@@ -4,6 +4,8 @@ import base64
 import json
 import os
 import pickle
+import signal
+import threading
 import time
 import zlib
 from dataclasses import replace
@@ -15,6 +17,7 @@ import pytest
 from framework.cli import main
 from framework.data.layouts.prompts import load_prompts
 from framework.errors import UserError
+from framework.rewards import code as code_module
 from framework.rewards.base import RewardConfig
 from framework.rewards.code import Code, assemble, extract_code, same_output
 from framework.rewards.code_tests import CodeTests, hidden_tests
@@ -270,3 +273,27 @@ def test_all_of_humaneval() -> None:
         assert PATIENT.verdict(hidden_tests(prompt), prompt.answer).why == "", prompt.id
         for empty in ("", "    pass", "    return None"):
             assert not PATIENT.verdict(hidden_tests(prompt), empty).passed, prompt.id
+
+
+SLOW_SCRIPT = f"import time\ntime.sleep(1)\n{SQUARE}"
+SLOW_FUNCTION = "import time\ndef square(n):\n    time.sleep(0.5)\n    return n * n"
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+@pytest.mark.parametrize(("prompt", "program"), [(SCRIPTS[0], SLOW_SCRIPT), (FUNCTIONS[3], SLOW_FUNCTION)])
+def test_a_sandbox_that_hangs_is_replaced_and_no_answer_is_wrong_for_it(
+    when: str, prompt: Prompt, program: str
+) -> None:
+    """Within a response's time: what hangs for longer counts as a wrong answer."""
+    answer = response_of(f"```python\n{program}\n```")
+    assert PATIENT(prompt, answer) == 1.0
+    pid = code_module._open[0][3].pid
+    stop = threading.Timer(0.5, os.kill, (pid, signal.SIGSTOP))
+    if when == "before":
+        os.kill(pid, signal.SIGSTOP)
+    else:
+        stop.start()
+    began = time.monotonic()
+    assert PATIENT(prompt, answer) == 1.0
+    assert code_module._open[0][3].pid != pid
+    assert time.monotonic() - began < 30  # not the 60 s that a program may take, nor a minute of waiting for the dead

@@ -108,6 +108,7 @@ def test_the_order_is_random_between_responses_and_the_same_for_one(server: Serv
         raw(b'{"choices": [{"mess'),
         raw(b"[1, 2]"),
         raw(b'{"choices": []}'),
+        raw(b'{"usage": {"total_tokens": 1e999}, "choices": [{"message": {"content": "[[correct]]"}}]}'),
         raw(b"[" * 100_000),
         half,
         hangs_up,
