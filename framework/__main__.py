@@ -8,9 +8,16 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run one command and end with its exit code; SIGTERM and Ctrl-C end it with 130 from its first moment on."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end)
+    """Run one command and end with its exit code; SIGTERM and Ctrl-C end it with 130 from its first moment on.
+
+    So does the end of its terminal, unless whoever started it (`nohup`) wants it to outlive that.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _end)
+    from framework.streams import open_missing
+
+    open_missing()
     from framework.cli import entry
 
     entry()
@@ -18,8 +25,10 @@ def main() -> NoReturn:
 
 def _end(*_: object) -> None:
     """End at once: nothing has begun, and an exception amid imports may be swallowed by what is being imported."""
-    os.write(2, b"framework: interrupted; the same command resumes\n")
-    os._exit(130)
+    try:
+        os.write(2, b"framework: interrupted; the same command resumes\n")
+    finally:  # a terminal that has gone
+        os._exit(130)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from framework.errors import (
     UserError,
     did_you_mean,
 )
+from framework.streams import outlive_readers
 
 AT_ONCE = ("plan", "run", "keys", "score", "lineage", "completion")  # commands that have nothing to undo
 UNWINDING_S = 50.0  # a command that was asked to stop may take to undo what it has begun
@@ -40,6 +41,8 @@ def entry() -> NoReturn:
     Ray, wandb and bars leave threads behind. One that wakes while the interpreter is taken down aborts the process, and
     the exit code would be lost: what is registered for the exit runs, and then nothing more.
     """
+    if sys.argv[1:2] == ["run"]:
+        outlive_readers()
     code = main()
     atexit._run_exitfuncs()
     with contextlib.suppress(OSError):  # a reader that has gone
@@ -96,8 +99,9 @@ def _ended_by_signals(at_once: bool) -> Iterator[None]:
             timers[0].start()
         raise KeyboardInterrupt
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, unwind) for number in numbers}
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    heard = [number for number in numbers if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, unwind) for number in heard}
     try:
         yield
     finally:
@@ -109,8 +113,10 @@ def _ended_by_signals(at_once: bool) -> Iterator[None]:
 
 def _give_up() -> NoReturn:
     """End the process: it was asked to stop and goes on."""
-    os.write(2, b"framework: interrupted; the same command resumes\n")
-    os._exit(EXIT_STOPPED)
+    try:
+        os.write(2, b"framework: interrupted; the same command resumes\n")
+    finally:
+        os._exit(EXIT_STOPPED)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -162,13 +168,23 @@ def _explain(error: BaseException) -> int:
     if not isinstance(known, FrameworkError):
         message = f"{type(shown).__name__}: {message}"
     if code == EXIT_FAILED:
-        folders = [Path(file.baseFilename).parent for file in logger.handlers if isinstance(file, logging.FileHandler)]
-        folder = next(iter(folders), None)  # the run's, once it has one
-        with tempfile.NamedTemporaryFile("w", prefix="framework-", suffix=".log", dir=folder, delete=False) as log:
-            log.writelines(traceback.format_exception(error))
-        message = f"{message} (traceback: {log.name})"
+        message = f"{message} (traceback: {_keep_traceback(error)})"
     print(f"framework: {message}", file=sys.stderr)
     return code
+
+
+def _keep_traceback(error: BaseException) -> str:
+    """Write it into the run's folder, once there is one; where that is full or gone, elsewhere; return the file."""
+    folders = [Path(file.baseFilename).parent for file in logger.handlers if isinstance(file, logging.FileHandler)]
+    failed: OSError | None = None
+    for folder in (*folders[:1], None):
+        try:
+            with tempfile.NamedTemporaryFile("w", prefix="framework-", suffix=".log", dir=folder, delete=False) as log:
+                log.writelines(traceback.format_exception(error))
+            return log.name
+        except OSError as refused:
+            failed = refused
+    return f"nowhere, {failed}"
 
 
 class _Version(argparse.Action):

@@ -8,13 +8,13 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from framework.errors import FrameworkError, UserError, did_you_mean
-from framework.rewards.blame import place_of_error
+from framework.rewards.blame import error_text, place_of_error
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN_MODULES = ("framework", "jobs")
@@ -66,15 +66,24 @@ class TargetResolver:
 
 @contextmanager
 def blaming_plugins(plugins: Sequence[str]) -> Iterator[None]:
-    """Make a UserError with file and line of whatever a plug-in's code raises in the block, on import for instance."""
+    """Make a UserError with file and line of whatever a plug-in's code raises in the block, on import for instance.
+
+    What it prints goes to standard error, for standard output is the command's own; where it goes to (`os.chdir`) does
+    not count, for paths on the command line are of the place where that was given.
+    """
+    here = os.getcwd() if plugins else ""
     try:
-        yield
-    except FrameworkError:
+        with redirect_stdout(sys.stderr) if plugins else nullcontext():
+            yield
+    except (FrameworkError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # a script that ends itself as it is imported must not end the command
+    except BaseException as error:  # a script that ends itself as it is imported must not end the command
         place = place_of_error(error)
         own = any(Path(place.rpartition(":")[0]).is_relative_to(ROOT / name) for name in OWN_MODULES)
         if not plugins or not place or own:
             raise
-        allowed = f"code of one of them fails: {type(error).__name__}: {error} ({place})"
+        allowed = f"code of one of them fails: {error_text(error)} ({place})"
         raise UserError("plugins", ", ".join(plugins), allowed) from error
+    finally:
+        if plugins:
+            os.chdir(here)

@@ -184,9 +184,19 @@ def shutdown() -> None:
 
 @contextmanager
 def ray_session(cluster: ClusterConfig, on_death: Callable[[str], Any] = end_process) -> Iterator[None]:
-    """Ray for the length of a block; `on_death` is called, from a thread, if Ray itself dies meanwhile."""
+    """Ray for the length of a block; `on_death` is called, from a thread, if Ray dies meanwhile or does not start.
+
+    A raylet that has no time to start is waited for in C++, without a limit.
+    """
     before = {name: os.environ.get(name) for name in TOKEN}
-    start_ray(cluster)
+    limit_s = cluster.deadlines.start
+    late = threading.Timer(limit_s, on_death, [f"Ray has not started, or not answered, for {limit_s:g} s"])
+    late.daemon = True
+    late.start()
+    try:
+        start_ray(cluster)
+    finally:
+        late.cancel()
     try:
         with RayWatch(cluster.deadlines.ray, on_death):
             yield

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from framework.actors.waits import ABSENT_S
 from framework.errors import EXIT_FAILED
+from framework.streams import leave
 
 LOOK_EVERY_S = 1.0
 OWN = ("gcs_server", "raylet")  # without either nothing can be started or fetched
@@ -21,7 +21,8 @@ class RayWatch:
     """Looks after the Ray processes that this one has started, and asks the head which nodes live.
 
     A process of our own that has ended is dead at once, our node when the head says so, and a head that gives no answer
-    after `limit_s`. `on_death` is called once, in a thread, with one line.
+    after `limit_s`, in which this process was not stopped itself (Ctrl-Z). `on_death` is called once, in a thread, with
+    one line.
     """
 
     def __init__(self, limit_s: float, on_death: Callable[[str], Any]) -> None:
@@ -63,7 +64,11 @@ class RayWatch:
                 self._answered = time.monotonic()
 
     def _watch(self) -> None:
+        looked = time.monotonic()
         while not self._over.wait(LOOK_EVERY_S):
+            before, looked = looked, time.monotonic()
+            if looked - before > ABSENT_S:
+                self._answered = looked
             found = self._dead()
             if found and not self._over.is_set():
                 self._on_death(found)
@@ -83,5 +88,4 @@ class RayWatch:
 
 def end_process(text: str) -> None:
     """End this process at once with one line: every other way out asks Ray first."""
-    print(f"framework: {text}; the same command resumes the run", file=sys.stderr, flush=True)
-    os._exit(EXIT_FAILED)
+    leave(f"{text}; the same command resumes the run", EXIT_FAILED)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from framework.errors import EXIT_DONE, EXIT_FAILED
+from framework.streams import leave
 
 logger = logging.getLogger("framework")
 
@@ -43,11 +44,12 @@ def run(arguments: argparse.Namespace) -> int:
     from framework.actors.preflight import check_nodes
     from framework.actors.ray_session import ray_address, ray_session
     from framework.convert import to_plain
+    from framework.graph.disk import disk_errors
     from framework.graph.ownership import owned
     from framework.graph.plan import look_ahead
     from framework.graph.runner import Runner
     from framework.graph.stop import CLEAN_UP_S, StopFlag
-    from framework.graph.store import Store, disk_errors
+    from framework.graph.store import Store
     from framework.observe.collect import collect
     from framework.observe.outcome import outcome
     from framework.observe.report import write_report
@@ -61,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         stack.enter_context(stop.on_signals())
         with disk_errors(config.run_dir):
-            store = Store(config.run_dir, stack.enter_context(owned(config.run_dir, _taken_over)))
+            store = Store(config.run_dir, stack.enter_context(owned(config.run_dir, partial(_lost, config.run_dir))))
         again = arguments.rerun_changed
         runner = Runner(
             graph, store, config.cluster, config.seed, should_stop=stop, allow_s=stop.allow, rerun_changed=again
@@ -71,10 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
                 with checking():
                     look_ahead(graph)
                 stop.check()
-                with awaiting("Ray to start, or to answer"):
+                with awaiting("Ray to start, or to answer"), disk_errors(config.run_dir):  # /tmp, as a rule
                     stack.enter_context(ray_session(config.cluster))
                 if ray_address(config.cluster):  # a local instance has one node, this one
-                    with awaiting("every node to say how it is"):
+                    with awaiting("every node to say how it is"), disk_errors(config.run_dir):
                         check_nodes(config.cluster, config.run_dir)
                 stop.check()
                 if config.tracking is not None:
@@ -138,19 +140,34 @@ def _loaded(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     return config, graph, fits
 
 
-def _taken_over(other: object) -> NoReturn:
-    """End at once: two drivers that save into one directory would leave a checkpoint of neither."""
-    print(f"framework: this run was taken over by {other}, which took this process for dead: ended", file=sys.stderr)
-    sys.stderr.flush()
-    os._exit(EXIT_FAILED)
+def _lost(run_dir: Path, other: object) -> NoReturn:
+    """End at once: two drivers that save into one directory would leave a checkpoint of neither.
+
+    The directory may be gone, too (`other` is None): what is trained could be kept nowhere.
+    """
+    gone = f"{run_dir} was moved or deleted while it was being worked on: ended"
+    taken = f"this run was taken over by {other}, which took this process for dead: ended"
+    leave(gone if other is None else taken, EXIT_FAILED)
+
+
+class _RunLog(logging.FileHandler):
+    """The run's own file. A full disk ends a run where it loses something; of the log it is said once."""
+
+    _said = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Say it, in place of a traceback for every line."""
+        if not self._said:
+            self._said = True
+            print(f"framework: {self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
 
 
 def _log_to(file: Path) -> None:
     """Log to stderr and to the run's own file."""
-    from framework.graph.store import disk_errors
+    from framework.graph.disk import disk_errors
 
     with disk_errors(file):
-        to_file = logging.FileHandler(file)
+        to_file = _RunLog(file, encoding="utf-8", errors="backslashreplace")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     to_terminal = logging.StreamHandler()
     to_terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

@@ -27,6 +27,7 @@ from framework.errors import RunFailed, UserError
 from framework.files import write_atomically
 
 OWNER = "owner"
+MISSED = 3  # signs of life in a row for which there is no file: the run's directory is gone
 logger = logging.getLogger("framework")
 
 
@@ -48,15 +49,14 @@ class Owner:
     host: str
     system: str  # which kernel's which process table: a process number means nothing elsewhere
     process: int
-    started: float  # of the process, by its own clock: numbers are used again
+    started: float  # of the process, seconds after the system's start: numbers are used again, and clocks are set
     since: float  # seconds since 1970
     released: bool = False
 
     @staticmethod
     def this_process() -> Owner:
         """Of this process, from now on."""
-        process = psutil.Process()
-        return Owner(socket.gethostname(), _system(), process.pid, process.create_time(), time.time())
+        return Owner(socket.gethostname(), _system(), os.getpid(), started_at(os.getpid()), time.time())
 
     def is_gone(self) -> bool | None:
         """Whether its process has ended; None if that can't be seen from here."""
@@ -67,19 +67,24 @@ class Owner:
         try:
             process = psutil.Process(self.process)
             zombie = process.status() == psutil.STATUS_ZOMBIE
-            return bool(zombie or abs(process.create_time() - self.started) > 1.0)
+            since_1970 = self.started > 1e9  # as an earlier version noted it, which may be at work there still
+            started = process.create_time() if since_1970 else started_at(self.process)
+            return bool(zombie or abs(started - self.started) > 1.0)
         except psutil.NoSuchProcess:
-            return True
+            return None if psutil.pid_exists(self.process) else True  # a system that hides others' processes
 
     def __str__(self) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since))
         return f"process {self.process} on {self.host} since {since}"
 
 
+Lost = Callable[[Owner | None], object]  # told who has taken the run over; None: its directory is gone
+
+
 class Ownership:
     """A run directory that this process owns until `release`; its heart beats in a thread."""
 
-    def __init__(self, file: Path, owner: Owner, pulse: Pulse, on_lost: Callable[[Owner], None]) -> None:
+    def __init__(self, file: Path, owner: Owner, pulse: Pulse, on_lost: Lost) -> None:
         self.file, self.owner = file, owner
         self._pulse, self._on_lost = pulse, on_lost
         self._released = threading.Event()
@@ -90,6 +95,8 @@ class Ownership:
         """Raise RunFailed if another process has taken the run over: what it publishes must not be ours."""
         if (other := self._successor()) is not None:
             raise RunFailed(f"{self.file.parent.parent} was taken over by {other}, which took this process for dead")
+        if not self.file.is_file():
+            raise RunFailed(f"{self.file.parent.parent} was moved or deleted while it was being worked on")
 
     def release(self) -> None:
         """Let the next one have the run."""
@@ -104,17 +111,25 @@ class Ownership:
         return None if newest is None or newest.name <= self.file.name else _read(newest)
 
     def _beat(self) -> None:
+        missed = 0
         while not self._released.wait(self._pulse.every_s):
             try:
                 successor = self._successor()
                 if successor is not None:
-                    return self._on_lost(successor)
+                    self._on_lost(successor)
+                    return
                 os.utime(self.file)
+                missed = 0
+            except FileNotFoundError:
+                missed += 1
+                if missed == MISSED:
+                    self._on_lost(None)
+                    return
             except OSError:  # the disk is away for a moment, or for good: the run itself will hear of it
                 continue
 
 
-def own(run_dir: Path, on_lost: Callable[[Owner], None], pulse: Pulse = PULSE) -> Ownership:
+def own(run_dir: Path, on_lost: Lost, pulse: Pulse = PULSE) -> Ownership:
     """Take the directory, which exists, if nobody has it or who has it is dead; else raise UserError that names it.
 
     An owner on another host is watched until its heart beats, or it counts as dead.
@@ -137,12 +152,13 @@ def own(run_dir: Path, on_lost: Callable[[Owner], None], pulse: Pulse = PULSE) -
             logger.warning("%s: taken over from %s, which is dead", run_dir, before)
         for old in folder.glob("*.json"):
             if old.name < file.name:
-                old.unlink(missing_ok=True)
+                with suppress(OSError):  # gone already, or nothing of ours
+                    old.unlink()
         return Ownership(file, owner, pulse, on_lost)
 
 
 @contextmanager
-def owned(run_dir: Path, on_lost: Callable[[Owner], None], pulse: Pulse = PULSE) -> Iterator[Ownership]:
+def owned(run_dir: Path, on_lost: Lost, pulse: Pulse = PULSE) -> Iterator[Ownership]:
     """`own` for the length of a block; a directory that holds nothing else afterwards goes with it."""
     created = [place for place in (run_dir, *run_dir.parents) if not place.exists()]
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -151,8 +167,8 @@ def owned(run_dir: Path, on_lost: Callable[[Owner], None], pulse: Pulse = PULSE)
         yield ownership
     finally:
         ownership.release()
-        if [entry.name for entry in run_dir.iterdir()] == [OWNER]:
-            with suppress(OSError):
+        with suppress(OSError):  # the folder may have gone meanwhile
+            if [entry.name for entry in run_dir.iterdir()] == [OWNER]:
                 ownership.file.unlink()
                 (run_dir / OWNER).rmdir()
                 for place in created:
@@ -163,21 +179,23 @@ def _is_dead(file: Path, owner: Owner, pulse: Pulse) -> bool:
     gone = owner.is_gone()
     if gone is not None:
         return gone
-    last, told = _touched(file), False  # it can't be seen from here: it lives if it touches its file again
+    last, told = touched_at(file), False  # it can't be seen from here: it lives if it touches its file again
+    began = time.monotonic()  # the file may bear a time to come, where a clock was wrong
     while True:
-        touched, now = _touched(file), _server_time(file.parent)
-        if touched is None or last is None or now - touched > pulse.dead_after_s:
+        touched, now = touched_at(file), _server_time(file.parent)
+        silent = max(now - touched, time.monotonic() - began) if touched is not None else 0.0
+        if touched is None or last is None or silent > pulse.dead_after_s:
             return True
         if touched != last:
             return False
-        if not told and now - touched > 2 * pulse.every_s:
+        if not told and silent > 2 * pulse.every_s:
             told = True
             text = "%s gives no sign of life: waiting %.0f s for one before its run is taken over"
-            logger.warning(text, owner, pulse.dead_after_s - (now - touched))
+            logger.warning(text, owner, pulse.dead_after_s - silent)
         time.sleep(min(1.0, pulse.every_s / 2))
 
 
-def _touched(file: Path) -> float | None:
+def touched_at(file: Path) -> float | None:
     """When a file was touched last, by the file server's clock; None if it is gone."""
     try:
         with file.open("rb") as handle:  # an open file's attributes are fresh on NFS, a name's may not be
@@ -219,9 +237,22 @@ def _newest(folder: Path) -> Path | None:
 def _read(file: Path) -> Owner | None:
     """The owner in a file; None for one that is gone, or damaged: nobody can be waited for."""
     try:
-        return Owner(**json.loads(file.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+        found = Owner(**json.loads(file.read_text()))
+        numbers = int(found.process), float(found.started), float(found.since), time.gmtime(found.since)
+    except (FileNotFoundError, IsADirectoryError, ValueError, TypeError, OverflowError):
         return None
+    return found if isinstance(found.process, int) and numbers[0] > 0 else None
+
+
+def started_at(process: int) -> float:
+    """When a process of this system began, in seconds after the system's start: setting its clock changes nothing."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            raise psutil.NoSuchProcess(process) from None
+        return float(psutil.Process(process).create_time())  # no Linux
 
 
 def _system() -> str:

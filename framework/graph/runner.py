@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from framework.artifacts import MANIFEST, Artifact
 from framework.errors import FrameworkError, Stopped, UserError
 from framework.graph.cluster import ClusterConfig
+from framework.graph.disk import as_disk_error
 from framework.graph.nodes import Graph, Node, Runtime
 from framework.graph.stop import never_stop
-from framework.graph.store import Store, as_disk_error, resolve_inputs
+from framework.graph.store import Store, resolve_inputs
 from framework.protocols import Tracker
 from framework.types import SampleRow
 
 logger = logging.getLogger("framework.graph")
+VERIFIED_BYTES = 1 << 30  # of an input whose digests are looked at before a stage starts: about a second
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Runner:
         logger.info("%s: started (%s)", label, key)
         start = time.monotonic()
         for artifact in inputs.values():
-            artifact.check()
+            self._check(artifact)
         runtime = Runtime(
             node=node.name,
             work_dir=work_dir,
@@ -133,6 +136,8 @@ class Runner:
                 raise Stopped(f"{node.name}: stopped ({_first_line(error)}); the same command resumes it") from error
             if isinstance(error, FrameworkError):
                 raise
+            if self.store.owner is not None:
+                self.store.owner.check()  # without its directory a stage fails in words of its own
             disk_error = as_disk_error(error, self.store.run_dir)
             if disk_error is None:
                 raise
@@ -140,6 +145,19 @@ class Runner:
         self.store.discard_work(node, key)
         logger.info("%s: finished in %.1f s", label, time.monotonic() - start)
         return outputs
+
+    def _check(self, artifact: Artifact) -> None:
+        """Raise UserError for an input that is not whole; of what is read in a moment, every byte counts."""
+        artifact.check()
+        if not (artifact.path / MANIFEST).is_file() or sum(artifact.manifest().files.values()) > VERIFIED_BYTES:
+            return
+        try:
+            artifact.verify()
+        except UserError as error:
+            if self.store.run_dir not in artifact.path.parents:
+                raise
+            allowed = f"{error.allowed}; without {artifact.path.parent} the same command makes it again"
+            raise UserError(error.where, error.value, allowed) from None
 
     def _work_dir(self, node: Node, hashes: Mapping[str, str], key: str, label: str) -> Path:
         """The stage's own directory; says what becomes of one that other settings or other code began."""

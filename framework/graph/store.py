@@ -10,7 +10,6 @@ runs/<run>/config.json                      the configuration that the run belon
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
 import logging
@@ -29,6 +28,7 @@ from framework.convert import to_plain
 from framework.errors import UserError
 from framework.files import clear_way, link_or_copy, remove_tree, write_atomically
 from framework.graph.code import code_version, nested
+from framework.graph.disk import disk_errors
 from framework.graph.nodes import NamesFiles, Node, OutputRef
 from framework.graph.ownership import OWNER, Ownership
 from framework.graph.settings import ABSENT, differences, setting, settings_of, without
@@ -38,19 +38,6 @@ FREE_KEYS = ("tracking", "cluster", "runs_dir", "plugins", "until", "from_")
 INPUTS = "inputs.json"
 LENGTH, CODE = "length", "code"  # files of a stage's own directory: steps asked for, and the code that began it
 _LENGTH_SETTING = re.compile(r"stage\.[^.]+(\.config)?\.steps")
-_DISK_ERRORS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EACCES: "permission denied",
-    errno.EPERM: "permission denied",
-    errno.EROFS: "the file system is read-only",
-    errno.ENOTDIR: "a file is in its way",
-}
-# safetensors, torch's writer and shutil keep only the text of an OSError, torch of a short write not even that
-_TELLS_OF_FILES = re.compile(
-    r"\(os error |write\(\): |strerror: |\[Errno |inline_container.*(unexpected pos|failed writ)"
-)
-
 logger = logging.getLogger("framework.graph")
 
 
@@ -89,7 +76,9 @@ class Store:
             return
         try:
             owner = json.loads(file.read_text())
-        except json.JSONDecodeError as error:
+            if not isinstance(owner, dict):
+                raise ValueError(f"a {type(owner).__name__}")
+        except ValueError as error:
             raise UserError(str(file), f"not JSON: {error}", "choose another run=NAME") from None
         for key, theirs, ours in differences(_owned(owner), _owned(config)):
             longer = _LENGTH_SETTING.fullmatch(key) and isinstance(theirs, int) and isinstance(ours, int)
@@ -184,7 +173,7 @@ class Store:
         """Digests of files from elsewhere, kept with the run: a base of a terabyte is read once, not at each start."""
         file = self.run_dir / INPUTS
         if not self._digests and file.is_file():
-            with suppress(ValueError, TypeError):  # a torn one is made again
+            with suppress(ValueError, TypeError, AttributeError):  # a damaged one is made again
                 self._digests.update({path: tuple(entry) for path, entry in json.loads(file.read_text()).items()})
         before = len(self._digests), [*self._digests.values()]
         yield self._digests
@@ -204,7 +193,7 @@ class Store:
             settings, steps = without(settings_of(node.stage), length), setting(node.stage, length)
             shared = self.run_dir / "state" / f"{node.name}-{self._hash(node, settings, input_hashes, seed)}"
             asked = shared / LENGTH
-            before = int(asked.read_text()) if asked.is_file() else 0
+            before = _number_in(asked)
             if before <= steps:
                 directory = shared
                 if 0 < before < steps:
@@ -229,7 +218,7 @@ class Store:
         artifact = next((self._artifacts(node, key) / name for name in node.output_types), None)
         before, now = "", code_version(node.stage)
         if work_dir is not None:
-            before = (work_dir / CODE).read_text()
+            before = (work_dir / CODE).read_text(errors="replace")
         elif artifact is not None and (artifact / MANIFEST).is_file() and self.damage(node, key) is None:
             before = Artifact(artifact).manifest().code_version
         return f"{before}, now {now}" if before and before != now else ""
@@ -335,6 +324,17 @@ def _files_of(value: Any) -> tuple[Path, ...]:
     return value.named_files() if isinstance(value, NamesFiles) else ()
 
 
+def _number_in(file: Path) -> int:
+    """The number that a file holds; 0 if there is none. Raises UserError for a file that holds something else."""
+    try:
+        return int(file.read_text()) if file.is_file() else 0
+    except ValueError as error:
+        allowed = (
+            "must be the steps that were asked for: damaged. Without it the stage goes on as if for the first time"
+        )
+        raise UserError(str(file), " ".join(str(error).split()), allowed) from None
+
+
 def _link(source: str, target: str) -> str:
     """Link a file, or copy it where that can't be; a manifest is copied: its age says when this run got it."""
     if Path(source).name == MANIFEST:
@@ -342,30 +342,6 @@ def _link(source: str, target: str) -> str:
     else:
         link_or_copy(Path(source), Path(target))
     return target
-
-
-@contextmanager
-def disk_errors(where: Path) -> Iterator[None]:
-    """Turn a full disk or an unwritable folder into a UserError; what is finished stays finished."""
-    try:
-        yield
-    except Exception as error:
-        user_error = as_disk_error(error, where)
-        if user_error is None:
-            raise
-        raise user_error from error
-
-
-def as_disk_error(error: BaseException, where: Path) -> UserError | None:
-    """Return the UserError for a write that the user's disk is to blame for, else None."""
-    number = error.errno if isinstance(error, OSError) else None
-    place, text = str(getattr(error, "filename", None) or where), str(error)
-    if number is None and (told := _TELLS_OF_FILES.search(text)):
-        short_write = errno.ENOSPC if told[1] else None
-        number = next((known for known in _DISK_ERRORS if os.strerror(known) in text), short_write)
-    if number not in _DISK_ERRORS:
-        return None
-    return UserError(place, _DISK_ERRORS[number], "must be writable and have room; the same command resumes the run")
 
 
 def _owned(config: Mapping[str, Any]) -> dict[str, Any]:

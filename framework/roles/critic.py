@@ -9,6 +9,7 @@ Dimensions: R response tokens.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,9 @@ import numpy as np
 
 from framework.actors.rank_group import Rank, RankGroup
 from framework.engines.deepspeed_engine import DeepSpeedConfig
-from framework.graph.store import disk_errors
+from framework.errors import DamagedState
+from framework.files import text_digest
+from framework.graph.disk import disk_errors
 from framework.objectives.objective import Objective
 from framework.objectives.policy import PolicyObjective
 from framework.objectives.value import ValueRows, values_of
@@ -146,7 +149,8 @@ class ActorCritic:
         advantages, returns = self.objective.token_advantages(samples, values, reference, self._kl_coef)
         kl = float(np.mean([(s.sampler_logprobs - ref).sum() for s, ref in zip(samples, reference, strict=True)]))
         self._told = {"kl/sequence": kl, "kl/coef": self._kl_coef}
-        self._kl_coef = self.objective.next_kl_coef(self._kl_coef, kl)
+        if math.isfinite(kl):  # else the ranks name what is not finite, and may be told to leave out the step
+            self._kl_coef = self.objective.next_kl_coef(self._kl_coef, kl)
         seen = iter(zip(samples, advantages, returns, values, strict=True))
         of_policy, of_critic = list[Minibatch](), list[list[ValueSample]]()
         for minibatch in batch.minibatches:
@@ -175,14 +179,16 @@ class ActorCritic:
         """Write both, and the coefficient of the KL term."""
         self.policy.save(directory)
         self.critic.save(directory / FOLDER)
-        (directory / STATE).write_text(json.dumps({"kl_coef": self._kl_coef}))
+        contents = {"kl_coef": self._kl_coef}
+        (directory / STATE).write_text(json.dumps(contents | {"digest": text_digest(json.dumps(contents))}))
 
     def load(self, directory: Path) -> None:
-        """Restore both, restarting dead ranks first."""
+        """Restore both, restarting dead ranks first. Raises DamagedState."""
+        kl_coef = _read_state(directory / STATE)
         self._forget()
         self.policy.load(directory)
         self.critic.load(directory / FOLDER)
-        self._kl_coef = json.loads((directory / STATE).read_text())["kl_coef"]
+        self._kl_coef = kl_coef
 
     def export(self, directory: Path) -> None:
         """Write the policy for others to use."""
@@ -199,6 +205,20 @@ class ActorCritic:
         for group in (self.policy, self.critic):
             if group.outstanding:
                 group.shutdown()
+
+
+def _read_state(file: Path) -> float:
+    """The coefficient that `save` wrote; raises DamagedState."""
+    try:
+        contents = json.loads(file.read_text())
+        digest, kl_coef = contents.pop("digest", None), float(contents["kl_coef"])  # early ones had no digest
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedState(str(file), str(error), "must be what the run saved") from None
+    found = text_digest(json.dumps(contents))
+    whole = digest == found or (digest is None and list(contents) == ["kl_coef"])
+    if not whole or not math.isfinite(kl_coef):
+        raise DamagedState(str(file), f"digest {found[:12]}", f"was saved with {str(digest)[:12]}: damaged since")
+    return kl_coef
 
 
 def _samples(minibatches: Sequence[Minibatch]) -> list[TrainSample]:

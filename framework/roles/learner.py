@@ -14,7 +14,7 @@ from framework.actors.rank_group import Rank
 from framework.algorithms.mismatch import Mismatch, check_mismatch, measure_mismatch, merge_mismatches
 from framework.data.shards import TokenRows
 from framework.engines.deepspeed_engine import DeepSpeedConfig
-from framework.graph.store import disk_errors
+from framework.graph.disk import disk_errors
 from framework.objectives.grpo import Grpo
 from framework.objectives.policy import PolicyObjective
 from framework.roles.batch_parts import At, filled

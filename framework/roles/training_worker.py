@@ -10,7 +10,7 @@ from framework.actors.rank_group import Rank
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.errors import UserError
 from framework.graph.deadlines import Deadlines
-from framework.graph.store import disk_errors
+from framework.graph.disk import disk_errors
 from framework.models.families.base import ModelConfig
 from framework.roles.supervised_data import Data
 from framework.roles.supervised_milestones import Milestones

@@ -6,6 +6,9 @@ its process or node again, and holds back what nobody takes; documents themselve
 
 A text can kill the process that works on it: a crash in native code, all memory gone. Where a shard was begun by a
 process that is no more, the next one is careful: it hands each document to a process beside it.
+
+A process can also hang without dying. Whoever works on a shard touches the file that says so every few seconds; one
+that does not for `cluster.deadlines.silent` is killed, and counts as dead.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ import json
 import logging
 import os
 import pickle
+import queue
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,6 +32,7 @@ from framework.data.text.shard_files import Done
 from framework.errors import RunFailed
 from framework.files import write_atomically
 from framework.graph.nodes import Runtime
+from framework.stages.shard_watch import BEGUN, LOOK_EVERY_S, Maker, ShardWatch, touching
 
 logger = logging.getLogger("framework.data")
 
@@ -77,7 +83,8 @@ def run_shards(step: Step, count: int, runtime: Runtime, unit: str) -> list[Done
 def _results(step: Step, waiting: Sequence[int], runtime: Runtime) -> Iterator[int]:
     """Numbers of shards as they are finished."""
     if len(waiting) < 2 or runtime.cluster.cpus < 2 or not _ray_is_up():
-        with Beside() as beside:
+        silent_s = runtime.cluster.deadlines.silent
+        with Beside(silent_s=silent_s, while_waiting=runtime.stop_if_asked) as beside:
             for number in waiting:
                 _make_here(step, number, beside)
                 yield number
@@ -91,10 +98,38 @@ def _results(step: Step, waiting: Sequence[int], runtime: Runtime) -> Iterator[i
     pool = ray.data.TaskPoolStrategy(size=min(len(waiting), runtime.cluster.cpus))
     # One operator alone: a task that reads numbers, as `ray.data.range` has, waits for a core that the others hold.
     numbers = ray.data.from_items(list(waiting), override_num_blocks=len(waiting))
-    for row in numbers.map(partial(_call, step), compute=pool).iter_rows():
+    rows = numbers.map(partial(_call, step), compute=pool).iter_rows()
+    for row in _awaited(rows, ShardWatch(step.directory, runtime.cluster.deadlines.silent), runtime):
         if row["error"]:
             raise pickle.loads(row["error"])
         yield int(row["number"])
+
+
+def _awaited(rows: Iterable[dict[str, Any]], watch: ShardWatch, runtime: Runtime) -> Iterator[dict[str, Any]]:
+    """Yield rows as they come; meanwhile look after those who make them. Raises Stopped once the run is to stop."""
+    found: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            for row in rows:
+                found.put(row)
+            found.put(None)
+        except BaseException as error:
+            found.put(error)
+
+    threading.Thread(target=read, daemon=True, name="shards").start()
+    while True:
+        try:
+            row = found.get(timeout=LOOK_EVERY_S)
+        except queue.Empty:
+            runtime.stop_if_asked()
+            watch.look()
+            continue
+        if isinstance(row, BaseException):
+            raise row
+        if row is None:
+            return
+        yield row
 
 
 def _call(step: Step, row: dict[str, Any]) -> dict[str, Any]:
@@ -121,13 +156,13 @@ def _make_here(step: Step, number: int, beside: Beside) -> None:
 
 
 def _make(step: Step, number: int) -> None:
-    begun = step.directory / f"begun-{number:05d}"
-    if isinstance(step, Careful):
-        if begun.exists():
-            step = step.careful()
-        begun.touch()
+    begun = step.directory / f"{BEGUN}{number:05d}"
+    if isinstance(step, Careful) and begun.exists():
+        step = step.careful()
+    begun.write_text(json.dumps(asdict(Maker.this_process())))
     try:
-        done = step(number)
+        with touching(begun):
+            done = step(number)
         write_atomically(_record(step.directory, number), json.dumps(asdict(done)))
     finally:  # whatever is raised: this process lives
         begun.unlink(missing_ok=True)

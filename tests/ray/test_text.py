@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from framework.artifacts import SHARDS, PromptSet, TokenizerDir, read_json
@@ -24,7 +25,7 @@ from framework.data.text.beside import Died, OneByOne
 from framework.data.text.shard_files import Done, read_text, whole_file
 from framework.data.text.token_steps import TokenizeConfig
 from framework.data.tokenizer_training import TokenizerConfig
-from framework.errors import UserError
+from framework.errors import Stopped, UserError
 from framework.graph.cluster import ClusterConfig
 from framework.graph.nodes import Runtime
 from framework.graph.runner import NullTracker
@@ -190,6 +191,37 @@ def test_a_row_that_kills_its_worker_is_lost_alone(tmp_path: Path) -> None:
     assert [shard.counts["lost"] for shard in done] == [0, 0, 1, 0]
     assert [shard.counts["careful"] for shard in done] == [0, 0, 1, 0]
     assert not list((tmp_path / "step").glob("begun-*"))
+
+
+@dataclass(frozen=True)
+class Hanging:
+    """Its third shard stops the process that works on it, the first time."""
+
+    directory: Path
+
+    def __call__(self, number: int) -> Done:
+        if number == 2 and not (self.directory / "stopped").exists():
+            (self.directory / "stopped").write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return Done({}, {"process": os.getpid()})
+
+
+def test_a_process_that_hangs_is_replaced_and_a_stop_does_not_wait_for_it(tmp_path: Path) -> None:
+    run = runtime(tmp_path, 2)
+    quick = replace(run.cluster, deadlines=replace(run.cluster.deadlines, silent=5.0))
+    step = Hanging(tmp_path / "step")
+    done = run_shards(step, 4, replace(run, cluster=quick), "shards")
+    stopped = int((step.directory / "stopped").read_text())
+    assert done[2].counts["process"] != stopped
+    assert not psutil.pid_exists(stopped)
+
+    other = Hanging(tmp_path / "other")
+    asked = replace(run, should_stop=(other.directory / "stopped").exists)
+    began = time.monotonic()
+    with pytest.raises(Stopped):
+        run_shards(other, 4, asked, "shards")
+    assert time.monotonic() - began < 50
+    os.kill(int((other.directory / "stopped").read_text()), signal.SIGKILL)
 
 
 SCRIPT = """

@@ -261,3 +261,18 @@ cli.entry()
 def test_the_exit_code_is_the_commands_whatever_threads_are_left() -> None:
     ended = subprocess.run([sys.executable, "-c", LEFT_OVER], capture_output=True, text=True, timeout=30)
     assert (ended.returncode, ended.stdout) == (130, "cleaned up\n"), ended.stderr
+
+
+def test_a_traceback_goes_elsewhere_if_the_runs_folder_is_gone_or_full(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    cli.logger.handlers[:] = [logging.FileHandler(tmp_path / "run" / "run.log")]
+    shutil.rmtree(tmp_path / "run")
+    assert cli._explain(RunFailed("of the run")) == 1
+    file = Path(capsys.readouterr().err.rpartition(": ")[2].rstrip(")\n"))
+    assert "of the run" in file.read_text()
+    file.unlink()
+    monkeypatch.setattr(cli.tempfile, "NamedTemporaryFile", Mock(side_effect=OSError(28, "No space left on device")))
+    assert cli._explain(RunFailed("of the run")) == 1
+    assert "of the run (traceback: nowhere, [Errno 28] No space left" in capsys.readouterr().err

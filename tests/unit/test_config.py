@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import pytest
 from framework.config import CONF, build_component, build_graph, compose
 from framework.convert import TARGET, Component, convert, to_plain
 from framework.errors import UserError
-from framework.targets import TargetResolver
+from framework.targets import TargetResolver, blaming_plugins
 from tests.unit.bad_input import CHAT, sft_files
 from tests.unit.toy_graph import Train, Write
 
@@ -277,3 +278,36 @@ def test_hydra_is_imported_by_composing_only() -> None:
 
     code = "import sys, framework.config; sys.exit(any(m.split('.')[0] in ('hydra', 'omegaconf') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("raise Untold", "Untold: (its text cannot be had: RuntimeError)"),
+        ("raise GeneratorExit", "GeneratorExit ("),
+        ("import sys; sys.exit('no table')", "SystemExit: no table ("),
+        ("from .beside import x", "ImportError: attempted relative import"),
+        ("def f(:", "SyntaxError"),
+    ],
+)
+def test_a_plugin_that_fails_is_named_with_its_line(tmp_path: Path, monkeypatch: Any, line: str, says: str) -> None:
+    name = f"failing_{abs(hash(line))}"
+    untold = "class Untold(Exception):\n    def __str__(self): raise RuntimeError\n"
+    (tmp_path / f"{name}.py").write_text(untold + line + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as found, blaming_plugins([name]):
+        importlib.import_module(name)
+    assert says in str(found.value)
+    assert f"{name}.py:3)" in str(found.value)
+
+
+def test_a_plugin_neither_prints_among_results_nor_moves_the_command(
+    tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "noisy_plugin.py").write_text("import os\nprint('loaded')\nos.chdir('/')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with blaming_plugins(["noisy_plugin"]):
+        importlib.import_module("noisy_plugin")
+    assert Path.cwd() == tmp_path
+    assert capsys.readouterr() == ("", "loaded\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -87,3 +88,42 @@ def test_a_command_that_swallows_a_signal_and_goes_on_is_ended() -> None:
 
 def test_a_command_that_has_undone_what_it_began_ends_by_itself() -> None:
     assert ends("models", "sample", "'sample'", 0) == (0, "")
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "2>&-", ">&-"])
+def test_closed_streams_are_nothing_to_write_to(closed: str, tmp_path: Path) -> None:
+    """The next file that is opened would be standard error, or there would be none to ask whether it is a terminal."""
+    code = "import sys, framework.__main__ as main, framework.cli as cli\n"
+    code += "def entry():\n"
+    code += "    print('said', flush=True)\n    print('told', file=sys.stderr, flush=True)\n"
+    code += f"    open(r'{tmp_path}/file', 'w').write(f'{{sys.stderr.isatty()}} {{sys.stdout.fileno()}}')\n"
+    code += "    sys.exit(0)\n"
+    code += "cli.entry = entry\nmain.main()"
+    done = subprocess.run(["bash", "-c", f'exec "{sys.executable}" -c "$0" {closed}', code], cwd=ROOT, timeout=120)
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_text() == "False 1"
+
+
+OUTLIVES = """
+import os, sys
+from framework.streams import outlive_readers
+outlive_readers()
+for _ in range(3):
+    print("to nobody", flush=True)
+    print("to nobody", file=sys.stderr, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("gone", ["pipe", "full"])
+def test_what_a_run_says_to_nobody_does_not_end_it(gone: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    target = write if gone == "pipe" else os.open("/dev/full", os.O_WRONLY)
+    done = subprocess.run([sys.executable, "-c", OUTLIVES], cwd=ROOT, stdout=target, stderr=target, timeout=120)
+    assert done.returncode == 0
+
+
+def test_what_a_run_says_is_read() -> None:
+    done = subprocess.run([sys.executable, "-c", OUTLIVES], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("to nobody\n" * 3,) * 2

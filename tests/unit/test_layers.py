@@ -23,6 +23,7 @@ FIRST = (
     "keys",
     "files",
     "rotation",
+    "streams",
 )
 PURE = ("algorithms", "data", "rewards", "models")
 GRAPH = ("graph", "actors")  # actors: what stands between the driver and any of its Ray actors
@@ -40,9 +41,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "targets": (*FIRST, *PURE),
     "config": (*FIRST, *PURE, *GRAPH, "targets"),
     "about": (*FIRST, *PURE, *GRAPH, "config"),
-    "__main__": ("cli",),
+    "__main__": ("cli", "streams"),
     "commands": (*FIRST, *PURE, *GRAPH, "engines", "roles", "observe", "config", "about", "targets"),
-    "cli": ("errors", "commands", "about"),
+    "cli": ("errors", "commands", "about", "streams"),
 }
 HYDRA = ("hydra", "omegaconf")
 HEAVY = ("ray", "vllm", "deepspeed", "hydra", "omegaconf", "transformers", "wandb")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import pickle
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -19,6 +23,8 @@ from framework.errors import RunFailed, UserError
 
 T = TypeVar("T")
 _PR_SET_PDEATHSIG = 1
+BEAT_S, SILENT_S = 1.0, 60.0  # between two signs of life; without any
+_BEAT = b"beat"
 # Bytes that a document may take: less than what Ray or the kernel would kill another process for
 _MEMORY = min(4 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
 _MANY, _SHARE = 20, 0.1  # of documents that kill their process: more is no matter of single ones
@@ -32,11 +38,14 @@ class Beside:
     """Calls functions in one process, which is started for the first call and again once it has died.
 
     It ends with this one. Functions go over by name, arguments and results as copies. `memory` is how many bytes a
-    call may take; one that wants more raises MemoryError.
+    call may take; one that wants more raises MemoryError. While it works, a thread of it says every second that it
+    lives: after `silent_s` without a word it is taken for dead. `while_waiting` is called meanwhile, and may raise.
     """
 
-    def __init__(self, memory: int = 0) -> None:
-        self._memory = memory
+    def __init__(
+        self, memory: int = 0, silent_s: float = SILENT_S, while_waiting: Callable[[], None] = lambda: None
+    ) -> None:
+        self._memory, self._silent_s, self._while_waiting = memory, silent_s, while_waiting
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
 
@@ -52,13 +61,29 @@ class Beside:
             self._connection = self._start()
         try:
             self._connection.send_bytes(pickle.dumps((function, arguments)))
-            returned, found = pickle.loads(self._connection.recv_bytes())
+            returned, found = pickle.loads(self._answer(self._connection))
         except (EOFError, ConnectionError):
             raise Died(self.close()) from None
+        except (TimeoutError, BlockingIOError):  # nothing said; nothing read
+            self.close()
+            raise Died(f"no sign of life for {self._silent_s:g} s") from None
         if not returned:
             raise found
         result: T = found
         return result
+
+    def _answer(self, connection: Connection) -> bytes:
+        """The next word but signs of life; raises TimeoutError. Counts waits, not time: this process may be stopped."""
+        silent_s = 0.0
+        while silent_s <= self._silent_s:
+            if not connection.poll(BEAT_S):
+                silent_s += BEAT_S
+            elif (found := connection.recv_bytes()) == _BEAT:
+                silent_s = 0.0
+            else:
+                return found
+            self._while_waiting()
+        raise TimeoutError
 
     def close(self) -> str:
         """End the process; returns how it ended, in words."""
@@ -74,6 +99,7 @@ class Beside:
 
     def _start(self) -> Connection:
         ours, theirs = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", math.ceil(self._silent_s), 0))
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(os.getpid()), str(self._memory)],
@@ -122,16 +148,28 @@ def pickled(error: BaseException) -> bytes:
 
 
 def _serve(connection: Connection) -> None:
+    speaks, works = threading.Lock(), threading.Event()
+
+    def beat() -> None:
+        while works.wait():
+            time.sleep(BEAT_S)
+            with suppress(OSError), speaks:
+                if works.is_set():
+                    connection.send_bytes(_BEAT)
+
+    threading.Thread(target=beat, daemon=True, name="pulse").start()
     while True:
         try:
             function, arguments = pickle.loads(connection.recv_bytes())
         except (EOFError, ConnectionError):
             return
+        works.set()
         try:
             answer = pickle.dumps((True, function(*arguments)))
         except Exception as error:
             answer = pickle.dumps((False, pickle.loads(pickled(error))))
-        with suppress(ConnectionError):
+        with suppress(ConnectionError), speaks:
+            works.clear()
             connection.send_bytes(answer)
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from framework.errors import RunFailed, UserError
@@ -31,7 +32,7 @@ with owned(Path(sys.argv[1]), lambda other: print("lost to", other.process, flus
 """
 
 
-def nothing(other: Owner) -> None:
+def nothing(other: Owner | None) -> None:
     raise AssertionError(other)
 
 
@@ -159,7 +160,7 @@ def test_a_frozen_owner_that_was_taken_over_learns_of_it_and_publishes_nothing(t
             process.send_signal(signal.SIGCONT)
             assert process.stdout is not None
             assert process.stdout.readline() == f"lost to {os.getpid()}\n"
-    lost: list[Owner] = []
+    lost: list[Owner | None] = []
     mine = own(tmp_path, lost.append, QUICK)
     other = tmp_path / OWNER / "000099.json"
     other.write_text(json.dumps(asdict(replace(Owner.this_process(), host="node7"))))
@@ -176,3 +177,45 @@ def test_a_directory_that_was_made_for_nothing_goes(tmp_path: Path) -> None:
     with owned(tmp_path / "runs" / "one", nothing, QUICK):
         (tmp_path / "runs" / "one" / "config.json").write_text("{}")
     assert (tmp_path / "runs" / "one" / "config.json").is_file()
+
+
+def test_setting_the_clock_of_a_machine_kills_no_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the wall clock a process that began an hour before the clock was set is another one afterwards."""
+    with holder(tmp_path):
+        moved = psutil.Process.create_time
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self: moved(self) + 3600)
+        with pytest.raises(UserError, match="is at work there"):
+            own(tmp_path, nothing, QUICK)
+
+
+def test_a_record_from_the_future_is_waited_for_no_longer_than_any(tmp_path: Path) -> None:
+    file = elsewhere(tmp_path)
+    os.utime(file, (time.time() + 1e6, time.time() + 1e6))
+    begun = time.monotonic()
+    with owned(tmp_path, nothing, QUICK):
+        assert 0.9 < time.monotonic() - begun < 10.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "\udc80", '{"host": 1}', '{"host": "a", "system": "b", "process": "c", "started": 1, "since": 2}'],
+)
+def test_a_damaged_record_names_nobody(tmp_path: Path, text: str) -> None:
+    (tmp_path / OWNER).mkdir()
+    (tmp_path / OWNER / "000003.json").write_bytes(text.encode(errors="surrogateescape"))
+    (tmp_path / OWNER / "000001.json").mkdir()
+    with owned(tmp_path, nothing, QUICK) as mine:
+        assert mine.file.name == "000004.json"
+
+
+def test_an_owner_learns_that_its_directory_is_gone(tmp_path: Path) -> None:
+    lost: list[Owner | None] = []
+    run_dir = tmp_path / "run"
+    with owned(run_dir, lost.append, QUICK) as mine:
+        run_dir.rename(tmp_path / "elsewhere")
+        with pytest.raises(RunFailed, match="run was moved or deleted while it was being worked on"):
+            mine.check()
+        until = time.monotonic() + 10
+        while not lost and time.monotonic() < until:
+            time.sleep(0.02)
+        assert lost == [None]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,11 +23,12 @@ from framework.artifacts import MANIFEST, Checkpoint, TextSet
 from framework.errors import RunFailed, Stopped, UserError
 from framework.graph import store as store_module
 from framework.graph.cluster import ClusterConfig
+from framework.graph.disk import disk_errors
 from framework.graph.nodes import Graph, Runtime
 from framework.graph.runner import Runner
 from framework.graph.settings import differences, settings_of
 from framework.graph.stop import StopFlag
-from framework.graph.store import Store, disk_errors
+from framework.graph.store import Store
 from tests.unit.toy_graph import Evaluate, Nothing, Texts, Train, Write
 from tests.unprivileged import folder_of_nobody
 
@@ -319,9 +322,10 @@ def test_stop_leaves_a_run_that_resumes(tmp_path: Path, caplog: pytest.LogCaptur
 @pytest.fixture
 def usual_signals() -> Iterator[None]:
     """Python's own handlers: a shell starts background jobs with SIGINT ignored, and engines leave handlers behind."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -387,6 +391,16 @@ def test_a_stop_waits_for_nobody_for_ever() -> None:
     assert not ended, "a checkpoint was being written, and then the run had ended by itself"
 
 
+@pytest.mark.usefixtures("usual_signals")
+def test_a_signal_is_heard_while_the_main_thread_is_in_a_librarys_code() -> None:
+    """Python calls its handler only once that code returns: a tokenizer may train for an hour."""
+    ended = list[str]()
+    with StopFlag(0.1, ended.append).on_signals():
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        hashlib.pbkdf2_hmac("sha256", b"word", b"salt", 5_000_000)  # a second or more
+        assert len(ended) == 1  # by now, and not later
+
+
 def test_a_stop_as_a_stage_ends_is_a_stop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     graph, flag = toy(train=Train(fail="unbuilt")), StopFlag()
     with pytest.raises(Stopped, match="train: stopped"):
@@ -430,6 +444,20 @@ def test_a_damaged_artifact_is_said_and_made_again(
     assert len(list((tmp_path / "run" / "artifacts").glob(".damaged-train-*"))) == 1
 
 
+def test_a_flipped_byte_of_an_input_is_seen_before_its_stage_starts(tmp_path: Path) -> None:
+    outputs = runner(tmp_path).run()
+    text = outputs["write"].text.path / "train-00000.jsonl"
+    text.write_bytes(text.read_bytes().replace(b"hello", b"hellp"))
+    for made in (tmp_path / "run" / "artifacts").glob("train-*"):
+        shutil.rmtree(made)
+    with pytest.raises(
+        UserError, match=r"train-00000\.jsonl: .*damaged or changed; without .* makes it again"
+    ) as found:
+        runner(tmp_path).run()
+    shutil.rmtree(found.value.allowed.partition("without ")[2].partition(" the same")[0])
+    assert runner(tmp_path).run() == outputs
+
+
 def test_half_built_outputs_are_not_taken_for_finished(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = Store(tmp_path / "run")
     node = toy().nodes["write"]
@@ -454,6 +482,27 @@ def test_run_directory_belongs_to_its_configuration(tmp_path: Path) -> None:
     assert json.loads((store.run_dir / "config.json").read_text())["stage"] == CONFIG["stage"]
 
 
+@pytest.mark.parametrize("content", [b"[]", b"\xff\xfe", b"3", b""])
+def test_damaged_notes_of_a_run_are_named_or_made_anew(tmp_path: Path, content: bytes) -> None:
+    store = Store(tmp_path / "run")
+    store.open_run(CONFIG)
+    (store.run_dir / "inputs.json").write_bytes(content)  # digests, that can be taken again
+    with Store(store.run_dir)._known_digests() as known:
+        assert known == {}
+    (store.run_dir / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json: got ['\"]not JSON"):
+        store.open_run(CONFIG)
+
+
+def test_damaged_steps_of_a_stage_are_named(tmp_path: Path) -> None:
+    node, store = Graph().add("train", Long(steps=4)), Store(tmp_path / "run")
+    store.open_run(CONFIG)
+    asked = store.work_dir(node, {}, 0) / "length"
+    asked.write_text("fou")
+    with pytest.raises(UserError, match=r"length: got .* must be the steps that were asked for"):
+        store.work_dir(node, {}, 0)
+
+
 def test_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not a run"):
@@ -461,7 +510,7 @@ def test_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["notes.txt"]
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ESTALE])
 def test_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def refuse(self: Path, *_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number), str(self))
@@ -479,6 +528,7 @@ def test_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numb
         "write(): fd 4 failed with No space left on device",  # torch, of old
         "[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file data/0: file write failed",
         "[('from', 'to', \"[Errno 28] No space left on device: 'from' -> 'to'\")]",  # shutil.copytree
+        "1048576 requested and 4096 written",  # numpy
     ],
 )
 def test_a_full_disk_in_the_words_of_libraries(text: str) -> None:

@@ -20,7 +20,7 @@ from framework.data.text.beside import Beside, Died, OneByOne
 from framework.data.text.shard_files import Document, document_id, read_text, write_text
 from framework.data.text.token_steps import TokenizeConfig
 from framework.data.tokenizer_training import TokenizerConfig
-from framework.errors import UserError
+from framework.errors import Stopped, UserError
 from framework.stages.clean import Clean, CleanInputs
 from framework.stages.collect import NoInputs
 from framework.stages.documents import CollectDocuments, DocumentsConfig
@@ -74,6 +74,33 @@ def test_a_call_that_is_given_up_does_not_go_on(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(Connection, "recv_bytes", interrupted)
         with pytest.raises(KeyboardInterrupt):
             beside.call(time.sleep, 600)
+    assert time.monotonic() - begin < 300
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_a_process_that_hangs_without_dying_is_taken_for_dead() -> None:
+    with Beside(silent_s=3.0) as beside:
+        assert beside.call(time.sleep, 5) is None  # one that works says so
+        with pytest.raises(Died, match="no sign of life for 3 s"):
+            beside.call(stop)
+        assert beside.call(abs, -1) == 1
+        assert beside._process is not None
+        os.kill(beside._process.pid, signal.SIGSTOP)
+        with pytest.raises(Died, match="no sign of life for 3 s"):
+            beside.call(len, b"x" * (1 << 24))  # more than a socket takes
+        assert beside.call(abs, -1) == 1
+
+
+def test_who_waits_for_a_call_may_give_it_up() -> None:
+    def stopped() -> None:
+        raise Stopped("asked to")
+
+    begin = time.monotonic()
+    with Beside(while_waiting=stopped) as beside, pytest.raises(Stopped):
+        beside.call(time.sleep, 600)
     assert time.monotonic() - begin < 300
 
 
