@@ -70,6 +70,7 @@ class PolicyRows(Objective[Minibatch, PolicyMicroBatch]):
         """Look at what the sampler and the rewards gave."""
         for index, sample in enumerate(batch.samples):
             given = {"sampler_logprobs": sample.logprob, "old_logprobs": sample.old_logprobs}
+            given |= {"token_advantages": getattr(sample, "token_advantages", None)}
             for name, values in (given | {"advantage": sample.advantage}).items():
                 if values is not None and not np.isfinite(values).all():
                     return f"{name} of samples {self.name(batch, index)!r}"

@@ -85,7 +85,7 @@ def read_evaluation(path: Path) -> EvalResult:
             rating=Measured(**raw["rating"]) if raw.get("rating") else None,
             best_of={n: _measured(scores) for n, scores in raw.get("best_of", {}).items()},
         )
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(str(path), f"{type(error).__name__}: {error}", "must be an evaluation's report.json") from None
 
 
@@ -129,7 +129,11 @@ def _evaluations(
         if by_label.pop(result.label, None) is not None:
             notes.append(f"There is more than one evaluation of {result.label}: the newest is shown.")
         by_label[result.label], reached[result.label] = result, place_of(artifact.manifest)
-        answers[result.label] = _answers(artifact.path / "samples.jsonl")
+        try:
+            answers[result.label] = _answers(artifact.path / "samples.jsonl")
+        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            answers[result.label] = []
+            notes.append(f"The answers of {result.label} are left out: {type(error).__name__}: {error}")
     return sorted(by_label.values(), key=lambda result: reached[result.label]), answers
 
 
@@ -186,7 +190,7 @@ def _missing(history: RunHistory, evaluations: Sequence[EvalResult | Assessed]) 
     if not evaluations:
         notes.append("No evaluation has finished yet.")
     if history.torn_lines:
-        notes.append(f"{history.torn_lines} half-written line(s) of a killed process are left out.")
+        notes.append(f"{history.torn_lines} half-written or damaged line(s) are left out.")
     return notes
 
 
@@ -197,7 +201,7 @@ def _config(run_dir: Path, notes: list[str]) -> Mapping[str, Any]:
     except FileNotFoundError:
         notes.append(f"The run directory holds no {CONFIG}.")
         return {}
-    except json.JSONDecodeError as error:
+    except (OSError, ValueError) as error:
         notes.append(f"{CONFIG} is not JSON: {error}.")
         return {}
     return config if isinstance(config, dict) else {}

@@ -14,6 +14,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -71,6 +72,8 @@ class Tracker:
         self, run_dir: Path, stage: str, sinks: Sequence[Sink] = (), display: ProgressDisplay | None = None
     ) -> None:
         self.run_dir, self.stage, self.sinks, self.display = run_dir, stage, tuple(sinks), display
+        with suppress(OSError):  # what is wrong with it shows as the first line is written
+            run_dir.mkdir(parents=True, exist_ok=True)
         self._append(METRICS, {"event": "start", "machine": describe_machine()})
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -132,15 +135,17 @@ class Tracker:
         line = json.dumps({"stage": self.stage, "time": round(time.time(), 3), **record}, allow_nan=False) + "\n"
         path = self.run_dir / name
         try:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
             with path.open("ab+") as handle:
                 if handle.seek(0, os.SEEK_END) > 0:
                     handle.seek(-1, os.SEEK_END)
                     if handle.read(1) != b"\n":  # a killed process left a torn line: don't glue ours to it
                         line = "\n" + line
                 handle.write(line.encode())
-        except OSError as error:
-            raise UserError(str(path), error.strerror, "must be writable, on a disk with space left") from error
+        except OSError as error:  # never made anew: half a run would stand where a whole one was moved away
+            allowed = "must be writable, on a disk with space left"
+            if not self.run_dir.is_dir():
+                allowed = f"{self.run_dir} was moved or deleted while it was being worked on"
+            raise UserError(str(path), error.strerror, allowed) from error
 
 
 @dataclass
@@ -170,7 +175,7 @@ class RunHistory:
     """Everything recorded about a run, stages in order of their start."""
 
     stages: Mapping[str, StageHistory]
-    torn_lines: int  # lines that a killed process left half-written
+    torn_lines: int  # lines that a killed process left half-written, or that are damaged
 
 
 def read_history(run_dir: Path) -> RunHistory:
@@ -182,8 +187,11 @@ def read_history(run_dir: Path) -> RunHistory:
             if record is None:
                 torn += 1
                 continue
-            stage = stages.setdefault(record["stage"], StageHistory(record["stage"]))
-            _take(stage, name, record)
+            try:
+                stage = stages.setdefault(record["stage"], StageHistory(record["stage"]))
+                _take(stage, name, record)
+            except (KeyError, TypeError, ValueError, AttributeError):  # whole, but not as it was written
+                torn += 1
     for stage in stages.values():
         stage.series = {metric: dict(sorted(values.items())) for metric, values in stage.series.items() if values}
         stage.samples, stage.expert_load = dict(sorted(stage.samples.items())), dict(sorted(stage.expert_load.items()))
@@ -207,17 +215,17 @@ def _records(path: Path) -> Iterator[dict[str, Any] | None]:
 def _take(stage: StageHistory, file: str, record: Mapping[str, Any]) -> None:
     event = record.get("event")
     if event == "rewind":
-        _forget_after(stage, file, record["step"])
+        _forget_after(stage, file, int(record["step"]))
     elif file == SAMPLES:
-        stage.samples[record["step"]] = tuple(_decode_row(row) for row in record["rows"])
+        stage.samples[int(record["step"])] = tuple(_decode_row(row) for row in record["rows"])
     elif file == EXPERT_LOAD:
-        stage.expert_load[record["step"]] = np.array(
+        stage.expert_load[int(record["step"])] = np.array(
             [[float(value) for value in row] for row in record["load_LE"]], dtype=np.float64
         )
     else:
         _take_time(stage, record)
         for metric, value in record.get("metrics", {}).items():
-            stage.series[metric][record["step"]] = float(value)
+            stage.series[metric][int(record["step"])] = float(value)
 
 
 def _take_time(stage: StageHistory, record: Mapping[str, Any]) -> None:

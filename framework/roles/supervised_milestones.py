@@ -83,12 +83,19 @@ class Milestones:
             return ""
         if not pointer.is_file():
             return "nothing was held out, so no model is the best: the last one is given on"
-        found = json.loads(pointer.read_text())
         try:
-            trainer.load(pointer.with_name(found["name"]))
+            found = json.loads(pointer.read_text())
+            told = (
+                f"the model of step {found['step']} is given on: its held-out loss is the lowest, {found['loss']:.4f}"
+            )
+            best = pointer.with_name(found["name"])
+        except (ValueError, KeyError, TypeError) as error:
+            return f"{pointer} is damaged ({type(error).__name__}: {error}): the last model is given on"
+        try:
+            trainer.load(best)
         except DamagedState as error:  # seen before anything was loaded: the last weights are still there
             return f"the best checkpoint is damaged ({error}): the last one is given on"
-        return f"the model of step {found['step']} is given on: its held-out loss is the lowest, {found['loss']:.4f}"
+        return told
 
 
 def _lowest(pointer: Path) -> float:

@@ -56,6 +56,8 @@ class SampleFile:
             if SETTINGS in line:
                 continue
             try:
+                if line.pop("digest", None) not in (None, text_digest(json.dumps(line))):  # early lines had none
+                    raise ValueError("its digest is another one")
                 prompt = wanted.get(line["id"])
                 if prompt is not None and line["prompt"] == _digest(prompt):
                     del wanted[prompt.id]
@@ -76,8 +78,9 @@ class SampleFile:
             for s in scored.scores
         ]
         prompt = scored.group.prompt
-        line = {"id": prompt.id, "prompt": _digest(prompt), "responses": responses, "scores": scores}
-        self._write({**line, "votes": list(group.votes)})
+        line: dict[str, Any] = {"id": prompt.id, "prompt": _digest(prompt), "responses": responses, "scores": scores}
+        line["votes"] = list(group.votes)
+        self._write({**line, "digest": text_digest(json.dumps(line))})
 
     def close(self) -> None:
         """Let another process have it."""

@@ -22,12 +22,13 @@ from tests.distributed import run_ranks
 from tests.learners import VOCAB, minibatch, samples, tiny_learner, tiny_model
 
 pytestmark = pytest.mark.slow
-BAD = ["sampler_logprobs", "advantage"]
+BAD = ["sampler_logprobs", "advantage", "token_advantages"]
 
 
 def bad_minibatch(field: str, value: float) -> Minibatch:
     made = list(samples())
     old = getattr(made[4], field)
+    old = made[4].sampler_logprobs if old is None else old  # a critic's advantages, of each token
     made[4] = replace(made[4], **{field: value if isinstance(old, float) else np.full_like(old, value)})
     return Minibatch.of(made)
 

@@ -186,3 +186,12 @@ def test_a_full_disk_is_the_users_error(tmp_path: Path) -> None:
 
 def test_a_run_without_files_is_empty(tmp_path: Path) -> None:
     assert read_history(tmp_path).stages == {}
+
+
+def test_a_directory_that_was_moved_away_is_not_made_anew(tmp_path: Path) -> None:
+    """What stood there then would be taken for something that is no run."""
+    tracker = Tracker(tmp_path / "run", "grpo")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="run was moved or deleted while it was being worked on"):
+        tracker.log(1, {"reward": 1.0})
+    assert not (tmp_path / "run").exists()

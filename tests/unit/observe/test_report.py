@@ -208,9 +208,35 @@ def test_what_is_damaged_is_left_out_and_named(tmp_path: Path) -> None:
         "An evaluation is left out",
         "An artifact is left out",
         "config.json is not JSON",
-        "1 half-written line",
+        "1 half-written or damaged line",
     ):
         assert note in page
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"stage": "grpo", "time": 5, "metrics": {"reward/mean": 1}}',
+        '{"stage": "grpo", "time": 5, "step": "x", "metrics": {"reward/mean": 1}}',
+        '{"stage": "grpo", "time": 5, "step": 1, "metrics": {"reward/mean": "?"}}',
+        '{"stage": "grpo", "time": "then", "step": 1}',
+        '{"stage": ["grpo"], "time": 5, "step": 1}',
+        '{"stage": "grpo", "time": 5, "step": 1, "metrics": 3}',
+    ],
+)
+def test_a_line_that_is_not_as_it_was_written_costs_no_report(tmp_path: Path, line: str) -> None:
+    run = write_run(tmp_path / "run", steps=3)
+    with (run / METRICS).open("a") as handle:
+        handle.write(line + "\n")
+    assert "1 half-written or damaged line" in write_report(run).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"prompt_id": "a", "responses": ["b"]}', '{"responses": 3}'])
+def test_damaged_answers_of_an_evaluation_cost_no_report(tmp_path: Path, line: str) -> None:
+    run = write_run(tmp_path / "run", steps=3)
+    file = run / "artifacts" / "evaluate_base-0123456789ab" / "out" / "samples.jsonl"
+    file.write_text(line + "\n")
+    assert "The answers of base are left out" in write_report(run).read_text(encoding="utf-8")
 
 
 def test_a_stage_with_finished_outputs_is_finished(tmp_path: Path) -> None:

@@ -98,3 +98,14 @@ def test_exports_are_found_by_their_step(tmp_path: Path) -> None:
     place = tmp_path / "state" / "sft-0123456789ab"
     trained(place, [1.0] * 6, Milestones(export_every=3))
     assert [(export.node, export.step) for export in exports_of(tmp_path)] == [("sft", 3), ("sft", 6)]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff", b'{"name": 3, "step": 1, "loss": 0.5}'])
+def test_a_damaged_note_of_the_best_gives_on_the_last(tmp_path: Path, content: bytes) -> None:
+    milestones = Milestones(export="best")
+    trainer = trained(tmp_path, [3.0, 1.0, 2.0], milestones)
+    (tmp_path / "best" / "BEST").write_bytes(content)
+    told = milestones.finish(tmp_path, trainer)  # type: ignore[arg-type]
+    assert "BEST is damaged" in told
+    assert "the last model is given on" in told
+    assert trainer.weights == 3

@@ -148,7 +148,7 @@ def test_a_file_of_other_settings_or_in_use_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    ["{not json}", "[]", '{"id": "p0", "prompt": "DIGEST", "responses": [{}], "scores": [], "votes": []}'],
+    ["{not json}", "[]", '{"id": "p0", "prompt": "DIGEST", "responses": [{}], "scores": [], "votes": []}', "flipped"],
 )
 def test_a_damaged_line_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "kept.jsonl"
@@ -158,6 +158,9 @@ def test_a_damaged_line_is_named(tmp_path: Path, damage: str) -> None:
         kept.append(JudgedGroup(sampling.ScoredGroup(group, scores), (0, 1, 2)))
     lines = path.read_text().splitlines()
     digest = json.loads(lines[1])["prompt"]
+    if damage == "flipped":
+        damage = lines[1].replace('"votes": [0, 1, 2]', '"votes": [0, 1, 3]')
+        assert damage != lines[1]
     path.write_text("\n".join([lines[0], damage.replace("DIGEST", digest), lines[1], ""]))
     with SampleFile(path) as kept, pytest.raises(UserError, match=r"kept\.jsonl:2: "):
         list(kept.groups(PROMPTS))
