@@ -11,7 +11,7 @@ from framework.graph.nodes import Graph
 from framework.stages.evaluate import Evaluate
 from framework.stages.lengths import fit_lengths
 from framework.stages.prompts import PreparePrompts, PromptsConfig, check_prompts, longest_tokens
-from framework.stages.text_eval import EvaluateText, ReadText
+from framework.stages.text_eval import EvaluateText, ReadText, check_reads
 from framework.stages.text_tokens import TokenizeSentences
 from framework.types import Prompt
 
@@ -51,7 +51,8 @@ def _of_text(config: RunConfig) -> Graph:
             "must name text for a model that answers no prompts; or stage.text.train and stage.text.heldout, labelled"
         )
         raise UserError("stage.text.documents", None, allowed)
-    graph, base = Graph(), Checkpoint(config.base.absolute())
+    graph, base = Graph(), Checkpoint(config.base.absolute()).check()
+    check_reads(base.path, text)
     read = graph.add("text", ReadText(text)).out("text")
     shards = graph.add("tokens", TokenizeSentences(), text=read, tokenizer=TokenizerDir(base.path)).out("shards")
     label = config.benchmark.name or "base"

@@ -18,7 +18,7 @@ def build(config: RunConfig) -> Graph:
     rl, evaluating = config.stage["grpo"], config.stage["evaluate"]
     grpo = Grpo(rl, model, evaluate=evaluating if rl.evaluate_every else None)
     if grpo.given_critic is not None:
-        check_critic(grpo.given_critic, base.path)
+        check_critic(grpo.given_critic, base.path, grpo.rollout.max_model_len)
     graph = Graph()
     if rl.rollouts_from is not None:  # no sampler starts, so nothing is evaluated either
         rollouts = find_rollouts(rl.rollouts_from)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,9 @@ from framework.types import Prompt
 
 NAMED = {"r1_zero": R1_ZERO_CHAT_TEMPLATE, "r1": R1_CHAT_TEMPLATE, "v3": V3_CHAT_TEMPLATE}
 _OPENED = re.compile(r"<(think|thinking|thought|reasoning|answer)>.*", re.DOTALL)
+# Whether a template writes a call's arguments as JSON itself, or puts them between texts as they are.
+_AS_JSON = re.compile(r"(?:arguments|function|tool_calls?)['\"]?\]?\s*\|\s*(?:tojson|items)")
+_AS_TEXT = re.compile(r"arguments['\"]?\]?\s*(?:\+|~|-?\}\})")
 _MARKS = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 Message = Mapping[str, Any]
 
@@ -164,6 +168,8 @@ class ChatTemplate:
     def given(self, message: Message) -> dict[str, Any]:
         """Return the message in the template's own words, its texts masked."""
         found = {key: value for key, value in message.items() if key != "weight"}
+        if "tool_calls" in found:
+            found["tool_calls"] = [self._call(call) for call in found["tool_calls"]]
         if found["role"] == "developer" and "developer" not in self.source:
             found["role"] = "system"
         reasoning = found.pop("reasoning_content", None)
@@ -175,6 +181,19 @@ class ChatTemplate:
                 found["content"] = f"<think>\n{reasoning.strip()}\n</think>\n\n{found['content']}"
         role = found.pop("role")
         return {**self.control.mask(found, spoken=role == "assistant"), "role": role}
+
+    def _call(self, call: Any) -> Any:
+        """A call whose arguments are what the template takes: an object, or its JSON, which is OpenAI's spelling."""
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or "arguments" not in function:
+            return call
+        arguments = function["arguments"]
+        if isinstance(arguments, str) and _AS_JSON.search(self.source):
+            with contextlib.suppress(ValueError):
+                arguments = json.loads(arguments)
+        elif isinstance(arguments, Mapping) and _AS_TEXT.search(self.source) and not _AS_JSON.search(self.source):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        return {**call, "function": {**function, "arguments": arguments}}
 
     @property
     def _fields(self) -> set[str]:

@@ -15,6 +15,16 @@ logger = logging.getLogger("framework.data")
 _NAMES = {"train": ("train",), "test": ("test", "validation", "valid", "dev", "eval")}  # by preference
 
 
+def hub_id(name: str, kind: str = "") -> str:
+    """Return owner/name of a link to a repository's page on the hub ("datasets/" for data sets), or `name` as it is."""
+    from huggingface_hub import constants
+
+    home = f"{constants.ENDPOINT}/{kind}"
+    if not name.startswith(home):
+        return name
+    return "/".join(name.removeprefix(home).split("/")[:2])
+
+
 def hub_files(name: str, key: str, split: str) -> list[Path]:
     """Download and return the files of owner/name[/PATTERN]; without a pattern those of `split`.
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from framework.data.json_table import is_conversation, json_table
 from framework.data.readers import Row, check_unicode, open_data, parse_json, read_rows
 from framework.data.remote import DataFile
 from framework.data.text.warc import warc_rows
@@ -17,6 +19,7 @@ from framework.errors import UserError
 
 KINDS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".arrow", ".txt", ".warc")
 _PACKED = (".gz", ".zst")
+_POINTER = b"version https://git-lfs"
 
 
 def kind_of(file: DataFile) -> str | None:
@@ -34,6 +37,7 @@ def file_rows(file: DataFile, without: Collection[int] = ()) -> Iterator[Row]:
 
     An archive's pages at the places `without` are not unpacked and have no text.
     """
+    _check_content(file)
     kind, found = kind_of(file), False
     readers = {".json": _json, ".parquet": _parquet, ".arrow": _arrow, ".csv": _csv, ".tsv": _csv, ".txt": _text}
     readers[".warc"] = partial(warc_rows, without=without)
@@ -42,6 +46,14 @@ def file_rows(file: DataFile, without: Collection[int] = ()) -> Iterator[Row]:
         yield row
     if not found:
         raise UserError(str(file), "an empty file", "needs at least one row")
+
+
+def _check_content(file: DataFile) -> None:
+    """Raise UserError for what Git leaves where the data itself was not fetched."""
+    if isinstance(file, Path) and file.is_file() and file.stat().st_size < 1024:
+        with file.open("rb") as opened:
+            if opened.read(len(_POINTER)) == _POINTER:
+                raise UserError(str(file), "a pointer of Git LFS", "must be the data itself: git lfs pull")
 
 
 def _text(file: DataFile) -> Iterator[Row]:
@@ -57,7 +69,8 @@ def _text(file: DataFile) -> Iterator[Row]:
 def _json(file: DataFile) -> Iterator[Row]:
     """A list of objects; an object of them by name; or such a list or object under one name ("data", "problems").
 
-    An object a line is read as .jsonl is.
+    Or a table of columns as pandas writes it (lists, objects by row number, `columns` with `data`). An object a line
+    is read as .jsonl is.
     """
     with open_data(file) as lines:
         content = lines.read()
@@ -66,7 +79,7 @@ def _json(file: DataFile) -> Iterator[Row]:
         yield from read_rows(file)
         return
     found = parse_json(content, str(file), first=True)
-    rows = _records(found)
+    rows = _records(found, str(file))
     if rows is None:
         raise UserError(str(file), type(found).__name__, "must be a list of JSON objects, or an object that holds one")
     for name, fields in rows:
@@ -77,21 +90,32 @@ def _json(file: DataFile) -> Iterator[Row]:
         yield Row(where, fields)
 
 
-def _records(found: Any) -> list[tuple[str, Any]] | None:
+def _records(found: Any, where: str) -> list[tuple[str, Any]] | None:
     if isinstance(found, list):
         return [(f"row {number}", fields) for number, fields in enumerate(found, start=1)]
     if not isinstance(found, dict):
         return None
+    if (table := json_table(found, where)) is not None:
+        return _records(table, where)
     if found and all(isinstance(value, dict) for value in found.values()):
         nested = next(iter(found.values()))
         if not (nested and all(isinstance(value, dict) for value in nested.values())):
             return list(found.items())
-    for value in found.values():  # the first that holds objects: beside it stand version, licence and the like
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            return _records(value)
+    lists = {name: value for name, value in found.items() if _holds_objects(value)}
+    if len(lists) > 1 and "data" not in lists:
+        allowed = "holds several lists of objects, of which one must be the rows: give it a file of its own"
+        raise UserError(where, ", ".join(lists)[:60], allowed)
+    if lists:  # beside it stand version, licence and the like
+        return _records(lists.get("data", next(iter(lists.values()))), where)
+    for value in found.values():
         if isinstance(value, dict) and value and all(isinstance(item, dict) for item in value.values()):
             return list(value.items())
     return [("row 1", found)] if found else None
+
+
+def _holds_objects(value: Any) -> bool:
+    """Whether a value is a list of rows: messages of a conversation are none."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and not is_conversation(value)
 
 
 def _csv(file: DataFile) -> Iterator[Row]:
@@ -102,23 +126,30 @@ def _csv(file: DataFile) -> Iterator[Row]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{file}:{line}", f"byte {error.start + 1} of the file", "is not UTF-8") from None
-    head = text.partition("\n")[0]
-    separator = "\t" if kind_of(file) == ".tsv" else ";" if ";" in head and "," not in head else ","
+    stream = io.StringIO(text, newline="")
+    head, skipped = text.partition("\n")[0], 0
+    if said := re.fullmatch(r"sep=(.)\r?", head):  # a line that tells spreadsheets
+        stream.readline()
+        skipped = 1
+    outside = re.sub(r'"[^"]*"', "", head)
+    separator = "\t" if kind_of(file) == ".tsv" else next((mark for mark in ",;\t|" if mark in outside), ",")
+    separator = said[1] if said else separator
+    spaced = f"{separator} " in outside and all(name[:1] == " " for name in outside.split(separator)[1:])
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    reader = csv.reader(stream, delimiter=separator, strict=True, skipinitialspace=spaced)
     try:
-        header = next(reader, [])
+        header = [name.strip() for name in next(reader, [])]
         if len(set(header)) != len(header):
-            raise UserError(f"{file}:1", ", ".join(header)[:60], "must name each column once")
+            raise UserError(f"{file}:{1 + skipped}", ", ".join(header)[:60], "must name each column once")
         for values in reader:
-            where = f"{file}:{reader.line_num}"
+            where = f"{file}:{reader.line_num + skipped}"
             if not values:
                 continue
             if len(values) != len(header):
                 raise UserError(where, f"{len(values)} values", f"the header names {len(header)} columns")
             yield Row(where, dict(zip(header, values, strict=True)))
     except csv.Error as error:
-        raise UserError(f"{file}:{reader.line_num}", str(error), "must be comma-separated values") from None
+        raise UserError(f"{file}:{reader.line_num + skipped}", str(error), "must be comma-separated values") from None
 
 
 def _parquet(file: DataFile) -> Iterator[Row]:

@@ -54,6 +54,10 @@ def find_source(name: str | Path, key: str, split: str = "train") -> Source:
     if not text.strip() or "\0" in text:
         raise UserError(key, text, f"must name {ALLOWED}")
     if is_remote(text):
+        from framework.data.hub import hub_id
+
+        if "/resolve/" not in text and (named := hub_id(text, "datasets/")) != text:
+            return find_source(named, key, split)
         return Source(key, text, tuple(file for file in remote_files(text, key) if kind_of(file) is not None))
     path = Path(text).expanduser()
     if path.is_file():

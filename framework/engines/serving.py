@@ -18,6 +18,7 @@ from framework.bounds import Bound, NonNegativeInt, PositiveInt, bounded
 from framework.data.chat_template import ChatTemplate
 from framework.data.control import ControlTokens
 from framework.data.tokenizer_files import load_tokenizer, servable_tokenizer
+from framework.engines.cpu.heads import check_cpu_heads
 from framework.engines.plain_chat import PLAIN, plain_chat
 from framework.engines.vllm_engine import VllmConfig, VllmSampler
 from framework.engines.weights import SERVED_TEXT, check_safetensors
@@ -59,6 +60,12 @@ def chat(
     """
     check_checkpoint(checkpoint)
     kind, options = check_talks(checkpoint), options or TalkOptions()
+    if options.system and not load_tokenizer(checkpoint).chat_template:
+        raise UserError(
+            "--system", options.system, "must be left out: without a chat template there is no place for it"
+        )
+    if kind not in PLAIN:
+        _check_heads(checkpoint)
     params, config = chat_params(checkpoint, options), chat_engine(checkpoint, options)
     if params.max_tokens >= config.max_model_len:
         raise UserError("--max-tokens", params.max_tokens, f"must be below the context of {config.max_model_len}")
@@ -85,6 +92,7 @@ def serve(checkpoint: Path, host: str, port: int, options: TalkOptions, name: st
             str(checkpoint), f"model_type={kind}", "vLLM, which serves, has no such model: framework chat has"
         )
     check_port(host, port)
+    _check_heads(checkpoint)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
     command += ["--tokenizer", str(servable_tokenizer(checkpoint)), "--served-model-name", name]
@@ -103,6 +111,16 @@ def serve(checkpoint: Path, host: str, port: int, options: TalkOptions, name: st
         command += ["--compilation-config", '{"custom_ops": ["-rotary_embedding"]}']
     print(f"{name} at http://{host}:{port}/v1 once vLLM has started, a minute or less", file=sys.stderr, flush=True)
     os.execv(sys.executable, [*command, *further])
+
+
+def _check_heads(checkpoint: Path) -> None:
+    """Raise UserError for a model that the installed build of vLLM, if it is the CPU's, cannot sample from."""
+    from vllm.platforms import current_platform
+
+    from framework.models.public_layout import read_config
+
+    if current_platform.is_cpu():
+        check_cpu_heads(read_config(checkpoint), f"{checkpoint / 'config.json'}: head_dim")
 
 
 def check_port(host: str, port: int) -> None:

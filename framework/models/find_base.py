@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from framework.artifacts import check_json_files
-from framework.data.hub import reachable
+from framework.data.hub import hub_id, reachable
 from framework.errors import UserError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -20,6 +20,7 @@ def find_base(name: str, weights: bool = True) -> Path:
 
     Without `weights` only what `plan` reads is fetched. Raises UserError for what is neither, or cannot be fetched.
     """
+    name = hub_id(name) if "://" in name else name
     path = Path(name).expanduser()
     if path.is_dir():
         _check_kind(path, name)

@@ -29,21 +29,23 @@ def why_not_packed(config: Any) -> str:
     seen: list[dict[str, Any]] = []
 
     def record(
-        _module: Any, query: torch.Tensor, _key: Any, value: torch.Tensor, mask: Any, **more: Any
+        _module: Any, query: torch.Tensor, _key: Any, value: torch.Tensor, attention_mask: Any = None, **more: Any
     ) -> tuple[torch.Tensor, None]:
-        seen.append(more | {"attention_mask": mask})
+        seen.append(more | {"attention_mask": attention_mask})
         batch, heads, tokens, _ = query.shape
         return query.new_zeros(batch, tokens, heads, value.shape[-1]), None
 
     AttentionInterface.register(PROBE, record)
+    what = "building it"
     with torch.device("meta"):
-        model = kind._from_config(config, dtype=torch.bfloat16)  # which grouped products of experts ask for
-        model.set_attn_implementation(PROBE)
         ids = torch.zeros(1, TOKENS, dtype=torch.long)
         try:
+            model = kind._from_config(config, dtype=torch.bfloat16)  # which grouped products of experts ask for
+            model.set_attn_implementation(PROBE)
+            what = "a forward"
             model(input_ids=ids, position_ids=torch.arange(TOKENS)[None], use_cache=False)
         except Exception as error:
-            return f"a forward fails ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            return f"{what} fails ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
     if len(seen) != config.num_hidden_layers:
         return f"{len(seen)} of its {config.num_hidden_layers} layers attend through transformers' interface"
     asked = {key for more in seen for key in ("attention_mask", *NOT_BUILT) if more.get(key) is not None}

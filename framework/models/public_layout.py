@@ -103,8 +103,8 @@ def read_config(directory: Path) -> Any:
     file = directory / "config.json"
     kind = read_json(file).get("model_type")
     if kind not in CONFIG_MAPPING:
-        allowed = f"{did_you_mean(str(kind), CONFIG_MAPPING)}model_type must be a family that transformers knows"
-        raise UserError(str(file), f"model_type={kind}", allowed)
+        near = did_you_mean(str(kind), CONFIG_MAPPING) if kind else ""
+        raise UserError(str(file), f"model_type={kind}", f"{near}model_type must be a family that transformers knows")
     named = (read_json(file).get("architectures") or [""])[0]
     if CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING and named not in HEADS:
         raise UserError(str(file), f"model_type={kind}", "must be a causal language model's")
@@ -115,7 +115,24 @@ def read_config(directory: Path) -> Any:
     for key in ("quantization_config", "auto_map"):  # not true of what is exported later: no FP8, no code beside it
         if hasattr(config, key):
             delattr(config, key)
+    config._attn_implementation = None  # its writer's kernels: ours are chosen by the engine
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(config, key, None)
+        if isinstance(value, int) and value < 0:  # how early Llamas say that there is none
+            setattr(config, key, None)
+    _check_rope(config, str(file))
     return config
+
+
+def _check_rope(config: Any, where: str) -> None:
+    """Raise UserError for a rotary embedding of a kind that transformers does not build."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    found = getattr(config, "rope_parameters", None) or {}
+    known = ("default", *ROPE_INIT_FUNCTIONS)
+    for part in (found, *(value for value in found.values() if isinstance(value, Mapping))):
+        if part.get("rope_type", "default") not in known:
+            raise UserError(where, f"rope_type={part['rope_type']}", f"must be one of {', '.join(known)}")
 
 
 def savable_generation_config(directory: Path) -> Any:

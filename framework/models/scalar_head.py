@@ -8,6 +8,7 @@ model's tokens too.
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +44,17 @@ def check_scalar_head(model_type: str) -> None:
     if model_type not in CLASSES:
         allowed = f"has no reward model: transformers knows no {SUFFIX} of it"
         raise UserError("base", f"model_type={model_type}", allowed)
+
+
+def check_score(directory: Path) -> None:
+    """Raise UserError, from headers alone, unless a checkpoint has such a head, of one number."""
+    from framework.models.public_layout import stored_tensors
+
+    where, found = f"{directory}: {HEAD}", stored_tensors(directory)
+    if HEAD not in found:
+        raise UserError(where, "no such tensor", "a critic begins with a reward model's head")
+    if found[HEAD].shape[0] != 1:
+        raise UserError(where, found[HEAD].shape, "must give one number: a classifier of several labels is no reward")
 
 
 def with_scalar_head(config: Any) -> Any:

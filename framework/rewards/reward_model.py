@@ -20,6 +20,7 @@ from framework.data.chat_template import ChatTemplate
 from framework.data.reasoning import split_reasoning
 from framework.data.tokenizer_files import load_tokenizer
 from framework.errors import UserError
+from framework.models.scalar_head import check_score
 from framework.rewards.base import Reward
 from framework.types import Int32, Prompt, Response, ResponseGroup
 
@@ -73,6 +74,7 @@ class PreferenceModel(Reward):
         """Check the checkpoint, say which it is, and load it, unless its device is one that no fork may inherit."""
         directory = self._directory()
         RewardCheckpoint(directory).check()
+        check_score(directory)
         found = content_hash(directory)[0]
         if not found.startswith(self.version):
             raise UserError("version", self.version, f"the reward model at {directory} is {found[:12]}")
@@ -108,6 +110,8 @@ class _Model:
             )
         self._model: Any = AutoModelForSequenceClassification.from_pretrained(directory).eval().to(device)
         tokenizer = load_tokenizer(directory)
+        if not tokenizer.chat_template:
+            raise UserError("checkpoint", str(directory), "its tokenizer must have the chat template that it reads by")
         self._template, self._end = ChatTemplate(tokenizer), tokenizer.eos_token_id
         self._device = device
         # what is read -> (prompt id, response) -> score, of the group at hand

@@ -18,6 +18,7 @@ from framework.data.selection import RIGHT_BY, check_right_by
 from framework.data.sources import find_source
 from framework.data.standings import KEY as STANDINGS
 from framework.data.standings import read_standings
+from framework.engines.cpu.heads import check_cpu_heads
 from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.cluster import ClusterConfig
@@ -105,6 +106,8 @@ class EvaluateConfig:
         """Raise UserError, with keys as they stand in this node, for what the model or the cluster can't do."""
         self.check_lengths()
         cluster.check_sampling_gpus(self.engine.tensor_parallel_size)
+        if not cluster.gpus:
+            check_cpu_heads(model)
 
 
 @dataclass(frozen=True)

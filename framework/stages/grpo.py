@@ -15,6 +15,7 @@ from framework.bounds import Bound, NonNegativeFloat, PositiveInt, bounded
 from framework.data.chat_template import TemplateConfig, tokenize_prompts
 from framework.data.readers import read_prompts
 from framework.data.tokenizer_files import copy_tokenizer, load_tokenizer
+from framework.engines.cpu.heads import check_cpu_heads
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule, sum_over
 from framework.engines.vllm_engine import VllmConfig
@@ -113,6 +114,8 @@ class GrpoConfig(RlConfig):
             allowed = "2 or 3 where roles take turns (cluster.turns=true): ZeRO-1 in bfloat16 cannot leave its GPU"
             raise UserError("engine.learner.zero_stage", 1, allowed)
         cluster.check_gpus(self.engine.rollout.tensor_parallel_size)
+        if not cluster.gpus:
+            check_cpu_heads(model)
         heads = model.num_attention_heads
         self.engine.learner.check_topology(cluster.learner_workers, model.experts_a_layer, "engine.learner", heads)
 
@@ -125,6 +128,9 @@ class GrpoConfig(RlConfig):
         if context > model.max_position_embeddings:
             allowed = f"must be at most model.max_position_embeddings={model.max_position_embeddings}"
             raise UserError("engine.rollout.max_model_len", context, allowed)
+        if context > (short := model.short_context):
+            allowed = f"must be at most {short}: beyond, vLLM turns every position by longrope's long factors"
+            raise UserError("engine.rollout.max_model_len", context, f"{allowed}, the learner those of long sequences")
         if self.engine.learner.token_budget < context:
             allowed = f"must hold a whole sequence: engine.rollout.max_model_len={context}"
             raise UserError("engine.learner.token_budget", self.engine.learner.token_budget, allowed)
@@ -272,7 +278,7 @@ class Grpo:
 
         given = self.given_critic or inputs.critic
         if given is not None:
-            check_critic(given, inputs.base.path)
+            check_critic(given, inputs.base.path, self.rollout.max_model_len)
         schedule = replace(engine, schedule=self.config.critic_schedule, keep_versions=0)
         return CriticConfig(given.path if given else base, schedule, objective, seed)
 

@@ -18,8 +18,8 @@ from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
 from framework.models.families.base import ModelConfig
-from framework.models.public_layout import stored_tensors
-from framework.models.scalar_head import HEAD
+from framework.models.public_layout import model_tensors, read_config
+from framework.models.scalar_head import check_score
 from framework.objectives.policy import PolicyObjective
 from framework.rewards.base import RewardConfig
 from framework.roles.critic import ActorCritic, CriticConfig, CriticWorker
@@ -133,15 +133,23 @@ def _learner_group(
     return ActorCritic(policy, group, config.objective)
 
 
-def check_critic(critic: RewardCheckpoint, base: Path) -> None:
-    """Raise UserError unless the reward model has a head, and reads the tokens of the policy that `base` begins."""
+def check_critic(critic: RewardCheckpoint, base: Path, context: int) -> None:
+    """Raise UserError unless the reward model has a head, and reads the tokens of the policy that `base` begins.
+
+    It may be of another size or family, if its own context holds `context` tokens.
+    """
     critic.check()
     of_critic, of_base = (header_of(load_tokenizer(place), 1.0, place).tokens for place in (critic.path, base))
     if of_critic != of_base:
         allowed = f"must have the tokenizer of the policy's base, {base}: a critic reads its tokens"
         raise UserError("critic", str(critic.path), allowed)
-    if HEAD not in stored_tensors(critic.path):
-        raise UserError(f"{critic.path}: {HEAD}", "no such tensor", "a critic begins with a reward model's head")
+    check_score(critic.path)
+    config = read_config(critic.path)
+    model_tensors(critic.path, config)
+    room = getattr(config, "max_position_embeddings", context)
+    if room < context:
+        allowed = f"must hold the sequences of the policy: engine.rollout.max_model_len={context}"
+        raise UserError(f"critic: {critic.path / 'config.json'}", f"max_position_embeddings={room}", allowed)
 
 
 def find_rollouts(directory: Path) -> RolloutSet:

@@ -176,6 +176,16 @@ def learned_by(sizes: Mapping[str, Any], checkpoint: Path, masking: Masking, dom
     return Masked({"bert": "next", "albert": "order"}.get(str(kind), "full"), masking)  # type: ignore[arg-type]
 
 
+def check_reads(checkpoint: Path, config: TextEvalConfig) -> None:
+    """Raise UserError, before anything is read, as `learned_by`, or for an encoder whose tokenizer hides no token."""
+    learns = learned_by(read_json(checkpoint / "config.json"), checkpoint, config.masking, config.domains())
+    tokenizer = load_tokenizer(checkpoint)
+    for name in ("mask_token", "cls_token", "sep_token") if isinstance(learns, Masked) else ():
+        if getattr(tokenizer, name) is None:
+            allowed = f"must name the {name} that the model was trained with"
+            raise UserError(str(checkpoint / "tokenizer_config.json"), f"no {name}", allowed)
+
+
 def context_of(sizes: Mapping[str, Any]) -> int:
     """The longest row: RoBERTa's positions begin behind its padding token's; XLNet's are relative."""
     found = next((int(sizes[key]) for key in ("max_position_embeddings", "n_positions") if sizes.get(key)), 512)

@@ -188,18 +188,44 @@ def test_a_critic_of_another_tokenizer_or_without_a_head_is_refused_in_one_line(
     write_checkpoint("qwen3", base)
     write_tokenizer(base)
     with pytest.raises(UserError, match=r"architectures.*must be a \.\.\.ForSequenceClassification"):
-        check_critic(RewardCheckpoint(base), base)
+        check_critic(RewardCheckpoint(base), base, 64)
     shutil.copytree(base, other)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen3ForSequenceClassification"]}))
     with pytest.raises(UserError, match=r"other: score\.weight: got 'no such tensor'; a critic begins"):
-        check_critic(RewardCheckpoint(other), base)
+        check_critic(RewardCheckpoint(other), base, 64)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     words = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
     tokenizer["model"]["vocab"] |= {words[-1]: tokenizer["model"]["vocab"][words[-2]], words[-2]: len(words) - 1}
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(UserError, match="must have the tokenizer of the policy's base"):
-        check_critic(RewardCheckpoint(other), base)
+        check_critic(RewardCheckpoint(other), base, 64)
+
+
+def test_a_critic_of_any_size_that_holds_the_sequences_and_gives_one_number(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    base = tmp_path / "base"
+    write_checkpoint("qwen3", base)
+    sizes = {"vocab_size": 304, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "max_position_embeddings": 64, "pad_token_id": None}  # fmt: skip
+    for labels in (1, 2):
+        critic = RewardCheckpoint(tmp_path / str(labels))
+        LlamaForSequenceClassification(LlamaConfig(**sizes, num_labels=labels)).save_pretrained(critic.path)
+        write_tokenizer(critic.path)
+        if labels == 1:
+            check_critic(critic, base, 64)
+            with pytest.raises(UserError, match="max_position_embeddings=64'; must hold the sequences of the policy"):
+                check_critic(critic, base, 65)
+            weights = load_file(critic.path / "model.safetensors")
+            del weights["model.norm.weight"]
+            save_file(weights, critic.path / "model.safetensors", metadata={"format": "pt"})
+            with pytest.raises(UserError, match=r"model\.norm\.weight: got 'no such tensor'"):
+                check_critic(critic, base, 64)
+        else:
+            with pytest.raises(UserError, match=r"score\.weight: got \(2, 16\); must give one number"):
+                check_critic(critic, base, 64)
 
 
 def test_pretraining_beside_a_policy_is_the_sum_of_both_gradients() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from framework.engines.cpu.heads import SIZES
 from framework.engines.vllm_engine import VllmConfig, VllmSampler
 from framework.engines.weights import flatten
 from framework.errors import RunFailed, UserError
@@ -372,3 +373,21 @@ def assert_samples_from(policy: TinyPolicy, group: ResponseGroup) -> None:
 
 def ids_of(group: ResponseGroup) -> Sequence[tuple[int, ...]]:
     return [tuple(response.token_ids.tolist()) for response in group.responses]
+
+
+@pytest.mark.parametrize("size", [16, 32, 40, 48, 112, 144, 160, 512, 576])
+def test_the_sizes_of_heads_that_the_cpu_kernels_take(size: int) -> None:
+    from vllm import _custom_ops
+    from vllm.platforms import current_platform
+    from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
+    if not current_platform.is_cpu():
+        pytest.skip("vLLM's CPU build alone")
+    lengths, starts = torch.tensor([4], dtype=torch.int32), torch.tensor([0, 4], dtype=torch.int32)
+    isa = _get_attn_isa(torch.float32, 32, size)
+    told = (1, 2, 1, size, lengths, torch.float32, starts, True, -1, isa, True)
+    if size in SIZES:
+        _custom_ops.cpu_attn_get_scheduler_metadata(*told)
+    else:
+        with pytest.raises(RuntimeError, match="Unsupported CPU attention"):
+            _custom_ops.cpu_attn_get_scheduler_metadata(*told)

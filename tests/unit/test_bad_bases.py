@@ -111,6 +111,12 @@ CASES: dict[str, tuple[Change, str, str]] = {
     "a vocabulary that the weights do not have": (text(config={"vocab_size": 999}), "embed_tokens", "by config.json"),
     "a vocabulary smaller than the tokenizer": (text(config={"vocab_size": 9}), "tokenizer.json", "does not match"),
     "no such family": (text(config={"model_type": "nope"}), "config.json", "a family that transformers knows"),
+    "a rotary embedding of no kind": (
+        text(config={"rope_parameters": {"rope_type": "mrope"}}), "config.json", "must be one of default, linear",
+    ),
+    "heads that vLLM's CPU build has no kernel for": (
+        text(config={"head_dim": 16}), "model.head_dim: got 16", "must be one of 32, 48",
+    ),
     "a size that is a text": (text(config={"hidden_size": "64"}), "config.json", "hidden_size"),
     "tokens beyond the model": (
         text(tokenizer={"added_tokens": [{"id": 5000, "content": "<x>", "special": True, "single_word": False,
@@ -140,8 +146,9 @@ def test_bad_base(name: str, sound: Path, tmp_path: Path, capfd: pytest.CaptureF
 
 
 def test_a_sound_base_is_planned(sound: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Also with settings for generating that transformers would not save: the export mends them."""
+    """Also with settings for generating that transformers would not save, and its writer's kernels and -1 for none."""
     shutil.copytree(sound / "base", tmp_path / "base")
+    text(config={"_attn_implementation": "flash_attention_2", "pad_token_id": -1})(tmp_path / "base")
     text("generation_config.json", '{"do_sample": false, "temperature": 0.7}')(tmp_path / "base")
     command = ["plan", "job=grpo", f"base={tmp_path / 'base'}", f"data.train={sound / 'prompts.jsonl'}"]
     assert main([*command, f"runs_dir={tmp_path / 'runs'}"]) == 0, capfd.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,19 @@ def test_pairs_have_both_texts_and_labels_keep_their_words(tmp_path: Path) -> No
         classes_of(found, other, "k")
 
 
+def test_what_the_text_or_the_tokenizer_lacks_shows_before_the_run(bases: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "hills.txt").write_text(TEXTS[0][1])
+    with pytest.raises(
+        UserError, match=r"stage\.text\.documents: got 'hills'; must be of files that are named as a code"
+    ):
+        planned(bases["ctrl"], f"stage.text.documents={tmp_path / 'hills.txt'}")
+    tokenizer_of(tmp_path / "bert", "gpt2")
+    shutil.copy(bases["bert"] / "config.json", tmp_path / "bert")
+    shutil.copy(bases["bert"] / "model.safetensors", tmp_path / "bert")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: got 'no mask_token'; must name the mask_token"):
+        planned(tmp_path / "bert", f"stage.text.documents={tmp_path / 'hills.txt'}")
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
@@ -118,6 +132,7 @@ def test_pairs_have_both_texts_and_labels_keep_their_words(tmp_path: Path) -> No
         (("plan", "job=eval", "base={bert}", "stage.text.train=x.tsv"), "stage.text.train: got 'x.tsv'; goes with"),
         (("plan", "job=grpo", "base={bert}", "data.train=x"), "model_type=bert'; must be a causal language model"),
         (("chat", "{bert}"), "got 'BertForPreTraining'; must continue text: an encoder fills in hidden tokens"),
+        (("chat", "{ctrl}", "--system", "x"), "--system: got 'x'; must be left out: without a chat template"),
         (("serve", "{bert}"), "got 'BertForPreTraining'; must continue text"),
         (("serve", "{ctrl}"), "got 'model_type=ctrl'; vLLM, which serves, has no such model: framework chat has"),
     ],

@@ -2,7 +2,7 @@
 
 messages            messages (OpenAI's): roles, contents, reasoning_content, tool_calls, weight; tools beside them
 ShareGPT            conversations (from, value); system, tools
-Alpaca              instruction, input, output; system, history
+Alpaca              instruction, input (Dolly: context), output; system, history
 prompt, completion  prompt (text or messages) and completion or response
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from framework.data.chat_shards import Chat
 from framework.data.layouts.columns import Columns, Field, named, renamed, short, text_of
-from framework.data.layouts.messages import Message, read_messages
+from framework.data.layouts.messages import Message, conversation_in, read_messages
 from framework.data.readers import Row
 from framework.data.rows import file_rows
 from framework.data.sources import Source, find_source
@@ -28,8 +28,10 @@ _MESSAGES = Field("messages", ("conversations", "conversation", "dialog", "dialo
 _COMPLETION = Field("completion", ("response", "answer", "output", "chosen"))
 _PROMPT = Field("prompt", ("question", "query", "input"))
 _INSTRUCTION = Field("instruction")
+_INPUT = Field("input", ("context",))  # Alpaca's, Dolly's
 _OUTPUT = Field("output", ("response", "completion"))
-OURS = ("messages", "prompt", "completion", "instruction", "input", "output", "system", "tools", "history", "id")
+_REST = tuple(map(Field, ("system", "tools", "history", "id")))
+OURS = (_MESSAGES, _PROMPT, _COMPLETION, _INSTRUCTION, _INPUT, _OUTPUT, *_REST)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,11 @@ def _chat(row: Row, layout: Layout) -> Chat:
         raise UserError(f"{row.where}: messages", found, "must end with an assistant's answer")
     if all(message.get("weight", 1) == 0 for message in messages if message["role"] == "assistant"):
         raise UserError(f"{row.where}: messages", "weight 0 everywhere", "must leave an answer to learn")
-    return Chat(str(fields.get("id") or row.where), messages, _tools(fields.get("tools"), row.where), row.where)
+    tools = _tools(fields.get("tools"), row.where)
+    if not tools:  # OpenAI's, before tools
+        old = _tools(fields.get("functions"), row.where, "functions")
+        tools = tuple({"type": "function", "function": function} for function in old)
+    return Chat(str(fields.get("id") or row.where), messages, tools, row.where)
 
 
 def with_system(messages: tuple[Message, ...], system: Any, where: str) -> tuple[Message, ...]:
@@ -104,7 +110,15 @@ def with_system(messages: tuple[Message, ...], system: Any, where: str) -> tuple
     return ({"role": "system", "content": text}, *messages)
 
 
-def _tools(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
+def with_input(fields: Mapping[str, Any], column: str, where: str) -> str:
+    """Return a question, and if it stands in `instruction` what it is about, which Alpaca and Dolly have beside it."""
+    question, more = text_of(fields[column], f"{where}: {column}"), _INPUT.find(fields)
+    if column.lower() != _INSTRUCTION.name or more is None or fields[more] in ("", []):
+        return question
+    return question + "\n" + text_of(fields[more], f"{where}: {more}")
+
+
+def _tools(value: Any, where: str, name: str = "tools") -> tuple[Mapping[str, Any], ...]:
     if value in (None, "", [], ()):
         return ()
     tools = value
@@ -114,7 +128,7 @@ def _tools(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
         except ValueError:
             tools = None
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise UserError(f"{where}: tools", short(value), "must be a list of tools (or the JSON text of one)")
+        raise UserError(f"{where}: {name}", short(value), f"must be a list of {name} (or the JSON text of one)")
     return tuple(tools)
 
 
@@ -128,9 +142,7 @@ def _from_alpaca(fields: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     instruction, output = _INSTRUCTION.find(fields), _OUTPUT.find(fields)
     assert instruction is not None
     assert output is not None
-    question = text_of(fields[instruction], f"{where}: {instruction}")
-    if fields.get("input"):
-        question += "\n" + text_of(fields["input"], f"{where}: input")
+    question = with_input(fields, instruction, where)
     turns = []
     for place, turn in enumerate(fields.get("history") or ()):
         if not isinstance(turn, list | tuple) or len(turn) != 2:
@@ -143,7 +155,7 @@ def _from_prompt(fields: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     asked, answered = _PROMPT.find(fields), _COMPLETION.find(fields)
     assert asked is not None
     assert answered is not None
-    prompt, completion = fields[asked], fields[answered]
+    prompt, completion = conversation_in(fields[asked]), conversation_in(fields[answered])
     before: tuple[Message, ...] = (
         ({"role": "user", "content": text_of(prompt, f"{where}: {asked}")},)
         if isinstance(prompt, str)

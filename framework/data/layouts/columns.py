@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from framework.data.readers import Row
@@ -20,6 +21,11 @@ class Field:
     name: str
     columns: tuple[str, ...] = ()
 
+    @property
+    def spellings(self) -> set[str]:
+        """All of its names, without case."""
+        return {column.lower() for column in (self.name, *self.columns)}
+
     def find(self, fields: Mapping[str, Any]) -> str | None:
         """Return the column of `fields` that holds it."""
         lower = {str(column).lower(): column for column in reversed(list(fields))}
@@ -29,27 +35,33 @@ class Field:
         return None
 
 
-def renamed(row: Row, columns: Columns, known: Sequence[str], key: str) -> Row:
-    """Return the row with the columns that `columns` names under our names; others keep theirs.
+def renamed(row: Row, columns: Columns, known: Sequence[Field], key: str) -> Row:
+    """Return the row with the columns that `columns` names under our names; others keep theirs, and stand behind.
 
-    Raises UserError for a name that is not ours, or a column that the row does not have.
+    Another spelling of a field of ours counts as its name. Raises UserError for a name that is not ours or there twice,
+    a column that the row does not have, or a name and a column in each other's place.
     """
     if not columns:
         return row
-    fields = dict(row.fields)
-    chosen = {}
-    for ours, theirs in columns.items():
-        if ours not in known:
-            raise UserError(f"{key}.{ours}", theirs, f"{did_you_mean(ours, known)}names are {', '.join(known)}")
+    fields, chosen = dict(row.fields), dict[str, Any]()
+    names = [field.name for field in known]
+    for given, theirs in columns.items():
+        ours = given if given in names else next((f.name for f in known if given.lower() in f.spellings), None)
+        has = f"{row.where} has {named(row.fields)}"
+        if theirs in names and theirs not in row.fields and given in row.fields:
+            raise UserError(f"{key}.{given}", theirs, f"the other way round: {key}={{{theirs}: {given}}}; {has}")
+        if ours is None:
+            raise UserError(f"{key}.{given}", theirs, f"{did_you_mean(given, names)}names are {', '.join(names)}")
+        if ours in chosen:
+            raise UserError(f"{key}.{given}", theirs, f"is {ours} again, which another column is said to be")
         value: Any = row.fields
         for part in [theirs] if theirs in row.fields else theirs.split("."):
             if not isinstance(value, Mapping) or part not in value:
-                allowed = f"{did_you_mean(theirs, map(str, row.fields))}{row.where} has {named(row.fields)}"
-                raise UserError(f"{key}.{ours}", theirs, allowed)
+                raise UserError(f"{key}.{given}", theirs, f"{did_you_mean(theirs, map(str, row.fields))}{has}")
             value = value[part]
         chosen[ours] = value
         fields.pop(theirs, None)
-    return Row(row.where, {**{k: v for k, v in fields.items() if k not in chosen}, **chosen})
+    return Row(row.where, {**chosen, **{name: value for name, value in fields.items() if name not in chosen}})
 
 
 def named(fields: Iterable[Any]) -> str:
@@ -64,7 +76,7 @@ def text_of(value: Any, where: str) -> str:
 
     A whole float loses its ".0": tables hold integers with gaps as floats.
     """
-    good = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    good = isinstance(value, str | int) or (isinstance(value, float | Decimal) and math.isfinite(value))
     if isinstance(value, bool) or not good:
         raise UserError(where, short(value), "must be a text or a number")
     if isinstance(value, float) and value.is_integer():

@@ -7,13 +7,12 @@ from framework.data.readers import Row
 from framework.errors import UserError
 
 _TEXT = Field("text", ("content", "raw_content", "document", "body"))
-OURS = ("text",)
 
 
 def text_in(row: Row, columns: Columns, key: str) -> str:
     """Return the text of a row; raises UserError, with file and line, for a row without. `key` names the data."""
     column_key = f"{key.rpartition('.')[0] or 'data'}.columns"
-    fields = renamed(row, columns, OURS, column_key).fields
+    fields = renamed(row, columns, (_TEXT,), column_key).fields
     column = _TEXT.find(fields)
     if column is None:
         allowed = f"documents need a column text; or name it, {column_key}={{text: COLUMN}}"

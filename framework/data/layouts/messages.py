@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from framework.data.json_table import is_conversation
 from framework.data.layouts.columns import short
 from framework.errors import UserError, did_you_mean
 
@@ -21,6 +22,7 @@ ROLES = {
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "ai": "assistant",
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
@@ -28,6 +30,18 @@ ROLES = {
 }
 REASONING = ("reasoning_content", "reasoning", "thinking")  # spellings of one field
 _KEPT = ("tool_calls", "tool_call_id", "name", "weight")
+_LEARNED = ("train", "loss")  # true or false, where others than OpenAI say which answers are learned
+
+
+def conversation_in(value: Any) -> Any:
+    """Return the list of messages that a text is the JSON of, as tables of text hold them; any other value as it is."""
+    if not (isinstance(value, str) and value.lstrip().startswith("[")):
+        return value
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return value
+    return found if is_conversation(found) else value
 
 
 def read_messages(value: Any, where: str) -> tuple[Message, ...]:
@@ -55,10 +69,18 @@ def _message(message: Any, where: str) -> Message:
     if role is None:
         known = f"{did_you_mean(str(spelt), ROLES)}roles are {', '.join(dict.fromkeys(ROLES.values()))}"
         raise UserError(f"{where}: role", spelt, f"must have a role and a content; {known}")
-    content = fields.get("content", fields.get("value", ""))
+    called = isinstance(fields.get("function_call"), Mapping)  # what OpenAI had before tool_calls
+    if called:
+        fields["tool_calls"] = _checked_calls(fields["function_call"], where)
+    spoken = any(fields.get(name) for name in ("tool_calls", *REASONING))
+    spoken = spoken or (role in ("assistant", "tool") and "content" in message)
+    content = fields.get("content", fields.get("value", "" if spoken else None))
     found: dict[str, Any] = {"role": role, "content": _content(content, where)}
     if str(spelt).lower() == "function_call":
         found = {"role": role, "content": "", "tool_calls": _calls(found["content"], where)}
+    flag = next((fields[name] for name in _LEARNED if isinstance(fields.get(name), bool)), None)
+    if flag is not None and role == "assistant":
+        fields.setdefault("weight", int(flag))
     reasoning = [fields[name] for name in REASONING if fields.get(name)]
     if reasoning:
         if role != "assistant" or not all(isinstance(text, str) and text == reasoning[0] for text in reasoning):
@@ -89,10 +111,14 @@ def _calls(content: str, where: str) -> list[dict[str, Any]]:
     try:
         found = json.loads(content)
     except ValueError:
-        found = None
+        found = content
+    return _checked_calls(found, where)
+
+
+def _checked_calls(found: Any, where: str) -> list[dict[str, Any]]:
     calls = found if isinstance(found, list) else [found]
     if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls) or not calls:
-        raise UserError(where, content[:60], "must be a function call: JSON with name and arguments")
+        raise UserError(where, short(found), "must be a function call: JSON with name and arguments")
     return [{"type": "function", "function": call} for call in calls]
 
 

@@ -24,7 +24,7 @@ from framework.errors import UserError
 TASK = "options"  # as `framework.rewards.options` judges it
 _QUESTION = Field("question", ("prompt", "problem", "query", "text"))
 _CHOICES = Field("options", ("choices",))
-_ANSWER = Field("answer_idx", ("answer_index", "answerKey", "answer", "label", "target", "correct"))
+ANSWERS = Field("answer_idx", ("answer_index", "answerKey", "answer", "label", "target", "correct"))
 _RIGHT = Field("Correct Answer")
 _WRONG = tuple(Field(f"Incorrect Answer {number}") for number in (1, 2, 3))
 _MARK = re.compile(r"\(?([A-Z])[).:]\s*")
@@ -66,19 +66,33 @@ def _gpqa(row: Row, question: str) -> tuple[set[str], dict[str, str], str]:
 
 def _listed(row: Row) -> tuple[set[str], dict[str, str], str] | None:
     fields = row.fields
-    column = _CHOICES.find(fields)
+    column, labels = _CHOICES.find(fields), dict[str, str]()
     if column is not None and isinstance(fields[column], list | Mapping) and fields[column]:
         used, options = {column}, _texts(fields[column], f"{row.where}: {column}")
+        labels = _labels(fields[column], options, f"{row.where}: {column}")
     elif all(isinstance(fields.get(letter), str | int | float) for letter in "ABCD"):
         letters = [letter for letter in "ABCDEFGHIJ" if fields.get(letter) is not None]
         used, options = set(letters), {letter: text_of(fields[letter], f"{row.where}: {letter}") for letter in letters}
     else:
         return None
-    named = _ANSWER.find(fields)
+    named = ANSWERS.find(fields)
     if named is None:
         raise UserError(row.where, "options without an answer", "multiple choice needs a column for the answer")
     also = {key for key in fields if str(key).lower() in ("answer", "answer_idx", "answer_index")}
-    return {*used, named, *also}, options, _letter(fields[named], options, f"{row.where}: {named}")
+    answer = fields[named]
+    if isinstance(answer, str | int) and not isinstance(answer, bool):
+        answer = labels.get(str(answer).strip(), answer)
+    return {*used, named, *also}, options, _letter(answer, options, f"{row.where}: {named}")
+
+
+def _labels(found: Any, options: Mapping[str, str], where: str) -> dict[str, str]:
+    """What ARC calls its options, some "1" to "4", and the letters that they have here."""
+    given = found.get("label") if isinstance(found, Mapping) and isinstance(found.get("text"), list) else None
+    if given is None:
+        return {}
+    if not isinstance(given, list) or len(given) != len(options):
+        raise UserError(f"{where}.label", short(given), f"must name each of the {len(options)} options")
+    return dict(zip(map(str, given), options, strict=True))
 
 
 def _texts(found: Any, where: str) -> dict[str, str]:

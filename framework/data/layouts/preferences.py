@@ -2,6 +2,7 @@
 
 chosen, rejected    texts after a prompt (text or messages); or whole conversations that begin alike
 hh                  chosen and rejected as "\\n\\nHuman: ...\\n\\nAssistant: ..." (Anthropic's hh-rlhf)
+ShareGPT            chosen and rejected after conversations, a list of turns (LLaMA-Factory's)
 rankings            several answers, as `layouts.rankings` has them: all pairs of them that are no ties
 labels              one answer a row (answer, response) with a label: a number, true or false
 
@@ -10,6 +11,7 @@ Beside chosen and rejected a margin may stand: by how much the first is better.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import re
@@ -18,9 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from framework.data.layouts import rankings
-from framework.data.layouts.chats import with_system
+from framework.data.layouts.chats import with_input, with_system
 from framework.data.layouts.columns import Columns, Field, named, renamed, text_of
-from framework.data.layouts.messages import Message, read_messages
+from framework.data.layouts.messages import Message, conversation_in, read_messages
 from framework.data.readers import Row
 from framework.data.sources import Source, find_source
 from framework.errors import UserError
@@ -28,11 +30,13 @@ from framework.errors import UserError
 logger = logging.getLogger("framework.data")
 
 _CHOSEN, _REJECTED = Field("chosen", ("accepted", "preferred")), Field("rejected", ("dispreferred",))
-_PROMPT = Field("prompt", ("question", "instruction", "query", "input"))
+_PROMPT = Field("prompt", ("question", "instruction", "query", "input", "messages", "conversations", "conversation"))
 _ANSWER = Field("answer", ("response", "completion", "output"))
 _LABEL = Field("label", ("safe", "is_safe", "score", "rating"))
-OURS = ("prompt", "chosen", "rejected", "margin", "answer", "label", "system", "id")
-_HH = re.compile(r"\n\n(Human|Assistant):")
+_REST = tuple(map(Field, ("margin", "ranks", "scores", "system", "id")))
+OURS = (_PROMPT, _CHOSEN, _REJECTED, _ANSWER, _LABEL, rankings.ANSWERS, *_REST)
+_HH = re.compile(r"(?:\A|\r?\n\r?\n)(Human|Assistant):")
+_TRUTH = {"true": True, "false": False}
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,11 @@ def load_labelled(
 
 
 def _number(value: Any, where: str) -> float:
+    """A number or a truth value; tables of text hold them as text."""
+    if isinstance(value, str):
+        value = _TRUTH.get(value.strip().lower(), value)
+        with contextlib.suppress(ValueError):
+            value = float(value)
     if isinstance(value, bool | int | float) and math.isfinite(value):
         return float(value)
     raise UserError(where, value, "must be a number, true or false")
@@ -144,8 +153,7 @@ def _ranked(row: Row, ranked: rankings.Ranked, prompt: str | None) -> Iterator[P
 
 def _asked(row: Row, prompt: str) -> tuple[Message, ...]:
     """The conversation that is answered, which a user or a tool ends."""
-    value, where = row.fields[prompt], f"{row.where}: {prompt}"
-    asked = ({"role": "user", "content": value},) if isinstance(value, str) else _side(value, where)
+    asked, where = _before(row.fields, prompt, row.where), f"{row.where}: {prompt}"
     if asked[-1]["role"] not in ("user", "tool"):
         raise UserError(where, asked[-1]["role"], "must end with a user's question")
     return with_system(asked, row.fields.get("system"), row.where)
@@ -156,9 +164,7 @@ def _preference(row: Row, chosen: str, rejected: str, prompt: str | None) -> Pre
     sides = [_side(fields[column], f"{where}: {column}") for column in (chosen, rejected)]
     before: tuple[Message, ...] = ()
     if prompt is not None and len(sides[0]) == len(sides[1]) == 1:
-        value = fields[prompt]
-        text = isinstance(value, str) and not _is_hh(value)
-        before = ({"role": "user", "content": value},) if text else _side(value, f"{where}: {prompt}")
+        before = _before(fields, prompt, where)
     good, bad = (before + side for side in sides)
     if len(good) < 2 or good[:-1] != bad[:-1]:
         raise UserError(
@@ -181,8 +187,18 @@ def _is_hh(value: Any) -> bool:
     return isinstance(value, str) and _HH.match(value) is not None
 
 
+def _before(fields: Mapping[str, Any], prompt: str, where: str) -> tuple[Message, ...]:
+    """What is answered: a text, Alpaca's two, or a conversation, of which hh's ends with "Assistant:"."""
+    value = conversation_in(fields[prompt])
+    if isinstance(value, str) and not _is_hh(value):
+        return ({"role": "user", "content": with_input(fields, prompt, where)},)
+    found = _side(value, f"{where}: {prompt}")
+    return found[:-1] if len(found) > 1 and found[-1] == {"role": "assistant", "content": ""} else found
+
+
 def _side(value: Any, where: str) -> tuple[Message, ...]:
     """A whole conversation, or one answer."""
+    value = conversation_in(value)
     if _is_hh(value):
         parts = _HH.split(value)[1:]
         pairs: list[tuple[str, str]] = list(zip(parts[::2], parts[1::2], strict=True))

@@ -2,20 +2,21 @@
 
     GSM8K        question, answer (the reference stands behind ####)
     MATH         problem, solution (the reference is its last \\boxed{}) or answer
-    AIME         question or problem, answer
+    AIME         question or problem, answer (of a solution with #### or \\boxed{} what stands there)
     CHAMP        _text, _answer
-    verl         prompt: messages, reward_model: {ground_truth}
+    verl         prompt: messages, reward_model: {ground_truth} (an object or a list as JSON)
     OpenRLHF     input, prompt, context_messages or messages (text or messages), label
     HumanEval    prompt, canonical_solution, test, entry_point
     own          prompt (or text), answer; optional id, task, system, rewards, token_ids, entry
     GPQA, MMLU and others of multiple choice: see `framework.data.layouts.options`
-    LiveCodeBench, Codeforces: see `framework.data.layouts.programs`
+    MBPP, APPS, CodeContests, LiveCodeBench, Codeforces: see `framework.data.layouts.programs`
 
 Columns that a layout does not use travel with the prompt (`Prompt.columns`), for rewards to read.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -24,8 +25,8 @@ from types import MappingProxyType
 from typing import Any
 
 from framework.data.layouts.columns import Columns, Field, named, renamed, short, text_of
-from framework.data.layouts.messages import Message, read_messages
-from framework.data.layouts.options import options_row
+from framework.data.layouts.messages import Message, conversation_in, read_messages
+from framework.data.layouts.options import ANSWERS, options_row
 from framework.data.layouts.programs import program_row
 from framework.data.readers import Row
 from framework.data.rows import as_json, file_rows
@@ -37,6 +38,7 @@ logger = logging.getLogger("framework.data")
 
 MATH = "math"  # the task of a prompt whose row names none: compared as mathematics
 _GSM8K = re.compile(r"####\s*(.+?)\s*\Z", re.DOTALL)
+_ENDS_MARKED = re.compile(r"(?:\A|\n)\s*####[^\n]*\S\s*\Z")
 _NUMBER = re.compile(r"[-+]?[$€£]?\d{1,3}(,\d{3})+(\.\d+)?")
 _MESSAGES = ("context_messages", "messages")
 _TEXT = Field("text", ("prompt", "question", "problem", "_text", "input", *_MESSAGES, "instruction", "query"))
@@ -68,6 +70,20 @@ def after_marks(value: Any, where: str) -> str:
     return answer.replace(",", "") if _NUMBER.fullmatch(answer) else answer
 
 
+def of_solution(text: str, where: str) -> str:
+    """A mathematical reference as it is, or of a whole solution what its last line of #### or last \\boxed{} holds."""
+    if _ENDS_MARKED.search(text):
+        return after_marks(text, where)
+    return last_boxed(text, where) if re.search(r"\\f?boxed\s*\{", text) else text
+
+
+def _stored(value: Any, where: str) -> str:
+    """verl's: what its own rewards are given, which may be a list or an object."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | int | float):
+        value = value[0]
+    return json.dumps(as_json(value)) if isinstance(value, list | Mapping) else text_of(value, where)
+
+
 def last_boxed(value: Any, where: str) -> str:
     """MATH's reference: what the last \\boxed{} (or \\fbox{}) of the solution encloses."""
     text = text_of(value, where)
@@ -88,14 +104,14 @@ def last_boxed(value: Any, where: str) -> str:
 _ANSWER = Field("answer", ("_answer", "final_answer", "expected_answer", "ground_truth", "label", "target", "solution"))
 # The first that fits; one with more particular columns stands before one whose columns are common.
 LAYOUTS = (
-    Layout("verl", Field("prompt"), Field("reward_model.ground_truth")),
+    Layout("verl", Field("prompt"), Field("reward_model.ground_truth"), _stored),
     Layout("GSM8K", Field("question"), Field("answer"), after_marks),
     Layout("HumanEval", Field("prompt"), Field("canonical_solution"), task="code"),
     Layout("CHAMP", Field("_text"), Field("_answer"), left_out=("conversations", "fws_annotations")),
     Layout("MATH", Field("problem"), Field("answer", ("final_answer",))),
     Layout("question and answer", Field("question"), Field("answer")),  # AIME
     Layout("prompt and answer", _TEXT, Field("answer", _ANSWER.columns[:-1])),
-    Layout("MATH", Field("problem", ("question",)), Field("solution"), last_boxed),
+    Layout("MATH", Field("problem", ("question", "text", "prompt")), Field("solution"), last_boxed),
 )
 # Layouts whose rows are turned into ours first; where no later row fits, the first of the columns is what it lacks.
 MADE: Mapping[Layout, Callable[[Row], Row | None]] = MappingProxyType(
@@ -106,7 +122,15 @@ MADE: Mapping[Layout, Callable[[Row], Row | None]] = MappingProxyType(
         ): program_row,
     }
 )
-OURS = ("text", "answer", "id", "task", "system", "rewards", "token_ids", "entry", "options")
+_REST = tuple(map(Field, ("task", "system", "rewards", "token_ids", "entry", "options")))
+OURS = (_TEXT, _ANSWER, _ID, *_REST)
+# Columns in which layouts look for a field: whoever names another one for it means none of them.
+_ELSEWHERE: Mapping[str, set[str]] = MappingProxyType(
+    {
+        "text": {*_TEXT.columns, "question_content", "description"},
+        "answer": {*_ANSWER.columns, *ANSWERS.spellings, "canonical_solution", "reward_model"} - {"answer"},
+    }
+)
 
 
 def load_prompts(
@@ -130,7 +154,7 @@ def prompts_of(source: Source, columns: Columns) -> tuple[Prompt, ...]:
         layout: Layout | None = None
         before = len(prompts)
         for found in file_rows(file):
-            row = renamed(found, columns, OURS, column_key)
+            row, aside = _set_apart(renamed(found, columns, OURS, column_key), columns)
             made = {found: make(row) for found, make in MADE.items() if layout in (None, found)}
             layout = layout or next((found for found, turned in made.items() if turned), None)
             layout = layout or recognise(row, column_key)
@@ -140,6 +164,7 @@ def prompts_of(source: Source, columns: Columns) -> tuple[Prompt, ...]:
                     raise UserError(row.where, f"columns {named(row.fields)}", allowed)
                 row = turned
             prompt = _prompt(row, layout, several)
+            prompt = replace(prompt, columns={**prompt.columns, **aside})
             if prompt.id in first:
                 raise UserError(f"{row.where}: id", prompt.id, f"must be unique; first used at {first[prompt.id]}")
             first[prompt.id] = row.where
@@ -147,6 +172,15 @@ def prompts_of(source: Source, columns: Columns) -> tuple[Prompt, ...]:
         assert layout is not None  # a file without rows is an error
         logger.info("%s: %s read as %s: %d prompts", source.key, file, layout.name, len(prompts) - before)
     return tuple(prompts)
+
+
+def _set_apart(row: Row, columns: Columns) -> tuple[Row, dict[str, Any]]:
+    """The row without columns in whose place others are named, and those: they travel with the prompt all the same."""
+    meant = {name.lower() for name in columns}
+    hidden = set[str]().union(*(names for name, names in _ELSEWHERE.items() if meant & {name, *names}))
+    aside = {str(name): as_json(value) for name, value in row.fields.items() if str(name).lower() in hidden}
+    aside = {name: value for name, value in aside.items() if value is not None}
+    return Row(row.where, {name: value for name, value in row.fields.items() if str(name) not in aside}), aside
 
 
 def recognise(row: Row, key: str = "data.columns") -> Layout:
@@ -183,18 +217,25 @@ def _prompt(row: Row, layout: Layout, several: bool) -> Prompt:
     if question is None or answer is None:
         lacks = layout.text.name if question is None else layout.answer.name
         raise UserError(row.where, f"columns {named(fields)}", f"no {lacks}, which the rows before it have")
-    used = {question, answer[0]} if layout.reference is text_of and "." not in layout.answer.name else {question}
     messages, text = _question(fields[question], f"{row.where}: {question}")
     given = {name: fields[name] for name in ("system", "task", "rewards", "token_ids", "entry") if _given(fields, name)}
     if isinstance(given.get("system"), str) and given["system"].strip():
         messages = ({"role": "system", "content": given["system"]}, *(messages or ({"role": "user", "content": text},)))
     name = _ID.find(fields)
-    used |= {*given, *([name] if name else [])}
+    task = text_of(given["task"], f"{row.where}: task") if "task" in given else _task(fields, layout)
+    at = f"{row.where}: {answer[0]}" + "".join(f".{part}" for part in layout.answer.name.split(".")[1:])
+    reference = layout.reference(answer[1], at)
+    if task == MATH and layout.reference in (text_of, _stored):
+        reference = of_solution(reference, at)
+    used = {question, *given, *([name] if name else [])}
+    whole = fields[answer[0]]
+    if not isinstance(whole, Mapping | list) and (not isinstance(whole, str) or whole == reference):
+        used.add(answer[0])  # else there is more in it
     prompt = Prompt(
         id=_id(row, fields[name] if name else None, several),
         text=text,
-        task=text_of(given["task"], f"{row.where}: task") if "task" in given else _task(fields, layout),
-        answer=layout.reference(answer[1], f"{row.where}: {answer[0]}"),
+        task=task,
+        answer=reference,
         messages=messages,
         where=row.where,
         columns={
@@ -212,6 +253,7 @@ def _given(fields: Mapping[str, Any], name: str) -> bool:
 
 def _question(value: Any, where: str) -> tuple[tuple[Message, ...], str]:
     """The conversation that asks, and the question itself: its last message."""
+    value = conversation_in(value)
     if isinstance(value, str):
         return (), text_of(value, where)
     messages = read_messages(value, where)

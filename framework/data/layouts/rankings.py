@@ -21,7 +21,8 @@ from framework.data.layouts.messages import Message, read_messages
 from framework.errors import UserError
 
 ANSWERS = Field("answers", ("completions", "responses", "rankings"))
-_TEXTS, _RANKS, _SCORES = ("answer", "response", "content", "text"), ("rank", "ranks"), ("score", "scores", "rating")
+_TEXTS, _RANKS = ("answer", "response", "content", "text"), ("rank", "ranks")
+_SCORES = ("score", "scores", "rating", "overall_score")  # the last is UltraFeedback's
 
 
 @dataclass(frozen=True)

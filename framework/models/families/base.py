@@ -120,6 +120,14 @@ class ModelConfig:
         """Tokens of the longest sequence that it has positions for."""
         return self.max_position_embeddings
 
+    @property
+    def short_context(self) -> int:
+        """Tokens up to which its rotary embedding is one, whatever the context of who runs it: longrope has two."""
+        rope = self.rope()
+        if rope.get("rope_type") != "longrope":
+            return self.max_position_embeddings
+        return int(rope.get("original_max_position_embeddings") or self.original_max_position_embeddings)
+
     # --- Hugging Face
     def hf_keys(self) -> dict[str, Any]:
         """Return what the family's Hugging Face config is built from."""

@@ -110,6 +110,10 @@ def test_tool_calls_are_learned(tokenizers: dict[str, Any]) -> None:
     row = encode(tokenizers["qwen3"], USER, called, tools=({"name": "add"},))
     (learned,) = learned_text(tokenizers["qwen3"], row)
     assert '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|im_end|>' in learned
+    spelt = {**called, "tool_calls": [{"function": {"name": "add", "arguments": '{"a": 1}'}}]}  # as OpenAI spells it
+    assert encode(tokenizers["qwen3"], USER, spelt, tools=({"name": "add"},)).token_ids.tolist() == (
+        row.token_ids.tolist()
+    )
     with pytest.raises(UserError, match=r"chats\.jsonl:7\[1\]: tool_calls"):
         encode(tokenizers["chatml"], USER, called)
 

@@ -81,8 +81,53 @@ def test_json_objects_that_hold_the_rows(content: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        {name: [row[name] for row in ROWS] for name in ROWS[0]},
+        {name: {str(place): row[name] for place, row in enumerate(ROWS)} for name in ROWS[0]},
+        {"columns": list(ROWS[0]), "index": [0, 1], "data": [list(row.values()) for row in ROWS]},
+        {"features": [{"name": "question"}], "data": ROWS},
+    ],
+)
+def test_json_tables_of_columns(content: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert [dict(row.fields) for row in file_rows(tmp_path / "a.json")] == ROWS
+
+
+def test_a_row_of_messages_is_no_table(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    for content, rows in (
+        ({"messages": said}, [{"messages": said}]),
+        ({"chosen": said, "rejected": said[:1]}, [{"chosen": said, "rejected": said[:1]}]),
+        ({"messages": [said, said[:1]]}, [{"messages": said}, {"messages": said[:1]}]),
+        ({"problems": {"0": ROWS[0]}, "hints": {"0": {"x": 1}}}, [ROWS[0]]),
+    ):
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        assert [dict(row.fields) for row in file_rows(tmp_path / "a.json")] == rows
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=|\r\nquestion|answer\r\n1+1?|2\r\n",
+        "question\tanswer\n1+1?\t2\n",
+        '"question";" answer"\n"1+1?";2\n',
+        'question, answer\n"1+1?", "2"\n',
+    ],
+)
+def test_tables_of_text_as_spreadsheets_write_them(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(text, newline="")
+    assert [dict(row.fields) for row in file_rows(tmp_path / "a.csv")] == ROWS[:1]
+
+
+@pytest.mark.parametrize(
     ("name", "content", "says"),
     [
+        ("a.json", b'{"q": ["1", "2"], "a": ["3"]}', "columns q of 2, a of 1'; a table's columns must have a value"),
+        ("a.json", b'{"columns": ["q"], "data": [["1", "2"]]}', "row 1: got '2 values'; columns names 1"),
+        ("a.json", b'{"train": [{"q": 1}], "test": [{"q": 2}]}', "got 'train, test'; holds several lists of objects"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid x\n", "a pointer of Git LFS"),
+        ("a.csv", b"sep=;\nq;a\n1;2;3\n", "a.csv:3: got '3 values'"),
         ("a.jsonl.gz", b"no", "damaged gzip"),
         ("a.jsonl.zst", b"no", "damaged zst"),
         ("a.json", b"[1]", "row 1: got '1'; must be a JSON object"),
@@ -221,6 +266,14 @@ def test_a_data_set_of_the_hub(served: list[str], monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: [*FILES, "other/train-0.parquet"])
     with pytest.raises(UserError, match=r"holds several: name one of openai/gsm8k/main/train\*, openai/gsm8k/other"):
         load_prompts("openai/gsm8k")
+
+
+def test_a_link_to_the_hub_is_its_name(served: list[str]) -> None:
+    from huggingface_hub import constants
+
+    assert len(load_prompts(f"{constants.ENDPOINT}/datasets/openai/gsm8k/viewer/main")) == 2
+    assert served == ["main/train-0.parquet"]
+    assert hub.hub_id(f"{constants.ENDPOINT}/Qwen/Qwen3-0.6B/tree/main") == "Qwen/Qwen3-0.6B"
 
 
 def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,12 +9,17 @@ from typing import Any
 
 import pytest
 
+from framework.engines.vllm_engine import VllmConfig
 from framework.errors import UserError
 from framework.models.families.base import RankLayout
 from framework.models.families.find import check_same, known_families, of_base
 from framework.models.families.generic import Generic
 from framework.models.find_base import find_base
+from framework.models.public_layout import read_config
 from framework.models.spec import build_model
+from framework.rewards.accuracy import Accuracy
+from framework.rewards.base import RewardConfig
+from framework.stages.grpo import Engines, GrpoConfig
 from tests.contract.families import CHECKPOINTS, COMMON, CONTEXT, WINDOW
 
 
@@ -75,6 +80,17 @@ def test_a_model_that_differs_in_any_field_that_counts(
         ("gpt_oss", {**COMMON, "num_local_experts": 4, "layer_types": ["full_attention"] * 2, "head_dim": 32}, "s_aux"),
         ("qwen3_next", {**COMMON, "layer_types": ["linear_attention", "full_attention"]}, "linear_attention"),
         ("no_such_family", {}, "model_type"),
+        ("", {"model_type": None}, r"model_type=None'; model_type must be a family"),
+        (
+            "nemotron",
+            {**COMMON, "num_key_value_heads": None},
+            r"cannot run here: building it fails \(unsupported operand",
+        ),
+        (
+            "qwen2",
+            {**COMMON, "rope_scaling": {"type": "mrope", "mrope_section": [4]}},
+            "rope_type=mrope'; must be one of",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused_with_the_reason(
@@ -82,6 +98,24 @@ def test_what_cannot_run_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(UserError, match=reason):
         of_base(write(tmp_path, kind, **keys))
+
+
+def test_what_writers_leave_in_their_configs_is_no_obstacle(tmp_path: Path) -> None:
+    odd = {"pad_token_id": -1, "bos_token_id": -1, "_attn_implementation": "flash_attention_2"}
+    spec = of_base(write(tmp_path, "qwen2", **COMMON | odd))
+    assert (spec.pad_token_id, spec.bos_token_id, spec.eos_token_id) == (None, None, 2)
+    assert read_config(tmp_path)._attn_implementation != "flash_attention_2"
+
+
+def test_longrope_is_one_embedding_up_to_the_context_before_it(tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
+    keys = {**COMMON, "rope_scaling": {"type": "longrope", **factors}, "original_max_position_embeddings": 64}
+    assert of_base(write(tmp_path, "phi3", **keys)).short_context == 64
+    assert of_base(write(tmp_path, "phi3", **COMMON)).short_context == CONTEXT
+    engine, rewards = Engines(VllmConfig(max_model_len=65)), RewardConfig({"accuracy": Accuracy()})
+    config = GrpoConfig(engine=engine, reward=rewards, max_tokens=8)
+    with pytest.raises(UserError, match=r"max_model_len: got 65; must be at most 64: .*longrope"):
+        config.check_lengths(of_base(write(tmp_path, "phi3", **keys)))
 
 
 def test_another_causal_model_runs_as_generic(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     LlamaForSequenceClassification(config).save_pretrained(directory)
     return directory
+
+
+def test_what_is_no_reward_model_shows_before_anything_is_scored(checkpoint: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(checkpoint, other)
+    weights = load_file(other / "model.safetensors")
+    save_file(weights | {"score.weight": weights["score.weight"].repeat(2, 1)}, other / "model.safetensors")
+    with pytest.raises(UserError, match=r"score\.weight: got \(2, 16\); must give one number"):
+        PreferenceModel(checkpoint=other).prepare()
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    (other / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="its tokenizer must have the chat template"):
+        PreferenceModel(checkpoint=other).prepare()
 
 
 def alone(checkpoint: Path, text: str) -> float:

@@ -100,6 +100,20 @@ def ranking(*answers: Any, **more: Any) -> dict[str, Any]:
     return {"prompt": "1 + 2?", "answers": list(answers), **more}
 
 
+def test_tables_of_text_and_ultrafeedback_are_read_as_they_mean(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt,chosen,rejected,margin\n1 + 2?,3,4,0.5\n")
+    assert next(load_preferences(str(tmp_path / "p.csv"))).margin == 0.5
+    (tmp_path / "l.csv").write_text("prompt,response,label\nq,a,true\nq,b,0\n")
+    assert [one.label for one in load_labelled(str(tmp_path / "l.csv"))] == [1.0, 0.0]
+    scored = [{"response": "4", "overall_score": 2.0}, {"response": "3", "overall_score": 9.0}]
+    rows = written(tmp_path / "u.jsonl", {"instruction": "Add", "input": "1 + 2", "completions": scored})
+    (found,) = load_preferences(rows)
+    assert (found.messages[0]["content"], found.chosen["content"]) == ("Add\n1 + 2", "3")
+    file = written(tmp_path / "n.jsonl", {"q": "1 + 2?", "texts": ["4", "3"], "order": [2, 1]})
+    (found,) = load_preferences(file, {"prompt": "q", "answers": "texts", "ranks": "order"})
+    assert found.chosen["content"] == "3"
+
+
 def test_a_ranking_is_all_pairs_that_are_no_ties(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def pairs(*rows: dict[str, Any]) -> list[tuple[str, str]]:
         file = written(tmp_path / "r.jsonl", *rows)

@@ -79,6 +79,7 @@ def test_every_layout(layout: str, tmp_path: Path) -> None:
         ({"messages": ["hi"]}, r"messages\[0\]: got 'hi'; must have a role and a content"),
         ({"messages": [turn("asistant", "4")]}, r"messages\[0\]: role: got 'asistant'.*did you mean 'assistant'"),
         ({"messages": [turn("user", [{"type": "image_url", "image_url": "x"}]), ANSWERED]}, "images"),  # type: ignore[arg-type]
+        ({"messages": [{"from": "human", "text": "2+2?"}, ANSWERED]}, r"messages\[0\]: content: got None"),
         ({"messages": [ASKED]}, "must end with an assistant's answer"),
         ({"messages": [ASKED, turn("assistant", " ")]}, "must end with an assistant's answer"),
         ({"messages": [ASKED, turn("assistant", "4", weight=0.5)]}, "weight: got 0.5; must be 0"),
@@ -97,13 +98,34 @@ def test_a_bad_row_is_named(row: dict[str, Any], says: str, tmp_path: Path) -> N
         list(load_chats(file))
 
 
+def test_older_and_foreign_spellings_lose_nothing(tmp_path: Path) -> None:
+    call = {"name": "add", "arguments": "{}"}
+    old = [ASKED, {"role": "assistant", "content": None, "function_call": call}, turn("function", "4"), ANSWERED]
+    (chat,) = load_chats(jsonl(tmp_path, {"messages": old, "functions": [{"name": "add"}]}))
+    assert chat.messages[1]["tool_calls"] == [{"type": "function", "function": call}]
+    assert chat.tools == ({"type": "function", "function": {"name": "add"}},)
+    flagged = [ASKED, turn("assistant", "5", train=False), ASKED, turn("ai", "4", train=True)]
+    (chat,) = load_chats(jsonl(tmp_path, {"messages": flagged}))
+    assert [message.get("weight") for message in chat.messages] == [None, 0, None, 1]
+    (chat,) = load_chats(jsonl(tmp_path, {"instruction": "Say", "context": "it", "response": "so"}))
+    assert chat.messages[0]["content"] == "Say\nit"
+    whole = {"prompt": json.dumps([ASKED]), "completion": json.dumps([ANSWERED])}
+    assert [list(chat.messages) for chat in load_chats(jsonl(tmp_path, whole))] == [[ASKED, ANSWERED]]
+
+
 PREFERENCES: dict[str, dict[str, Any]] = {
+    "ShareGPT": {"conversations": [{"from": "human", "value": "2+2?"}],
+                 "chosen": {"from": "gpt", "value": "4"}, "rejected": {"from": "gpt", "value": "5"}},
+    "JSON texts": {"prompt": json.dumps([ASKED]), "chosen": json.dumps([ANSWERED]), "rejected": "5"},
+    "hh's prompt": {"prompt": "\n\nHuman: 2+2?\n\nAssistant:", "chosen": "4", "rejected": "5"},
+    "hh, other line ends": {"chosen": "Human: 2+2?\r\n\r\nAssistant: 4",
+                            "rejected": "Human: 2+2?\r\n\r\nAssistant: 5"},
     "texts": {"prompt": "2+2?", "chosen": "4", "rejected": "5"},
     "messages": {"chosen": [ASKED, ANSWERED], "rejected": [ASKED, turn("assistant", "5")]},
     "prompt and messages": {"prompt": [ASKED], "chosen": [ANSWERED], "rejected": [turn("assistant", "5")]},
     "prompt beside whole": {"prompt": "2+2?", "chosen": [ASKED, ANSWERED], "rejected": [ASKED, turn("assistant", "5")]},
     "hh": {"chosen": "\n\nHuman: 2+2?\n\nAssistant: 4", "rejected": "\n\nHuman: 2+2?\n\nAssistant: 5"},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", PREFERENCES)

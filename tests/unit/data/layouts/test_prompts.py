@@ -60,6 +60,28 @@ LAYOUTS: dict[str, tuple[dict[str, Any], Prompt]] = {
         {"task_id": "HumanEval/0", "prompt": "def f():\n", "canonical_solution": "    return 1\n", "test": "t"},
         Prompt("HumanEval/0", "def f():\n", "code", "    return 1\n", columns={"test": "t"}),
     ),
+    "solution of another layout": (
+        {"prompt": "Two and two?", "answer": EGGS},
+        Prompt("r.jsonl:1", "Two and two?", "math", "1004", columns={"answer": EGGS}),
+    ),
+    "verl, a structure": (
+        {"prompt": json.dumps([{"role": "user", "content": "Make 5."}]),
+         "reward_model": {"ground_truth": {"target": 5, "numbers": [2, 3]}}},
+        Prompt("r.jsonl:1", "Make 5.", "math", '{"target": 5, "numbers": [2, 3]}',
+               columns={"reward_model": {"ground_truth": {"target": 5, "numbers": [2, 3]}}}),
+    ),
+    "multiple choice, ARC's with numbers": (
+        {"question": "Which?", "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "1"},
+        Prompt("r.jsonl:1", "Which?\n\nA) a\nB) b", "options", "A", columns={"options": {"A": "a", "B": "b"}}),
+    ),
+    "programs of MBPP": (
+        {"task_id": 2, "text": "Add.", "code": "def f(): 1", "test_list": ["assert f()"]},
+        Prompt("2", "Add.", "code", "def f(): 1", columns={"test_list": ["assert f()"]}),
+    ),
+    "programs of APPS": (
+        {"question": "Add.", "input_output": '{"inputs": ["1"], "outputs": ["2"]}'},
+        Prompt("r.jsonl:1", "Add.", "code", "", columns={"input_output": '{"inputs": ["1"], "outputs": ["2"]}'}),
+    ),
     "own": (
         {"id": "a", "prompt": "2+2?", "answer": "4", "task": "chain_sum", "rewards": ["format"], "system": "S"},
         Prompt(
@@ -81,7 +103,8 @@ def test_every_layout(layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixt
     row, expected = LAYOUTS[layout]
     caplog.set_level(logging.INFO, "framework.data")
     assert load_prompts(jsonl(tmp_path, row)) == (expected,)
-    assert layout.partition(" ")[0].rstrip(",") in caplog.text or layout in ("own", "OpenRLHF", "AIME, capitals")
+    unsaid = ("own", "OpenRLHF", "AIME, capitals", "solution of another layout")
+    assert layout.partition(" ")[0].rstrip(",") in caplog.text or layout in unsaid
     assert "read as" in caplog.text
 
 
@@ -92,9 +115,32 @@ def test_the_users_columns_and_the_rest_travels(tmp_path: Path) -> None:
     for columns, says in (
         ({"text": "body.x", "answer": "gold"}, "data.columns.text: got 'body.x'"),
         ({"txt": "body"}, "did you mean 'text'?"),
+        (
+            {"body": "text"},
+            r"columns\.body: got 'text'; the other way round: data\.columns=\{text: body\}; .* has body",
+        ),
+        ({"text": "body.q", "prompt": "gold"}, r"columns\.prompt: got 'gold'; is text again"),
     ):
         with pytest.raises(UserError, match=says):
             load_prompts(file, columns)
+
+
+def test_a_named_column_goes_before_what_layouts_look_for(tmp_path: Path) -> None:
+    row = {"problem": "title", "body": "2+2?", "gold": "so \\boxed{4}", "Answer": "5", "solution": "s"}
+    for columns in ({"text": "body", "answer": "gold"}, {"question": "body", "label": "gold"}):
+        (prompt,) = load_prompts(jsonl(tmp_path, row), columns)
+        assert (prompt.text, prompt.answer) == ("2+2?", "4")
+        assert prompt.columns == {"problem": "title", "Answer": "5", "solution": "s", "answer": "so \\boxed{4}"}
+    verl = {"prompt": "2+2?", "reward_model": {"ground_truth": "5"}, "gold": "4"}
+    assert load_prompts(jsonl(tmp_path, verl), {"answer": "gold"})[0].answer == "4"
+    chosen = {"question": "2+2?", "choices": ["3", "4"], "answer_idx": 0, "gold": "B"}
+    assert load_prompts(jsonl(tmp_path, chosen), {"answer": "gold"})[0].answer == "B"
+
+
+def test_headings_of_a_text_to_compare_with_are_no_marks(tmp_path: Path) -> None:
+    text = "#### First\nWords.\n#### Second\nMore words."
+    (prompt,) = load_prompts(jsonl(tmp_path, {"prompt": "Write.", "answer": text}))
+    assert prompt.answer == text
 
 
 @pytest.mark.parametrize(
