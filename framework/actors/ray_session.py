@@ -8,15 +8,15 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from framework.actors.ray_watch import RayWatch, end_process
-from framework.errors import UserError
+from framework.actors.ray_watch import RayWatch, end_process, watch_start
+from framework.errors import RunFailed, UserError
 from framework.graph.cluster import PROCESSES_A_CORE, ClusterConfig
 
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 5.0, 10.0
@@ -28,9 +28,11 @@ def ray_address(cluster: ClusterConfig) -> str:
     return cluster.ray_address or os.environ.get("RAY_ADDRESS", "")
 
 
-def start_ray(cluster: ClusterConfig) -> None:
+def start_ray(cluster: ClusterConfig, on_death: Callable[[str], Any] = end_process) -> None:
     """Join or start Ray; raises UserError if the cluster can't be reached or lacks what the roles of `cluster` book.
 
+    `on_death` is called, from a thread, if a process of a local instance dies as it starts.
+    Raises RunFailed if a local instance does not start.
     A local instance offers as many CPUs as the roles ask for, even on fewer cores: Ray's CPUs only book places, and too
     few of them would leave an actor waiting for ever.
     """
@@ -44,7 +46,7 @@ def start_ray(cluster: ClusterConfig) -> None:
     if address:
         try:
             _check_head(address)
-            with _undisturbed():
+            with _undisturbed(on_death):
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise _refused(where, address, error) from error
@@ -53,16 +55,19 @@ def start_ray(cluster: ClusterConfig) -> None:
         if cluster.cpus > PROCESSES_A_CORE * cores:
             allowed = f"must be at most {PROCESSES_A_CORE * cores}: this machine has {cores} cores"
             raise UserError("cluster.cpus", cluster.cpus, f"{allowed}; or join a cluster: cluster.ray_address")
-        with _undisturbed(), _own_token():
-            ray.init(
-                address="local",
-                num_cpus=max(cluster.cpus, cpus_booked(cluster)),
-                num_gpus=cluster.gpus_per_node,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,  # its greetings and hints are in its own logs
-                object_store_memory=int(cluster.object_store_gib * 2**30),
-            )
+        with _undisturbed(on_death), _own_token():
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=max(cluster.cpus, cpus_booked(cluster)),
+                    num_gpus=cluster.gpus_per_node,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,  # its greetings and hints are in its own logs
+                    object_store_memory=int(cluster.object_store_gib * 2**30),
+                )
+            except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+                raise RunFailed(f"Ray could not start on this machine: {' '.join(str(error).split())[:300]}") from error
     try:
         check_room(cluster, ray.cluster_resources(), [node["Resources"] for node in ray.nodes() if node["Alive"]])
     except UserError:
@@ -106,7 +111,7 @@ def check_room(cluster: ClusterConfig, total: Mapping[str, float], nodes: list[M
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def _undisturbed(on_death: Callable[[str], Any]) -> Iterator[None]:
     """Let Ray start without taking over SIGTERM, and keep its processes out of our process group.
 
     Ray takes it twice: by a handler in Python, and beneath that by one that writes a trace, calls ours and sets an
@@ -118,10 +123,17 @@ def _undisturbed() -> Iterator[None]:
     from ray._private import services, utils
 
     popen, set_handler = services.ConsolePopen, utils.set_sigterm_handler
-    services.ConsolePopen = partial(popen, start_new_session=True)
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*args, start_new_session=True, **options))
+        return started[-1]
+
+    services.ConsolePopen = start
     utils.set_sigterm_handler = lambda handler: None
     try:
-        yield
+        with watch_start(started, on_death):
+            yield
     finally:
         services.ConsolePopen, utils.set_sigterm_handler = popen, set_handler
         if threading.current_thread() is threading.main_thread():
@@ -194,7 +206,7 @@ def ray_session(cluster: ClusterConfig, on_death: Callable[[str], Any] = end_pro
     late.daemon = True
     late.start()
     try:
-        start_ray(cluster)
+        start_ray(cluster, on_death)
     finally:
         late.cancel()
     try:

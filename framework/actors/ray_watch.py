@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -84,6 +86,31 @@ class RayWatch:
         if time.monotonic() - self._answered > self._limit_s:
             return f"Ray's head at {self._address} has not answered for {self._limit_s:g} s"
         return ""
+
+
+@contextlib.contextmanager
+def watch_start(started: list[subprocess.Popen[bytes]], on_death: Callable[[str], Any]) -> Iterator[None]:
+    """Look after Ray's processes while it starts, as `started` fills with them: it waits for dead ones by the minute.
+
+    A busy machine is enough: a raylet ends itself if its agents take too long to name their ports.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(LOOK_EVERY_S):
+            for process in tuple(started):
+                name = Path(process.args[0]).name if isinstance(process.args, list) else ""
+                if name in OWN and process.poll() is not None:
+                    on_death(f"Ray's {name} died as it started (exit code {process.returncode})")
+                    return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=2 * LOOK_EVERY_S)
 
 
 def end_process(text: str) -> None:

@@ -105,7 +105,10 @@ class RewardConfig:
         return replace(self, components=fitted)
 
     def check_limit(self, response_limit: int) -> None:
-        """Raise UserError if a reward does not fit training with longest responses of so many tokens."""
+        """Raise UserError if nothing weighs, or a reward does not fit training with responses of so many tokens."""
+        if not any(reward.weight for reward in self.components.values()):
+            names = ", ".join(self.components)
+            raise UserError("weight of reward.components", 0, f"one of {names} must weigh: all would score the same")
         for reward in self.components.values():
             reward.check_limit(response_limit)
 

@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +111,14 @@ async def _compare(options: argparse.Namespace, checkpoint: Path) -> dict[str, l
     ]
     params = SamplingParams(max_tokens=options.max_tokens, n=options.group_size)
 
-    async def with_actor() -> int:
-        groups = await asyncio.gather(*(worker.generate.remote(prompt, params) for prompt in prompts))
-        return sum(len(response.token_ids) for group in groups for response in group.responses)
+    def with_actor(seeded: bool) -> Callable[[], Awaitable[int]]:
+        async def sample() -> int:
+            asked = [replace(params, seed=seed if seeded else None) for seed, _ in enumerate(prompts)]
+            calls = (worker.generate.remote(prompt, each) for prompt, each in zip(prompts, asked, strict=True))
+            groups = await asyncio.gather(*calls)
+            return sum(len(response.token_ids) for group in groups for response in group.responses)
+
+        return sample
 
     def with_llm(text: bool) -> Callable[[], Awaitable[int]]:
         async def sample() -> int:
@@ -120,5 +126,10 @@ async def _compare(options: argparse.Namespace, checkpoint: Path) -> dict[str, l
 
         return sample
 
-    workers = {ACTOR: with_actor, "vllm.LLM": with_llm(True), "vllm.LLM, no text": with_llm(False)}
+    workers = {
+        ACTOR: with_actor(False),
+        f"{ACTOR}, a seed a group": with_actor(True),
+        "vllm.LLM": with_llm(True),
+        "vllm.LLM, no text": with_llm(False),
+    }
     return await measure(workers, options.rounds)

@@ -118,6 +118,37 @@ def test_rays_death_ends_the_run_with_one_line(process: str, by: signal.Signals,
     assert not (tmp_path / ".ray" / "auth_token").exists(), "a token for every cluster joined later"
 
 
+STARTING = """
+import os, signal, sys, threading, time
+import psutil
+from framework.graph.cluster import ClusterConfig
+from framework.actors.ray_session import ray_session
+def kill() -> None:
+    while True:
+        for child in psutil.Process().children():
+            if child.name() == sys.argv[1]:
+                child.send_signal(signal.SIGSTOP)  # it is still to be connected to
+                time.sleep(1)
+                child.kill()
+                return
+        time.sleep(0.01)
+threading.Thread(target=kill).start()
+with ray_session(ClusterConfig(cpus=1, object_store_gib=0.1)):
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", ["raylet", "gcs_server"])
+def test_rays_death_as_it_starts_is_one_line_within_seconds(process: str, tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", *TOKEN)}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", STARTING, process]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert f"framework: Ray's {process} died as it started (exit code -9)" in done.stderr.splitlines()[-1]
+
+
 STOPPED = """
 import os, signal, time
 from framework.graph.cluster import ClusterConfig

@@ -229,6 +229,11 @@ CASES = (
         r1_zero("engine.rollout.max_model_len=1024"),
         ("engine.rollout.max_model_len: got 1024", "model.max_position_embeddings=512"),
     ),
+    Case(
+        "rewards of which none weighs",
+        r1_zero("reward.components.accuracy.weight=0", "reward.components.format.weight=0"),
+        ("weight of reward.components: got 0", "one of accuracy, format must weigh"),
+    ),
     Case("unknown reward", r1_zero("reward=ruel"), ("reward: got 'ruel'", "did you mean 'rule'?")),
     Case(
         "accuracy that is no reward of the run",
