@@ -85,6 +85,8 @@ def build(tree: Path, only: Sequence[str] = ("",)) -> list[str]:
             if not any(part in module or module in part for part in only):
                 continue
             mutated = mutate_file_contents(str(place), path.read_text())
+            if not mutated.mutant_names:  # a package's own file, which interpreters without packages read as well
+                continue
             (tree / place).write_text(mutated.code)
             names += [f"{module}.{name}" for name in mutated.mutant_names]
     return [name for name in names if any(part in name for part in only)]
