@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -134,6 +135,29 @@ def test_no_split_of_the_batch_shows(name: str, budget: int, ranks: int, seed: i
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-9, atol=1e-12)
     assert found[2] == pytest.approx(expected[2], rel=1e-9, abs=1e-12)
     assert found[3] == expected[3] == sum(len(judged.pairs) for judged in batch)
+    assert set(found[2]) == {"accuracy", "score_gap", "score_better", "score_worse"} | (
+        {"kl"} if name == "kto" else set()
+    )
+
+
+def test_labelled_answers_are_right_where_the_sign_of_their_score_is() -> None:
+    """Scores by hand: beta (log-ratio - KL), as KTO has them; their accuracy is over all, whatever each weighs."""
+    objective = Kto(beta=0.1, data="labels", desirable_weight=1.3, undesirable_weight=0.7)
+    _, _, metrics, count = loss_and_gradient(objective, trl_batch("kto"), 60)
+    tables = [Bigram(name).weight.detach().log_softmax(-1) for name in ("policy", "reference")]
+
+    def ratio(prompt: list[int], answer: list[int]) -> float:
+        row = [*prompt[-1:], *answer]
+        policy, reference = (sum(float(t[a, b]) for a, b in itertools.pairwise(row)) for t in tables)
+        return policy - reference
+
+    rows = golden()["labelled"]
+    unrelated = [ratio(prompt, rows[place - 1][1]) for place, (prompt, _, _) in enumerate(rows)]
+    kl = max(0.0, float(np.mean(unrelated)))
+    right = sum((ratio(prompt, answer) > 0) == bool(label) for prompt, answer, label in rows)
+    assert count == len(rows)
+    assert metrics["kl"] == pytest.approx(kl * count)
+    assert metrics["accuracy"] == right
 
 
 def judged(seed: int, n: int = 6, labelled: bool = False) -> list[Judged]:

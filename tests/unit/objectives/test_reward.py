@@ -41,7 +41,7 @@ def test_bradley_terry_by_hand() -> None:
 def test_pointwise_by_hand() -> None:
     scores_S, labels_S = torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.0])
     assert pointwise(scores_S, labels_S, "sigmoid").tolist() == pytest.approx([math.log(2), math.log1p(math.exp(2))])
-    assert pointwise(scores_S, labels_S, "scalar").tolist() == [1.0, 4.0]
+    assert pointwise(scores_S, torch.tensor([-1.0, 0.5]), "scalar").tolist() == [1.0, 2.25]
 
 
 def judged(seed: int, labelled: bool = False) -> list[Judged]:

@@ -21,9 +21,9 @@ from framework.models.table.distilbert import DistilBert
 from framework.models.table.xlnet import XLNet
 from framework.objectives.classify import Classify, EncodedText
 from framework.objectives.distill import Distillation, DistilledLm
-from framework.objectives.lm import DocumentLm, Documents
+from framework.objectives.lm import DocumentLm, Documents, StreamLm
 from framework.objectives.mlm import MaskedLm, forward_masked
-from framework.objectives.objective import Objective, Share
+from framework.objectives.objective import BatchSize, Objective, Share
 from framework.objectives.permutation import PermutationLm, PermutedRows
 from tests.unit.models.test_table import SIZES
 from tests.unit.table_text import shards_of, tokenizer_of
@@ -91,9 +91,77 @@ def test_loss_and_gradient_depend_on_no_split(name: str) -> None:
         loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         results.append((loss.detach(), gradient, metrics))
-    for loss, gradient, _ in results[1:]:
+    for loss, gradient, metrics in results[1:]:
         torch.testing.assert_close(loss, results[0][0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(gradient, results[0][1], atol=2e-5, rtol=1e-3)
+        assert metrics == pytest.approx(results[0][2], rel=1e-4, abs=1e-5)
+    assert set(results[0][2]) == REPORTED[name]
+
+
+REPORTED = {
+    "mlm": {"mlm_loss", "accuracy", "pair_loss", "pair_accuracy"},
+    "distill": {"mlm_loss", "accuracy", "soft_loss", "cosine"},
+    "permutation": {"accuracy"},
+    "coded": set(),
+    "classify": {"accuracy"},
+}
+
+
+def test_a_batchs_size_is_what_it_reads_and_what_it_learns() -> None:
+    texts = sequences(3)
+    tokens = sum(len(each.token_ids) for each in texts)
+    rows = torch.zeros(4, 21, dtype=torch.int64)
+    assert MaskedLm(Masking(), VOCABULARY).size(texts) == BatchSize(3, tokens, 1.0)
+    assert Classify(pad=0).size([EncodedText(each.token_ids, 0) for each in texts]) == BatchSize(3, tokens, 3)
+    assert PermutationLm(share=0.26).size(PermutedRows(rows, 0, 0)) == BatchSize(4, 80, 20)
+    assert [PermutationLm(share=0.1).predicted(length) for length in (4, 16, 26)] == [1, 2, 3]
+    assert StreamLm().size(rows) == BatchSize(4, 80, 80)
+    marked = Documents([each.token_ids for each in texts], [np.ones(len(e.token_ids), np.int32) for e in texts])
+    assert DocumentLm().size(marked) == BatchSize(3, tokens - 3, tokens - 3)
+    assert DocumentLm().size(replace(marked, trained=None)) == BatchSize(3, tokens - 3, tokens - 3)
+    none = replace(marked, trained=[np.zeros(len(e.token_ids), np.int32) for e in texts])
+    assert DocumentLm().size(none) == BatchSize(3, 0, 1)
+
+
+@pytest.mark.parametrize("name", ["permutation", "classify"])
+def test_accuracy_is_of_what_the_logits_say(name: str) -> None:
+    objective, model, batch = objectives()[name]
+    right, counted = 0, 0
+    for micro in objective.micro_batches(batch, Share(60)):
+        with torch.no_grad():
+            output = objective.loss(model, micro, None)
+        best = output.outputs["logits"].flatten(0, -2).argmax(-1)
+        asked = micro.labels_B if name == "classify" else micro.targets_T[micro.order_T >= 0]
+        right, counted = right + int((best == asked).sum()), counted + len(asked)
+        assert output.metrics["accuracy"] == int((best == asked).sum())
+        assert output.count == len(asked)
+    assert counted == sum(output.count for output in [*_outputs(objective, model, batch, 1000)])
+
+
+def _outputs(objective: Any, model: Any, batch: Any, budget: int) -> Any:
+    with torch.no_grad():
+        for micro in objective.micro_batches(batch, Share(budget)):
+            yield objective.loss(model, micro, None)
+
+
+def test_padding_is_not_seen_on_either_side() -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(**Bert(**SIZES).hf_keys() | {"num_labels": 2, "max_position_embeddings": 64})
+    model = BertForSequenceClassification(config).eval()
+    texts = [EncodedText(s.token_ids, s.label) for s in sequences(5)]
+    (micro,) = Classify(pad=0).micro_batches(texts, Share(1000))
+    (left,) = Classify(pad=0, pad_left=True).micro_batches(texts, Share(1000))
+    width = int(micro.segment_lengths_S[0])
+    assert micro.token_ids_T.view(-1, width).flip(1).tolist() != left.token_ids_T.view(-1, width).tolist()
+    for row, index in enumerate(left.sample_index_S):
+        ids = texts[index].token_ids.tolist()
+        assert left.token_ids_T.view(-1, width)[row].tolist() == [0] * (width - len(ids)) + ids
+        seen = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids)])
+        with torch.no_grad():
+            theirs = model(input_ids=left.token_ids_T.view(-1, width)[row : row + 1], attention_mask=seen).logits
+            ours = Classify(pad=0, pad_left=True).loss(model, left, None).outputs["logits"][row]
+        torch.testing.assert_close(ours, theirs[0])
 
 
 def test_mlm_and_pairs_are_transformers_own_loss(tmp_path: Path) -> None:
