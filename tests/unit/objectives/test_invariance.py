@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +18,12 @@ from framework.objectives.dapo import Dapo
 from framework.objectives.dr_grpo import DrGrpo
 from framework.objectives.grpo import Grpo
 from framework.objectives.gspo import Gspo
+from framework.objectives.objective import BatchSize
 from framework.objectives.policy import PolicyObjective
+from framework.objectives.policy_rows import PolicyRows
 from framework.objectives.ppo import Ppo
 from framework.objectives.rloo import Rloo
-from framework.types import PolicyMicroBatch, TrainSample
+from framework.types import Minibatch, PolicyMicroBatch, TrainSample
 
 OBJECTIVES: dict[str, PolicyObjective] = {
     "grpo": Grpo(kl_coef=0.1),
@@ -108,6 +111,26 @@ def test_a_step_is_the_same_however_it_is_laid_out(
         np.testing.assert_allclose(found[1], expected[1], rtol=1e-9, atol=1e-12)
         assert found[2] == pytest.approx(expected[2], rel=1e-9, abs=1e-9)
         assert found[3] == expected[3]
+    assert {"ratio", "old_kl"} | ({"ref_kl"} if objective.kl_coef else set()) <= set(expected[2])
+
+
+def test_what_a_minibatch_reports_is_by_trained_token() -> None:
+    samples = samples_of([(2, 3), (1, 5), (1, 4)], 3)
+    rows = PolicyRows(Grpo(kl_coef=0.0), entropy=True)
+    assert rows.size(Minibatch(tuple(samples), 4, 20)) == BatchSize(3, 12, 4, {"skipped_share": 0.25})
+    assert PolicyRows(Dapo()).size(Minibatch(tuple(samples), 4, 20)).divisor == 20
+    (micro,) = pack(samples, 99)
+    output = Grpo(kl_coef=0.0).loss(torch.full(micro.mask_T.shape, -1.5), micro, torch.full(micro.mask_T.shape, 0.5))
+    assert output.metrics["entropy"] == pytest.approx(0.5 * 12)
+    assert output.count == 12
+    none = np.full(5, np.nan, np.float32)
+    for broken, field in (
+        (replace(samples[1], sampler_logprobs=none), "sampler_logprobs"),
+        (replace(samples[1], advantage=math.nan), "advantage"),
+    ):
+        told = rows.first_bad(Minibatch((samples[0], broken), 2, 8))
+        assert told == f"{field} of samples {broken.prompt_id!r}"
+    assert rows.first_bad(Minibatch(tuple(samples), 3, 12)) == ""
 
 
 def test_the_kl_term_in_the_reward_knows_no_order() -> None:
