@@ -165,8 +165,8 @@ class Mutants:
             if module in SERVED:  # runs in another process, where nobody saw it
                 tests += [item for item in usable if item.fspath in served and item not in tests]
             started = time.monotonic()
-            limit_s = FLOOR_S + 5 * sum(known[item.nodeid]["s"] for item in tests)
-            found = _in_fork(functools.partial(_try, name, tests, limit_s), 8 * limit_s) if tests else ""
+            limits = [FLOOR_S + 5 * known[item.nodeid]["s"] for item in tests]
+            found = _in_fork(functools.partial(_try, name, tests, limits), 8 * sum(limits)) if tests else ""
             row = {"name": name, "result": _verdict(found, bool(tests)), "by": found}
             row["s"] = round(time.monotonic() - started, 2)
             with self._out.open("a") as file:
@@ -217,10 +217,11 @@ def _cpu_s() -> float:
     return sum(os.times()[:4])
 
 
-def _try(name: str, tests: list[Any], limit_s: float) -> str:
+def _try(name: str, tests: list[Any], limits: list[float]) -> str:
     os.environ["MUTANT_UNDER_TEST"] = name
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit_s), math.ceil(limit_s)))  # a busy machine is no reason
     for place, item in enumerate(tests):
+        most = math.ceil(time.process_time() + limits[place])  # of processor time: a busy machine is no reason
+        resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
         if not _passes(item, tests[place + 1] if place + 1 < len(tests) else None):
             return str(item.nodeid)
     return ""
