@@ -26,7 +26,7 @@ _DISK_ERRORS = {
 # safetensors, torch's writer and shutil keep only the text of an OSError, torch and numpy of a short write not that
 _TELLS_OF_FILES = re.compile(
     r"\(os error |write\(\): |strerror: |\[Errno |"
-    r"(inline_container.*(?:unexpected pos|failed writ)|requested and \d+ wri)"
+    r"(inline_container.*(?:unexpected pos|failed writ)|requested and \d+ wri|Not enough free space)"
 )
 
 
