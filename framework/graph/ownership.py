@@ -161,16 +161,19 @@ def own(run_dir: Path, on_lost: Lost, pulse: Pulse = PULSE) -> Ownership:
 def owned(run_dir: Path, on_lost: Lost, pulse: Pulse = PULSE) -> Iterator[Ownership]:
     """`own` for the length of a block; a directory that holds nothing else afterwards goes with it."""
     created = [place for place in (run_dir, *run_dir.parents) if not place.exists()]
-    run_dir.mkdir(parents=True, exist_ok=True)
-    ownership = own(run_dir, on_lost, pulse)
+    ownership: Ownership | None = None
     try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        ownership = own(run_dir, on_lost, pulse)
         yield ownership
     finally:
-        ownership.release()
+        if ownership is not None:
+            ownership.release()
         with suppress(OSError):  # the folder may have gone meanwhile
-            if [entry.name for entry in run_dir.iterdir()] == [OWNER]:
-                ownership.file.unlink()
-                (run_dir / OWNER).rmdir()
+            if not [entry.name for entry in run_dir.iterdir() if entry.name != OWNER]:
+                if ownership is not None:
+                    ownership.file.unlink()
+                (run_dir / OWNER).rmdir()  # not if it is another's
                 for place in created:
                     place.rmdir()
 
@@ -220,13 +223,13 @@ def _server_time(folder: Path) -> float:
 def _create(file: Path, text: str) -> bool:
     """Make a file with its whole content, unless there is one: false."""
     temporary = file.with_name(f".{uuid4().hex}")
-    temporary.write_text(text)
     try:
+        temporary.write_text(text)
         os.link(temporary, file)
     except FileExistsError:
         return False
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
     return True
 
 

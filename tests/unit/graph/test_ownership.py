@@ -219,3 +219,13 @@ def test_an_owner_learns_that_its_directory_is_gone(tmp_path: Path) -> None:
         while not lost and time.monotonic() < until:
             time.sleep(0.02)
         assert lost == [None]
+
+
+def test_a_disk_without_room_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, text: str) -> int:
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(OSError, match="No space left"), owned(tmp_path / "runs" / "one", nothing, QUICK):
+        pass
+    assert list(tmp_path.iterdir()) == []
