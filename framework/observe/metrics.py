@@ -143,7 +143,7 @@ class Tracker:
                 handle.write(line.encode())
         except OSError as error:  # never made anew: half a run would stand where a whole one was moved away
             allowed = "must be writable, on a disk with space left"
-            if not self.run_dir.is_dir():
+            if isinstance(error, FileNotFoundError) and not self.run_dir.exists():
                 allowed = f"{self.run_dir} was moved or deleted while it was being worked on"
             raise UserError(str(path), error.strerror, allowed) from error
 
