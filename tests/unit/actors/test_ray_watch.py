@@ -47,7 +47,7 @@ def test_a_head_is_dead_only_if_this_process_has_waited_for_it(
 def test_a_ray_that_does_not_start_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     said, over = list[str](), threading.Event()
 
-    def never(cluster: ClusterConfig) -> None:
+    def never(*_: object) -> None:
         assert over.wait(60)
         raise ConnectionError
 
@@ -60,7 +60,7 @@ def test_a_ray_that_does_not_start_is_not_waited_for_for_ever(monkeypatch: pytes
     with pytest.raises(ConnectionError), session.ray_session(slow, end):
         pass
     assert said == ["Ray has not started, or not answered, for 0.2 s"]
-    monkeypatch.setattr(session, "start_ray", lambda cluster: time.sleep(0.05))
+    monkeypatch.setattr(session, "start_ray", lambda *_: time.sleep(0.05))
     monkeypatch.setattr(session, "RayWatch", lambda *_: threading.Lock())
     monkeypatch.setattr(session, "shutdown", lambda: time.sleep(0.4))
     with session.ray_session(slow, end):
