@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import mpmath
 
-from framework.rewards.maths.parser import Unreadable
+from framework.rewards.maths.tokens import Unreadable
 from framework.rewards.maths.tree import Node, number
 from framework.rewards.maths.values import PRECISION, Value, evaluate, is_finished, same
 
@@ -32,7 +32,7 @@ def numbers_agree(reference: Node, answer: Node) -> bool:
     if same(a, b):
         if _is_percent(reference) == _is_percent(answer) or not isinstance(a, Fraction):
             return True
-        return _is_percent(reference) or abs(a) >= 1
+        return _is_percent(reference) or abs(a) >= 1 or a == 0
     if _is_percent(reference) != _is_percent(answer):
         return same(evaluate(reference), evaluate(answer))
     return _rounds(reference, a, answer, b)
@@ -156,6 +156,10 @@ def nodes_agree(reference: Node, answer: Node, allowed: frozenset[str] = frozens
         return nodes_agree(a, b.parts[-1], allowed)
     if a.scalar and b.scalar:
         return scalars_agree(a, b, allowed)
+    if {a.kind, b.kind} == {"tuple", "matrix"}:
+        a, b = _as_tuple(a), _as_tuple(b)
+    if a.kind == b.kind == "list" and not a.find("relation"):
+        b = _numbered_roots(b)
     if len(a.parts) != len(b.parts) or len(a.parts) > MAX_ITEMS or a.scalar or b.scalar:
         return False
     if a.kind in ("list", "set") and b.kind in ("list", "set"):
@@ -185,6 +189,21 @@ def _side(item: Node, other: Node) -> Node:
 
 def _rows(node: Node) -> bool:
     return node.kind == "matrix" or all(part.kind in ("tuple", "interval") for part in node.parts)
+
+
+def _as_tuple(node: Node) -> Node:
+    """A matrix of one column or row as a tuple; anything else as it is."""
+    if node.kind == "matrix" and (len(node.parts) == 1 or all(len(row.parts) == 1 for row in node.parts)):
+        return Node("tuple", tuple(item for row in node.parts for item in row.parts), "()")
+    return node
+
+
+def _numbered_roots(node: Node) -> Node:
+    """x_1 = 1, x_2 = 2 as the values alone."""
+    named = all(item.kind == "relation" and item.name == "=" and len(item.parts) == 2 for item in node.parts)
+    names = [item.parts[0].name.partition("_") for item in node.parts if named and item.parts[0].kind == "variable"]
+    numbered = len(names) == len(node.parts) and len({name for name, _, _ in names}) == 1
+    return Node("list", tuple(item.parts[1] for item in node.parts)) if numbered and all(n[2] for n in names) else node
 
 
 def _unordered(a: Node, b: Node, allowed: frozenset[str]) -> bool:
@@ -233,6 +252,8 @@ def canonical(node: Node) -> Node:
             return bounds
         if node.name == "=" and (node.parts[1].kind == "list" or node.parts[1].find("plusminus")):
             return canonical(node.parts[1])
+    if node.kind == "list" and node.name == "and" and (both := _intersection(node)) is not None:
+        return both
     if node.kind in ("list", "set"):
         items: list[Node] = []
         for item in node.parts:
@@ -263,6 +284,27 @@ def _with_sign(node: Node, plus: bool) -> Node:
     if not plus:
         right = Node("negative", (right,)) if right.kind != "number" else number(-right.value, right.digits)
     return right if left == number(0) else Node("sum", (left, right))
+
+
+def _intersection(node: Node) -> Node | None:
+    """x >= 2 and x < 5 as [2, 5); None where the two are no bounds of one variable, or nothing lies between them."""
+    bounds = [_interval(_forward(item)) if item.kind == "relation" else None for item in node.parts]
+    if len(bounds) != 2 or any(item is None or not item.find("constant") for item in bounds):
+        return None
+    names = {name for item in node.parts for name in item.variables()}
+    ends = [(item.parts, item.name) for item in bounds if item is not None]
+    upper = [end for end in ends if end[0][0].find("constant") and not end[0][1].find("constant")]
+    lower = [end for end in ends if end[0][1].find("constant") and not end[0][0].find("constant")]
+    if len(names) != 1 or len(upper) != 1 or len(lower) != 1:
+        return None
+    low, high = lower[0][0][0], upper[0][0][1]
+    try:
+        a, b = evaluate(low), evaluate(high)
+    except Unreadable:
+        return None
+    if not (isinstance(a, Fraction) and isinstance(b, Fraction) and a < b):
+        return None
+    return Node("interval", (low, high), lower[0][1][0] + upper[0][1][1])
 
 
 def _interval(node: Node) -> Node | None:

@@ -2,85 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from fractions import Fraction
 
-from framework.rewards.maths.tree import CONSTANTS, FUNCTIONS, Node, number
+from framework.rewards.maths.tokens import GREEK, Unreadable, tokens_of
+from framework.rewards.maths.tree import FUNCTIONS, Node, number
 
 MAX_DEPTH = 40  # of brackets within brackets
-MAX_TOKENS = 600
-_TOKEN = re.compile(
-    r"(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4}(?![\dA-Za-z.]))?)"
-    r"|(?P<command>\\(?:begin|end)\s*\{[A-Za-z]+\*?\}|\\[A-Za-z]+|\\[{}|%&])|(?P<letters>[A-Za-zα-ωΑ-Ω]+)|(?P<sign><=|>=|!=|==|\*\*|\S)"
-)
-_SIGNS = {r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\approx": "=", "==": "=", r"\equiv": "=", r"\to": "="}
-_SIGNS |= {r"\times": "*", r"\cdot": "*", "**": "^", r"\bullet": "*", r"\mid": "|", r"\|": "|"}
 RELATIONS = ("=", "<", ">", "<=", ">=", "!=")
-GREEK: tuple[str, ...] = (
-    "alpha",
-    "beta",
-    "gamma",
-    "delta",
-    "epsilon",
-    "varepsilon",
-    "zeta",
-    "eta",
-    "theta",
-    "kappa",
-    "lambda",
-    "mu",
-)
-GREEK += ("nu", "xi", "rho", "sigma", "tau", "phi", "varphi", "chi", "psi", "omega", "Delta", "Omega", "Gamma", "Phi")
-_CLOSING = {"(": ")", "[": "]", "{": "}", r"\{": r"\}", "|": "|"}
+_CLOSING = {"(": ")", "[": "]", "]": "]", "{": "}", r"\{": r"\}", "|": "|"}
 MATRICES = ("matrix}", "pmatrix}", "bmatrix}", "Bmatrix}", "array}", "smallmatrix}")
 MAX_POWER_OF_TEN = 10_000
-
-
-class Unreadable(Exception):
-    """This text is not wholly an answer of the kinds that are known."""
 
 
 def parse(text: str) -> Node | None:
     """Return the tree of a normalised text, or None."""
     try:
-        parser = _Parser(_tokens(text))
+        parser = _Parser(tokens_of(text))
         node = parser.answer()
         return node if parser.done else None
     except (Unreadable, ValueError, RecursionError):
         return None
-
-
-def _tokens(text: str) -> list[tuple[str, str, bool]]:
-    """Return (kind, token, whether white space precedes it)."""
-    tokens: list[tuple[str, str, bool]] = []
-    end = 0
-    for match in _TOKEN.finditer(text):
-        spaced, end = match.start() > end, match.end()
-        kind, token = match.lastgroup or "", match[0]
-        for piece in _letters(token) if kind == "letters" else [token]:
-            piece = _SIGNS.get(piece, piece)
-            tokens.append(("sign" if piece in _SIGNS.values() else kind, piece, spaced))
-            spaced = False
-    if len(tokens) > MAX_TOKENS:
-        raise Unreadable("too long")
-    return tokens
-
-
-def _letters(run: str) -> list[str]:
-    """Split a run of letters into names that are known and variables of one letter; a word of four is no product."""
-    if run in (*FUNCTIONS, *CONSTANTS, "infinity", "oo", "and", "or", "U", *GREEK):
-        return [run]
-    if run.lower() in ("infinity", "inf", "pi", "sqrt", "and", "or"):
-        return [run.lower()]
-    for name in sorted((*FUNCTIONS, "pi"), key=len, reverse=True):
-        if run.startswith(name) and len(run) > len(name):
-            return [name, *_letters(run[len(name) :])]
-        if name == "pi" and run.endswith(name) and len(run) <= 4:
-            return [*_letters(run[:-2]), name]
-    if len(run) > 3:
-        raise Unreadable(run)
-    return list(run)
 
 
 class _Parser:
@@ -95,11 +37,13 @@ class _Parser:
 
     def answer(self) -> Node:
         """A list, or one item."""
-        items = [self._relation()]
-        while self._take(",", ";", "and", "or"):
-            self._take("and", "or")
+        items, joints = [self._relation()], []
+        while joint := self._take(",", ";", "and", "or"):
+            joints.append(self._take("and", "or") or joint)
             items.append(self._relation())
-        return items[0] if len(items) == 1 else Node("list", tuple(items))
+        if len(items) == 1:
+            return items[0]
+        return Node("list", tuple(items), "and" if set(joints) == {"and"} else "")
 
     def _relation(self) -> Node:
         parts, signs = [self._union()], []
@@ -175,7 +119,7 @@ class _Parser:
             if self._take("-"):
                 return _negative(self._signed())
             if self._take("+"):
-                return self._signed()
+                return self._power()  # +-7 is not written for -7
             return self._power()
         finally:
             self._depth -= 1
@@ -273,6 +217,8 @@ class _Parser:
         self._expect("{")
         self._enter()
         node = self.sum()
+        if self._take(r"\over"):
+            node = Node("quotient", (node, self.sum()))
         self._depth -= 1
         self._expect("}")
         return node
@@ -280,10 +226,17 @@ class _Parser:
     def _bracket(self, opening: str) -> Node:
         """Parentheses around one scalar vanish; several items are a tuple, an interval or a set."""
         self._enter()
+        if opening in ("{", r"\{") and (such := self._such_that()) is not None:
+            return such
         items = [] if self._peek() == _CLOSING[opening] else [self._relation()]
+        if opening == "{" and self._take(r"\over"):
+            items = [Node("quotient", (items[0], self.sum()))]
         while self._take(",", ";"):
             items.append(self._relation())
         closing = self._next()
+        if opening in "[]" and closing == "[":  # ]0, 1[ is (0, 1)
+            closing = ")"
+        opening = "(" if opening == "]" else opening
         self._depth -= 1
         if opening == "|" and closing == "|" and len(items) == 1:
             return Node("call", tuple(items), "abs")
@@ -297,9 +250,25 @@ class _Parser:
             raise Unreadable(opening)
         if len(items) == 1 and opening == "(" and closing == ")" and items[0].kind != "relation":
             return items[0]
+        if len(items) == 1 and items[0].kind == "matrix":  # \left[\begin{array}…\end{array}\right]
+            return items[0]
         if len(items) == 1 and opening + closing != "[]":
             raise Unreadable(opening)
         return Node("tuple" if opening + closing == "()" else "interval", tuple(items), opening + closing)
+
+    def _such_that(self) -> Node | None:
+        """The condition of {x | 0 < x < 1}, up to its brace; None if this is no such set."""
+        at = self._at
+        while self._kind() == "letters" or self._peek() in (r"\in", r"\mathbb", "{", "}"):
+            self._next()
+        if at == self._at or not self._take(":", "|"):
+            self._at = at
+            return None
+        condition = self.answer()
+        self._depth -= 1
+        if self._next() not in ("}", r"\}") or not condition.find("relation"):
+            raise Unreadable("set")
+        return condition
 
     def _matrix(self, environment: str) -> Node:
         if environment not in MATRICES:

@@ -16,6 +16,7 @@ _FAMILIES = {
     "mass": "mg g kg gram kilogram lb pound oz ounce ton tonne 克 千克 公斤 吨",
     "time": "ms s sec second min minute h hr hour day week month year 秒 分钟 小时 天 周 月 年",
     "money": "cent dollar euro buck usd eur 元 角 分",
+    "angle": "degree deg 度 rad radian",
     "volume": "ml l liter litre milliliter gallon quart pint cup 升 毫升",
 }
 _ONE_NAME = {
@@ -24,21 +25,34 @@ _ONE_NAME = {
     "inch": "in", "foot": "ft", "feet": "ft", "inches": "in", "yard": "yd", "mile": "mi", "gram": "g",
     "kilogram": "kg", "pound": "lb", "ounce": "oz", "tonne": "ton", "sec": "s", "second": "s", "minute": "min",
     "hr": "h", "hour": "h", "buck": "dollar", "usd": "dollar", "eur": "euro", "liter": "l", "litre": "l",
-    "milliliter": "ml", "米": "m", "厘米": "cm", "千米": "km", "公里": "km", "克": "g", "千克": "kg", "公斤": "kg",
+    "milliliter": "ml", "deg": "degree", "度": "degree", "radian": "rad",
+    "米": "m", "厘米": "cm", "千米": "km", "公里": "km", "克": "g", "千克": "kg", "公斤": "kg",
     "吨": "ton", "秒": "s", "分钟": "min", "小时": "h", "天": "day", "周": "week", "月": "month", "年": "year",
     "升": "l", "毫升": "ml",
 }  # fmt: skip
 _FAMILY = {_ONE_NAME.get(unit, unit): family for family, units in _FAMILIES.items() for unit in units.split()}
 _OTHERS = "of km/h mph kph m/s rad radian degree percent ppm hz khz mhz ghz w kw j kj n pa kpa v mol kcal cal °c k"
+_FAMILY_OF_TWO = ("千米", "千克", "千瓦", "千卡", "千焦", "千赫", "百分")
 _KNOWN = {unit for units in (*_FAMILIES.values(), _OTHERS) for unit in units.split()} | set(_ONE_NAME)
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "百": 2, "千": 3, "万": 4, "亿": 8}
-_LETTERS = r"A-Za-z\u00b5\u4e00-\u9fff"
+_LETTERS = r"A-Za-z\u00b5\u03a9\u03bc\u4e00-\u9fff"
 _QUANTITY = re.compile(
     r"(?P<number>.*?[\d})])\s*(?P<unit>(?:\^\\circ\s*[CF]?|%|(?<=[\d})\s])(?=/?[" + _LETTERS + r"(]))[^\d=<>+\\]*"
     r"(?:\^\{?[23]\}?)?[^\d=<>+\\]*)",
     re.DOTALL,
 )
-_LONE_UNITS = "mgshLlVWNJKF"  # letters that mean a unit where they follow a number
+_ORDINAL = re.compile(r"(?:st|nd|rd|th|ish)\b", re.IGNORECASE)
+# How units are written in LaTeX -> as in prose
+_UNIT_SPELLINGS = (
+    (re.compile(r"\\frac\s*\{ ?([A-Za-z]+) ?\}\s*\{ ?([A-Za-z]+) ?((?:\^\{?[23]\}?)?) ?\}$"), r"\1/\2\3"),
+    (re.compile(r"(?<=[A-Za-z]) ?\\cdot ?(?=[A-Za-z])"), "·"),
+    (re.compile(r"(?<=[A-Za-z]) ?([A-Za-z]+) ?\^ ?\{ ?-1 ?\}$"), r"/\1"),
+    (re.compile(r"\\mu ?(?=[A-Za-z]{1,2}$)"), "\u03bc"),
+    (re.compile(r"\\Omega$"), "\u03a9"),
+    (re.compile(r"(?<=[\d\s])((?:[cdkm]?m|in|ft|yd))([23])$"), r"\1^\2"),
+)
+_RATES = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h", "kmph": "km/h"}
+_LONE_UNITS = "\u03a9mgshLlVWNJKF"  # letters that mean a unit where they follow a number
 _NUMERAL = re.compile(
     r"-?(?:(?<!\d)\d+\s+\d+/\d+|\d+\s*\\frac\s*\{\d+\}\s*\{\d+\}|\\frac\s*\{-?\d+\}\s*\{\d+\}"
     r"|\d+(?:\.\d+)?(?:[eE][+-]?\d+)?(?:\s*/\s*\d+)?|\.\d+)"
@@ -48,15 +62,20 @@ _PHRASE = re.compile(
     r"|makes?|made|earns?|spends?|needs?|pays?|left)\b|答案(?:是|为|:)*|等于|[是为]|[:=]|\\approx)\s*",
     re.IGNORECASE | re.DOTALL,
 )
+_VERB = re.compile(
+    r"[A-Za-z' ]*?\b(?:is|are)\b:?\s*(?=\S)|[\u4e00-\u9fff]*?[是为]:?\s*(?=\S)|(?:either|both)\s+", re.IGNORECASE
+)
 _LABEL = re.compile(
     r"(?:(?:the\s+)?(?:correct\s+)?(?:final\s+)?(?:answer|option|choice)(?:\s+is|\s*:)?\s*|答案\s*(?:是|为|:)?\s*|选项?\s*)*"
-    r"(?:\(\s*(?P<a>[A-Ja-j])\s*\)|\[(?P<b>[A-J])\]|(?P<c>[A-J])\s*[).:]|(?P<e>[A-J])(?=$|\.\s*$)|(?P<d>[A-J])(?=\s|\.|,))"
+    r"(?:[({]\s*(?P<a>[A-Ja-j])\s*[)}]|[\[【](?P<b>[A-J])[\]】]|(?P<c>[A-J])\s*[).:]|(?P<e>[A-J])(?=$|\.\s*$)|(?P<d>[A-J])(?=\s|\.|,))"
     r"\s*(?P<rest>.*)",
     re.IGNORECASE | re.DOTALL,
 )
+_IS_RIGHT = re.compile(r"^is (?:the )?(?:correct|right|best)(?: (?:answer|option|choice))?(?=\W|$)", re.IGNORECASE)
 _DOUBT = re.compile(
     r"\b(?:or|not|no|never|isn'?t|n't|either|between|than|at\s+(?:least|most)|unknown|cannot|can'?t|wrong|incorrect"
-    r"|maybe|perhaps|except|plus|minus|divided|multiplied|up\s+to|guess|half|double|twice|negative|dozen|squared|cubed"
+    r"|maybe|perhaps|nearly|almost|neither|nor|but|if|unless|\w+n't|(?:and|or)\s+(?:above|below|up|over|under|more|less|fewer)"
+    r"|(?:opposite|inverse|reciprocal|negation)\s+of|except|plus|minus|divided|multiplied|up\s+to|guess|half|double|twice|negative|dozen|squared|cubed"
     r"|factorial|(?:square|cube|root|sum|product|difference|power)\s+of|(?:over|under|above|below|times)(?=\s+[-$\d]))\b"
     r"|不|或|\\ldots|\.\.\.",
     re.IGNORECASE,
@@ -82,6 +101,8 @@ def split_unit(text: str, strict: bool) -> tuple[str, str] | None:
 
     `strict`, for a reference: the unit must be a known one, or a word of three letters apart from the number.
     """
+    for pattern, spelling in _UNIT_SPELLINGS:
+        text = pattern.sub(spelling, text)
     match = _QUANTITY.fullmatch(text)
     if match is None or not match["unit"].strip():
         return None
@@ -91,7 +112,7 @@ def split_unit(text: str, strict: bool) -> tuple[str, str] | None:
         return match["number"], unit
     first = re.match(r"[^\W\d_]+(?:/[^\W\d_]+)?", unit.lstrip("(/"))
     word = first[0] if first else ""
-    if _DOUBT.search(unit) or not word:
+    if _DOUBT.search(unit) or not word or _ORDINAL.match(unit):
         return None
     known = singular(word) in _KNOWN or word.lower() in _KNOWN or word.split("/")[0].lower() in _KNOWN
     known = known or not word.isascii() or word.lower() in _SCALES
@@ -109,6 +130,8 @@ def scale_of(unit: str) -> tuple[int, str]:
     total, rest = 0, unit
     for _ in range(3):
         for word, power in _SCALES.items():
+            if rest[:2] in _FAMILY_OF_TWO:
+                break  # 千 of 千米 is no thousand
             if rest.lower().startswith(word) and (not word.isascii() or not rest[len(word) : len(word) + 1].isalpha()):
                 total, rest = total + power, rest[len(word) :].lstrip()
                 break
@@ -126,11 +149,25 @@ def singular(unit: str) -> str:
 
 
 def units_differ(left: str, right: str) -> bool:
-    """Whether two units of one family are not the same: another scale (cents for dollars), or an area for a length."""
+    """Whether two units of one family are not the same: another scale (cents for dollars), or an area for a length.
+
+    Of rates (km/h, miles per hour) both parts count, where both units have both.
+    """
+    above, below = _rate(left), _rate(right)
+    if above[1] and below[1] and units_differ(above[1], below[1]):
+        return True
+    left, right = above[0], below[0]
     a, b = singular(left), singular(right)
     if a not in _FAMILY or _FAMILY[a] != _FAMILY.get(b):
         return False
     return a != b or _dimension(left) != _dimension(right)
+
+
+def _rate(unit: str) -> tuple[str, str]:
+    """Return what a unit counts and, for a rate, in what: "km/h" is ("km", "h")."""
+    unit = _RATES.get(unit.strip().lower(), unit.strip())
+    match = re.fullmatch(r"([^/]*\w)\s*(?:/|\bper\b|\ban?\b|每)\s*(\w[^/]*)", unit)
+    return (match[1], match[2]) if match else (unit, "")
 
 
 def _dimension(unit: str) -> int:
@@ -153,11 +190,10 @@ def option_of(text: str) -> tuple[str, str] | None:
     if re.match(r"\s*(?:[,/&]|or\b|and\b)\s*\(?[A-J]\b", match["rest"]):
         return None  # several
     letter = next(match[group] for group in "abcde" if match[group])
-    if match["d"] and (
-        not letter.isupper() or (match["rest"].strip() and not match["rest"].lstrip().startswith((".", ",")))
-    ):
+    rest = _IS_RIGHT.sub("", match["rest"])
+    if match["d"] and (not letter.isupper() or (rest.strip() and not rest.lstrip().startswith((".", ",")))):
         return None
-    return letter.upper(), match["rest"].strip(" .,:;)")
+    return letter.upper(), rest.strip(" .,:;)")
 
 
 def only_number(text: str) -> str | None:
@@ -168,6 +204,8 @@ def only_number(text: str) -> str | None:
     if len(numerals) != 1 or not re.search(r"[^\W\d_]{2}|[\u4e00-\u9fff]", text):
         return None
     start = text.index(numerals[0])
+    if _ORDINAL.match(text, start + len(numerals[0])):
+        return None
     around = text[max(0, start - 1) : start] + text[start + len(numerals[0]) :][:1]
     if re.search(r"[A-Za-z_]", around[:1] if start else ""):
         return None
@@ -237,6 +275,12 @@ def _cardinal(words: Sequence[str]) -> tuple[int | None, int]:
             break
         place += 1
     return (total + group, place) if place else (None, 0)
+
+
+def first_phrase(text: str) -> str | None:
+    """Return what stands behind the first verb of a sentence: "The roots are x = 1 and x = 2"; else None."""
+    match = _VERB.match(text)
+    return text[match.end() :].strip() if match else None
 
 
 def doubts(text: str) -> bool:

@@ -15,6 +15,8 @@ _SAME = {
     "|无穷多|无穷多个|无数个|无穷多解|无数解",
     "missing": "dne|does not exist|doesn t exist|do not exist|not exist|limit does not exist|不存在",
     "undefined": "undefined|not defined|未定义|无意义|没有意义",
+    "yes": "yes|是|是的",
+    "no": "no|否|不是",
     "all": "all real number|all real|any real number|every real number|mathbb r|set of all real number"
     "|全体实数|任意实数|所有实数",
 }

@@ -8,6 +8,7 @@ import unicodedata
 MAX_CHARS = 2000  # no answer is longer; a million characters must not reach a parser
 
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-", strict=True))
+_SUBSCRIPT = re.compile("(?<=[A-Za-z])[₀-₉]")
 _SUPERSCRIPT = re.compile("[" + "".join(_SUPERSCRIPTS) + "]+")
 _VULGAR = re.compile("[¼½¾⅐-⅞]")
 _SYMBOLS = str.maketrans(
@@ -17,12 +18,14 @@ _SYMBOLS = str.maketrans(
         "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∪": r"\cup ", "∈": r"\in ",
         "°": r"^\circ ", "±": r"\pm ", "√": r"\sqrt ", "∛": r"\sqrt[3]", "∅": r"\emptyset ", "“": '"', "”": '"',
         "’": "'", "‘": "'", "\u200b": "", "\u2060": "", "\ufeff": "", "。": ".", "、": ",", "…": r"\ldots ",
-        "⋯": r"\ldots ", "θ": r"\theta ", "ℝ": r"\mathbb{R}", "¢": " cents ",
+        "⋯": r"\ldots ", "θ": r"\theta ", "ℝ": r"\mathbb{R}", "¢": " cents ", "∶": ":", "º": r"^\circ ",
     }
 )  # fmt: skip
 _DROPPED = re.compile(
     r"\\(?:left|right|displaystyle|textstyle|bigl|bigr|Bigl|Bigr|big|Big|limits|nolimits)(?![A-Za-z])\s*\.?(?=[^\d]|$)"
-    r"|\\[!]|\*\*|`"
+    r"|\\(?:bf|it|rm|sf|tt|em)(?![A-Za-z])|\\[!]|(?<![\dA-Za-z)}])\*\*|\*\*(?![\dA-Za-z({\\-])|`"
+    r"|</?(?:b|i|u|em|strong|code|p|span)>"
+    r"|[\u2713\u2714\u2705\ufe0f]"  # ticks
 )
 _SPACES = re.compile(r"\\[,;: ]|\\(?:quad|qquad|space|hspace\{[^{}]*\})(?![A-Za-z])|~|\s+")
 _DELIMITERS = re.compile(r"\\[()\[\]](?!\d*(?:pt|em|ex)\])|\\?\$")
@@ -31,10 +34,16 @@ _RENAMED = {
     r"\leqslant": r"\le", r"\geqslant": r"\ge", r"\lt": "<", r"\gt": ">", r"\lbrace": r"\{", r"\rbrace": r"\}",
     r"\lbrack": "[", r"\rbrack": "]", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\dots": r"\ldots",
     r"\cdots": r"\ldots", r"\degree": r"^\circ", r"\div": "/", r"\varnothing": r"\emptyset", r"\ast": r"\cdot",
-    r"\colon": ":", r"\land": "and", r"\lor": "or",
+    r"\colon": ":", r"\langle": "(", r"\rangle": ")", r"\land": "and", r"\lor": "or",
 }  # fmt: skip
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _COLOUR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
+_EMPHASIS = re.compile(r"(?<![\dA-Za-z)}])\*\*([^*]+)\*\*")
+_MONEY = re.compile(r"\b(?:US|HK|NZ|[ACRS]) ?\\?\$")
+_LEADS = re.compile(r"^(?:(?:\\(?:therefore|(?:Long)?[Rr]ightarrow|implies|to)(?![A-Za-z])|[∴⇒→⟹]|[-=]>) *)+")
+_ROW_GAP = re.compile(r"(\\\\)\s*\[\d*\.?\d*\s*(?:pt|em|ex|mm|cm)\]")
+_NEXT_EQUATION = re.compile(r"(?<=[\w)}])[ \t]*\n\s*(?=[A-Za-z](?:_?\w)? *=)")
+_TIMES_TEN = re.compile(r"(?<=\d) ?[xX] ?(?=10 ?(?:\^|\*\*|\{\}\^))")
 _WRAPPER = re.compile(
     r"\\(?:text|mbox|mathrm|textbf|textit|textrm|mathbf|mathit|mathsf|texttt|bold|operatorname|rm|bf|underline)"
     r"\s*\{([^{}]*)\}"
@@ -56,10 +65,13 @@ def normalise(text: str, limit: int = MAX_CHARS) -> str:
     text = text.strip()
     if len(text) > limit:
         return ""
+    text = _ROW_GAP.sub(r"\1", text)
     text = text.replace(
         "\\\\", r" \cr " if r"\begin" in text else "\\"
     )  # rows of a matrix; else escaped once too often
+    text = _NEXT_EQUATION.sub(", ", _MONEY.sub(" $", _EMPHASIS.sub(r" \1 ", text)))
     text = _SUPERSCRIPT.sub(lambda m: "^{" + "".join(_SUPERSCRIPTS[c] for c in m[0]) + "}", text)
+    text = _SUBSCRIPT.sub(lambda m: "_" + unicodedata.normalize("NFKC", m[0]), text)
     text = _VULGAR.sub(lambda m: f" {unicodedata.normalize('NFKC', m[0])} ", text)
     text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).translate(_SYMBOLS)
     text = _COMMAND.sub(lambda m: _RENAMED.get(m[0], m[0]), text)
@@ -69,7 +81,7 @@ def normalise(text: str, limit: int = MAX_CHARS) -> str:
         text = _WRAPPER.sub(lambda m: f" {m[1].strip()} " if m[1].strip() else " ", text)
     text = _SPACES.sub(" ", text)
     text = re.sub(r"[€£¥₹₽₩฿]|\b(?:US|HK|A|C)(?=\d)", " ", text)
-    text = _plain_numbers(text)
+    text = _TIMES_TEN.sub(r"\\times ", _LEADS.sub("", _plain_numbers(text).strip()))
     text = re.sub(r"\.(?:\s*\.)+", r"\\ldots ", text).strip().rstrip(".,;:?\\ ").strip()
     for quote in "'\"*__":  # quotation marks, or Markdown's emphasis
         if len(text) > 1 and text[0] == text[-1] == quote:

@@ -10,7 +10,7 @@ from typing import Any
 import mpmath
 from mpmath.libmp import NoConvergence
 
-from framework.rewards.maths.parser import Unreadable
+from framework.rewards.maths.tokens import Unreadable
 from framework.rewards.maths.tree import Node
 
 PRECISION = 40  # decimal digits

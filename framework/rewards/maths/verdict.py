@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 from framework.rewards.answers import HASHES, extract_answer, unboxed
 from framework.rewards.maths import quantities
 from framework.rewards.maths.compare import canonical, nodes_agree, scalars_agree
-from framework.rewards.maths.parser import Unreadable, parse
+from framework.rewards.maths.moments import same_moment
+from framework.rewards.maths.parser import parse
 from framework.rewards.maths.statements import bare_words, same_statement
 from framework.rewards.maths.text import compact, normalise, words_of
+from framework.rewards.maths.tokens import Unreadable
 from framework.rewards.maths.tree import Node, number
 from framework.rewards.maths.values import evaluate, is_finished
 
@@ -52,9 +55,15 @@ def math_answers_agree(reference: str, answer: str) -> bool:
     text = _candidate(answer)
     if not text:
         return False
+    if "\\approx" in text[1:]:  # an exact value, and about how much that is
+        exact = text.partition(r"\approx")[0]
+        if parse(exact) is not None and math_answers_agree(reference, exact):
+            return True
     if compact(text) == compact(expected.text):
         return True
     if same_statement(expected.text, text) or same_statement(expected.text, quantities.after_phrase(text) or ""):
+        return True
+    if same_moment(expected.text, text) or same_moment(expected.text, quantities.after_phrase(text) or ""):
         return True
     if _RATIO.fullmatch(expected.text):
         return _ratio_of(text) == _ratio_of(expected.text)
@@ -140,7 +149,7 @@ def _reference_of(text: str, node: Node) -> Reading:
         evaluate(node)
     except Unreadable:
         return Reading(text)  # without a value, or too large for one: only its own text agrees with it
-    return Reading(text, node)
+    return Reading(text, node, "degree" if node.kind == "degrees" else "")
 
 
 def _mere_letters(text: str) -> bool:
@@ -168,11 +177,13 @@ def _number_agrees(expected: Reading, text: str) -> bool:
 
 def read_number(text: str, depth: int = 3) -> Reading | None:
     """Return the one number that a normalised answer states, or None: it states none, several, or doubts it."""
+    if _RATIO.fullmatch(text):
+        return None
     node = parse(text)
     if node is not None:
         variable, node = _right_side(node)
         if node.scalar and not node.variables():
-            return Reading(text, node, variable=variable)
+            return Reading(text, node, "degree" if node.kind == "degrees" else "", variable=variable)
         if not node.variables():
             return None  # several, or a collection
     if (split := quantities.split_unit(text, strict=False)) is not None:
@@ -206,7 +217,7 @@ def _right_side(node: Node) -> tuple[str, Node]:
             first, last = last, first
         variable = first.name if first.kind == "variable" else ""
         node = last
-    if node.kind == "set" and len(node.parts) == 1:
+    if len(node.parts) == 1 and (node.kind == "set" or (node.kind == "interval" and node.name == "[]")):
         node = node.parts[0]
     return variable, node
 
@@ -224,11 +235,9 @@ def _is_percent(unit: str) -> bool:
 
 def _readings(text: str) -> list[Node | None]:
     """The answer as a whole, else what its last phrase leaves."""
-    node = parse(text)
-    if node is not None:
-        return [node]
-    rest = quantities.after_phrase(text)
-    return [parse(rest)] if rest else []
+    phrases = (text, quantities.first_phrase(text), quantities.after_phrase(text))
+    read = (node for phrase in phrases if phrase and (node := parse(phrase)) is not None)
+    return list(islice(read, 1))
 
 
 def _option_agrees(expected: Reading, text: str) -> bool:
@@ -236,8 +245,14 @@ def _option_agrees(expected: Reading, text: str) -> bool:
     if found is None and (rest := quantities.after_phrase(text)):
         found = quantities.option_of(rest)
     if found is not None:
-        return found[0] == expected.option
+        return found[0] == expected.option and not _contradicts(expected.text, found[1])
     return bool(expected.text) and math_answers_agree(expected.text, text)
+
+
+def _contradicts(expected: str, found: str) -> bool:
+    """Whether both letters come with a number, and these differ."""
+    numbers = [node for text in (expected, found) if (node := parse(text)) is not None and node.kind == "number"]
+    return len(numbers) == 2 and numbers[0].value != numbers[1].value
 
 
 def _words_agree(reference: str, text: str) -> bool:
