@@ -44,6 +44,12 @@ def build(config: RunConfig) -> Graph:
 
 def _of_text(config: RunConfig) -> Graph:
     text = config.stage["text"]
+    if isinstance(config.data, PromptsConfig) and (config.data.heldout or config.data.train):
+        given = "data.heldout" if config.data.heldout else "data.train"
+        allowed = (
+            "must be left out with stage.text, or for a model that answers no prompts: evaluate one after the other"
+        )
+        raise UserError(given, config.data.heldout or config.data.train, allowed)
     if config.base is None:
         raise UserError("base", None, "must name the checkpoint directory, or the hub id, to evaluate")
     if not text.asked:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from framework.artifacts import Checkpoint
+from dataclasses import replace
+
+from framework.artifacts import Checkpoint, RewardCheckpoint
 from framework.config import RunConfig, given_base
 from framework.errors import UserError
+from framework.graph.found import find_run, newest_of
 from framework.graph.nodes import Graph
 from framework.stages.evaluate import Evaluate
 from framework.stages.grpo import Grpo
@@ -16,6 +19,8 @@ def build(config: RunConfig) -> Graph:
     """Return the graph of the job; reads the prompts, or the groups that are given instead."""
     base, model = given_base(config)
     rl, evaluating = config.stage["grpo"], config.stage["evaluate"]
+    if rl.critic is not None and (run := find_run(str(rl.critic), config.runs_dir)) is not None:
+        rl = replace(rl, critic=newest_of(run, kind=RewardCheckpoint))
     grpo = Grpo(rl, model, evaluate=evaluating if rl.evaluate_every else None)
     if grpo.given_critic is not None:
         check_critic(grpo.given_critic, base.path, grpo.rollout.max_model_len)

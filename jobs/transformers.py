@@ -37,9 +37,12 @@ def build(config: RunConfig) -> Graph:
     for name, row in rows.items():
         edges: dict[str, Edge] = dict(tokens[row.tokenizer])
         if isinstance(row.learns, Distilled):
-            edges["teacher"] = _teacher(name, row, rows)
+            edges["teacher"] = _teacher(config, name, row, rows)
         if isinstance(row.learns, Coded):
             _check_codes(f"stage.{name}.learns.codes", row.learns.codes, config.data.domains, "the text has")
+            if not (with_codes := _tokenizers(config))[row.tokenizer].codes:
+                names = ", ".join(key for key, found in with_codes.items() if found.codes)
+                raise UserError(f"stage.{name}.tokenizer", row.tokenizer, f"must have control codes: {names}")
             known = row.learns.codes or config.data.domains
             _check_codes("stage.assess.writing.codes", config.stage["assess"].writing.codes, known, f"{name} learns")
         base = graph.add(name, PretrainTransformer(row), **edges).out("base")
@@ -64,7 +67,7 @@ def _check_codes(where: str, codes: Sequence[str], known: Sequence[str], who: st
             raise UserError(where, code, f"{did_you_mean(code, known)}{who} {', '.join(known)}")
 
 
-def _teacher(name: str, row: TransformerConfig, rows: dict[str, TransformerConfig]) -> Edge:
+def _teacher(config: RunConfig, name: str, row: TransformerConfig, rows: dict[str, TransformerConfig]) -> Edge:
     """Another row's model, or a checkpoint directory; raises UserError for one of another tokenizer."""
     teacher, where = row.learns.teacher, f"stage.{name}.learns.teacher"
     if teacher in rows:
@@ -73,7 +76,7 @@ def _teacher(name: str, row: TransformerConfig, rows: dict[str, TransformerConfi
             raise UserError(where, teacher, allowed)
         return OutputRef(teacher, "base", Checkpoint)
     if not Path(teacher).is_dir():
-        others = [other for other in rows if other != name]
+        others = [key for key, found in config.stage.items() if isinstance(found, TransformerConfig) and key != name]
         allowed = f"{did_you_mean(teacher, others)}must be a row ({', '.join(others)}) or a checkpoint directory"
         raise UserError(where, teacher, allowed)
     _check_teacher(where, Path(teacher), row)
@@ -94,9 +97,13 @@ def _check_teacher(where: str, directory: Path, row: TransformerConfig) -> None:
             raise UserError(where, str(directory), allowed)
 
 
+def _tokenizers(config: RunConfig) -> dict[str, TextTokenizerConfig]:
+    return {key: found for key, found in config.stage.items() if isinstance(found, TextTokenizerConfig)}
+
+
 def _tokenizer(config: RunConfig, name: str, users: dict[str, TransformerConfig]) -> TextTokenizerConfig:
     """The settings of a tokenizer; raises UserError for a name that is none, or one that a model cannot hold."""
-    known = {key: found for key, found in config.stage.items() if isinstance(found, TextTokenizerConfig)}
+    known = _tokenizers(config)
     if name not in known:
         allowed = f"{did_you_mean(name, known)}must be a stage that trains a tokenizer: {', '.join(known)}"
         raise UserError(f"stage.{next(iter(users))}.tokenizer", name, allowed)

@@ -65,8 +65,8 @@ def find_checkpoint(name: str, step: int | None = None, runs_dir: Path = RUNS) -
     return FoundCheckpoint(Checkpoint(path).check().path, path.resolve().name, "a directory")
 
 
-def newest_of(run_dir: Path, damaged_too: bool = False) -> Path:
-    """Return the last finished checkpoint of a run, the newest of its place.
+def newest_of(run_dir: Path, damaged_too: bool = False, kind: type[Artifact] = Checkpoint) -> Path:
+    """Return the last finished checkpoint of a run, the newest of its place, or the last artifact of another `kind`.
 
     Raises UserError if it has none yet, or a manifest cannot be read; `damaged_too` goes by those that can.
     """
@@ -79,9 +79,10 @@ def newest_of(run_dir: Path, damaged_too: bool = False) -> Path:
             if not damaged_too:
                 raise
     place = places(manifests.values())
-    checkpoints = {path: manifest for path, manifest in manifests.items() if manifest.type == Checkpoint.__name__}
+    checkpoints = {path: manifest for path, manifest in manifests.items() if manifest.type == kind.__name__}
     if not checkpoints:
-        raise UserError("checkpoint", str(run_dir), "this run has no finished checkpoint yet")
+        what = "checkpoint" if kind is Checkpoint else kind.__name__
+        raise UserError("checkpoint", str(run_dir), f"this run has no finished {what} yet")
     return sorted(checkpoints, key=lambda path: place(checkpoints[path]))[-1]
 
 

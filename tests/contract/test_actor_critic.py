@@ -14,7 +14,7 @@ import torch
 
 from framework.actors.rank_group import RanksLost
 from framework.algorithms.mismatch import MismatchConfig
-from framework.artifacts import RewardCheckpoint
+from framework.artifacts import RewardCheckpoint, write_manifest
 from framework.engines.deepspeed_engine import DeepSpeedConfig
 from framework.engines.lr_schedule import LrSchedule
 from framework.engines.published_policy import PublishedPolicy
@@ -226,6 +226,23 @@ def test_a_critic_of_any_size_that_holds_the_sequences_and_gives_one_number(tmp_
         else:
             with pytest.raises(UserError, match=r"score\.weight: got \(2, 16\); must give one number"):
                 check_critic(critic, base, 64)
+
+
+def test_a_critic_is_found_by_the_run_that_made_it(tmp_path: Path) -> None:
+    from framework.config import build_graph, compose
+
+    write_checkpoint("qwen3", tmp_path / "base")
+    made = tmp_path / "runs" / "rm1" / "artifacts" / "reward_model-0123456789ab" / "model"
+    shutil.copytree(tmp_path / "base", made)
+    (tmp_path / "p.jsonl").write_text("".join(f'{{"prompt": "{i} + 1?", "answer": "{i + 1}"}}\n' for i in range(64)))
+    lengths = [f"stage.{stage}.max_tokens=24" for stage in ("grpo", "evaluate")]
+    words = ["job=grpo", "algorithm=ppo", f"base={tmp_path / 'base'}", f"data.train={tmp_path / 'p.jsonl'}", *lengths]
+    words += ["stage.grpo.critic=rm1", f"runs_dir={tmp_path / 'runs'}"]
+    with pytest.raises(UserError, match="rm1'; this run has no finished RewardCheckpoint yet"):
+        build_graph(compose(words))
+    write_manifest(RewardCheckpoint(made), "reward_model", {}, {}, "")
+    with pytest.raises(UserError, match=r"model/config\.json: got .*must be a \.\.\.ForSequenceClassification"):
+        build_graph(compose(words))
 
 
 def test_pretraining_beside_a_policy_is_the_sum_of_both_gradients() -> None:

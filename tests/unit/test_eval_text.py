@@ -130,6 +130,10 @@ def test_what_the_text_or_the_tokenizer_lacks_shows_before_the_run(bases: dict[s
     [
         (("plan", "job=eval", "base={bert}"), "stage.text.documents: got None; must name text"),
         (("plan", "job=eval", "base={bert}", "stage.text.train=x.tsv"), "stage.text.train: got 'x.tsv'; goes with"),
+        (
+            ("plan", "job=eval", "base={bert}", "stage.text.documents=x.txt", "data.heldout=x.jsonl"),
+            "data.heldout: got 'x.jsonl'; must be left out with stage.text",
+        ),
         (("plan", "job=grpo", "base={bert}", "data.train=x"), "model_type=bert'; must be a causal language model"),
         (("chat", "{bert}"), "got 'BertForPreTraining'; must continue text: an encoder fills in hidden tokens"),
         (("chat", "{ctrl}", "--system", "x"), "--system: got 'x'; must be left out: without a chat template"),

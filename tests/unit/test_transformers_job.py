@@ -68,6 +68,7 @@ def test_the_papers_batches_and_rates() -> None:
         ("stage.distilbert.learns.teacher=burt", "did you mean 'bert'?"),
         ("stage.ctrl.learns.codes=[logik]",
          "stage.ctrl.learns.codes: got 'logik'; did you mean 'logic'? the text has logic, multiple_choice"),
+        ("stage.ctrl.tokenizer=gpt2_bpe", "stage.ctrl.tokenizer: got 'gpt2_bpe'; must have control codes: ctrl_bpe"),
         ("stage.assess.writing.codes=[poems]", "stage.assess.writing.codes: got 'poems'; ctrl learns logic, multiple"),
         ("stage.bert.tokenizer=wordpeace", "stage.bert.tokenizer: got 'wordpeace'; did you mean 'wordpiece'?"),
         ("stage.wordpiece.vocab_size=600", "must be at most stage.bert.model.vocab_size=512"),
@@ -92,6 +93,8 @@ def test_a_teacher_that_cannot_teach_shows_before_the_run(tmp_path: Any, capsys:
         assert cli.main(["plan", "job=transformers", f"stage.distilbert.learns.teacher={tmp_path}"]) == 2
         return capsys.readouterr().err.strip()
 
+    assert cli.main(["plan", "job=transformers", "until=distilbert", "stage.distilbert.learns.teacher=burt"]) == 2
+    assert "got 'burt'; did you mean 'bert'? must be a row (bert, " in capsys.readouterr().err
     where = f"stage.distilbert.learns.teacher: got '{tmp_path}'; must"
     assert f"{where} be a BERT: its config.json says qwen3" in said({"model_type": "qwen3"})
     wide = {"model_type": "bert", "hidden_size": 768, "vocab_size": 512}
