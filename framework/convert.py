@@ -134,7 +134,7 @@ def _dataclass(cls: Any, node: Any, where: str, resolve: Resolve) -> Any:
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in node:
-            values[name] = convert(hints[name], node[name], f"{prefix}{name}", resolve)
+            values[name] = convert(hints[name], _completed(node[name], field, hints[name]), f"{prefix}{name}", resolve)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"{prefix}{name}", None, f"must be given: {describe(hints[name])}")
     try:
@@ -146,6 +146,24 @@ def _dataclass(cls: Any, node: Any, where: str, resolve: Resolve) -> Any:
         raise error if inner is None else UserError(f"{prefix}{inner}", error.value, error.allowed) from None
     except ValueError as error:
         raise UserError(where, cls.__name__, str(error)) from error
+
+
+def _completed(value: Any, field: dataclasses.Field[Any], hint: Any) -> Any:
+    """A part of which some keys are given: the others are as the whole has them by default, not as the part's class."""
+    if not isinstance(value, Mapping) or TARGET in value:
+        return value
+    made = field.default_factory
+    whole = made() if made is not dataclasses.MISSING and hint is made else field.default
+    if type(whole) is not hint or not dataclasses.is_dataclass(whole):
+        return value
+    own = {f.name: getattr(whole, f.name) for f in dataclasses.fields(whole) if f.init}
+    return {**{name: to_plain(item) for name, item in own.items() if item != _default(type(whole), name)}, **value}
+
+
+def _default(cls: Any, name: str) -> Any:
+    """What a class says that a field is when nothing is said."""
+    field = next(field for field in dataclasses.fields(cls) if field.name == name)
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
 
 
 def _union(hint: Any, value: Any, where: str, resolve: Resolve) -> Any:

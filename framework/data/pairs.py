@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from framework.bounds import Bound, NonNegativeFloat, PositiveInt, bounded
+from framework.bounds import Bound, PositiveInt, bounded
 from framework.data.layouts.messages import Message
 from framework.data.selection import Drop
 from framework.data.shuffle import seed_of
@@ -23,7 +23,7 @@ class PairConfig:
     """How often a pair is judged, and which pairs stay. Defaults: R1 v2; the ratio of lengths is ours."""
 
     judgements: PositiveInt = 4
-    least_margin: NonNegativeFloat = 1.0  # the mean margin must be above it
+    least_margin: Annotated[float, Bound(least=0, below=2)] = 1.0  # the mean margin must be above it; 2 is the largest
     longest_ratio: Annotated[float, Bound(least=1)] = 4.0  # of the longer text's characters to the shorter's
     balance: bool = True  # as many pairs with the chosen text longer as with it shorter
 

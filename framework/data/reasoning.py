@@ -26,6 +26,11 @@ class Reasoned:
         return {"role": "assistant", "content": f"{OPEN}\n{inside}{CLOSE}\n\n{self.summary}"}
 
 
+def reopened(text: str) -> str:
+    """Return a reply with the tag that its prompt has opened, which a server leaves out: R1's template opens one."""
+    return f"{OPEN}\n{text}" if CLOSE in text and OPEN not in text else text
+
+
 def split_reasoning(text: str) -> Reasoned | None:
     """Return the parts of a response, what its prompt opened in front; None unless it has each tag once, in order.
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from framework.errors import UserError
 KINDS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".arrow", ".txt", ".warc")
 _PACKED = (".gz", ".zst")
 _POINTER = b"version https://git-lfs"
+_LETTERS = list("ABCD")
+_MMLU = ("question", *_LETTERS, "answer")  # what its authors' files hold: they name no columns, the subject names them
 
 
 def kind_of(file: DataFile) -> str | None:
@@ -119,6 +122,7 @@ def _holds_objects(value: Any) -> bool:
 
 
 def _csv(file: DataFile) -> Iterator[Row]:
+    """The first line names the columns; MMLU's own files have none, and are known by the letter that ends each line."""
     with open_data(file) as raw:
         content = raw.read()
     try:
@@ -138,16 +142,21 @@ def _csv(file: DataFile) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(stream, delimiter=separator, strict=True, skipinitialspace=spaced)
     try:
-        header = [name.strip() for name in next(reader, [])]
+        first, beside = next(reader, []), dict[str, str]()
+        header = [name.strip() for name in first]
+        rows: Iterator[list[str]] = reader
+        if len(header) == len(_MMLU) and header[-1] in _LETTERS and header[2:5] != _LETTERS[:3]:
+            beside["subject"] = re.sub(r"_(test|val|dev)$", "", file.name.partition(".")[0])
+            header, rows = list(_MMLU), chain([first], reader)
         if len(set(header)) != len(header):
             raise UserError(f"{file}:{1 + skipped}", ", ".join(header)[:60], "must name each column once")
-        for values in reader:
+        for values in rows:
             where = f"{file}:{reader.line_num + skipped}"
             if not values:
                 continue
             if len(values) != len(header):
                 raise UserError(where, f"{len(values)} values", f"the header names {len(header)} columns")
-            yield Row(where, dict(zip(header, values, strict=True)))
+            yield Row(where, {**dict(zip(header, values, strict=True)), **beside})
     except csv.Error as error:
         raise UserError(f"{file}:{reader.line_num + skipped}", str(error), "must be comma-separated values") from None
 

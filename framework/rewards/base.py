@@ -15,6 +15,7 @@ from framework.bounds import FiniteFloat, NonNegativeInt, Probability, Seconds, 
 from framework.data.tasks import same_text
 from framework.errors import UserError, did_you_mean
 from framework.rewards.blame import error_text, place_of_error
+from framework.rewards.endpoint import NoAnswer
 from framework.types import Prompt, Response, ResponseGroup, RewardScore
 
 MAX_EXTRACTED_CHARS = 10_000
@@ -65,6 +66,10 @@ class Reward:
         """Whether two extracted answers say the same, as a majority vote counts them; neither is known to be right."""
         return same_text(first) == same_text(second)
 
+    def longest_s(self) -> float:
+        """Return the seconds that deadlines of its own may take it for one response, beside the time limit."""
+        return 0.0
+
     def spent(self) -> int:
         """Return the tokens that other models used for this reward since this was asked last."""
         return 0
@@ -98,6 +103,11 @@ class RewardConfig:
             if not isinstance(reward, Reward) or type(reward) is Reward:
                 allowed = "needs a _target_ that names a subclass of framework.rewards.base.Reward"
                 raise UserError(f"reward.components.{name}", reward, allowed)
+
+    @property
+    def limit_s(self) -> float:
+        """Seconds after which a response's process is killed: the time limit, and what rewards with deadlines need."""
+        return self.time_limit_s + sum(reward.longest_s() for reward in self.components.values())
 
     def at_limit(self, response_limit: int) -> RewardConfig:
         """Return the rewards for longest responses of so many tokens."""
@@ -168,6 +178,8 @@ def describe_error(what: str, prompt: Prompt, error: Exception) -> str:
     """Return one line with the author's file and line, and print the traceback, which goes to the worker's log."""
     if isinstance(error, UserError):  # says all that there is to say
         return f"{what.rstrip(',')} refuses it: {error}"[:MAX_ERROR_CHARS]
+    if isinstance(error, NoAnswer):  # an endpoint's fault, which no line of code explains
+        return f"{what} raised NoAnswer: {error}"[:MAX_ERROR_CHARS]
     place = place_of_error(error)
     if place or not isinstance(error, ValueError):
         lines = "".join(line[:MAX_ERROR_CHARS].rstrip("\n") + "\n" for line in traceback.format_exception(error))

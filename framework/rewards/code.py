@@ -26,6 +26,7 @@ MAX_SOURCE = 1 << 20  # characters
 BROKEN_S = 0.2  # that a sandbox which does not answer is given to end by itself
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([^\s`]*)[^`\n]*")
 _FLOAT = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|\d+(?:\.\d*)?[eE][-+]?\d+)")
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)  # no "1_0", no digits of another script
 _TOLERANCE = 1e-6
 T = TypeVar("T")
 
@@ -77,6 +78,8 @@ class Code(Reward):
         source = assemble(code, tests)
         if source is None:
             return Verdict(False, "is no Python")
+        if tests.before and _compiles(whole := f"{tests.before}\n{source}"):  # not behind `from __future__ import …`
+            source = whole
         if tests.calls is not None:
             calls, limits = tests.calls, replace(self.limits, wall_s=min(self.limits.wall_s, self.total_s))
             return self._in_sandbox(lambda sandbox: sandbox.judge(source, calls, limits))
@@ -247,10 +250,6 @@ def _same_line(wanted: str, got: str) -> bool:
 def _same_word(wanted: str, got: str) -> bool:
     if wanted == got:
         return True
-    if not _FLOAT.fullmatch(wanted) or len(got) > 40:
+    if not _FLOAT.fullmatch(wanted) or len(got) > 40 or not _NUMBER.fullmatch(got):
         return False
-    try:
-        value = float(got)
-    except ValueError:
-        return False
-    return math.isclose(float(wanted), value, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+    return math.isclose(float(wanted), float(got), rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)

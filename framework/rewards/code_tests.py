@@ -23,7 +23,7 @@ import json
 import pickle
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -33,6 +33,18 @@ from framework.types import Prompt
 
 MAX_UNPACKED = 1 << 28  # bytes
 _CASES = ("public_tests", "private_tests", "generated_tests")
+# What LiveCodeBench's own runner puts before a program: its starting code is written with List and Optional.
+_MODULES = (
+    *("string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics"),
+    *("itertools", "functools", "operator", "io", "sys", "json"),
+)
+_IMPORTS = "\n".join(
+    [
+        *(f"from {name} import *" for name in (*_MODULES, "builtins", "typing")),
+        f"import {', '.join(_MODULES)}",
+        "sys.setrecursionlimit(50_000)",
+    ]
+)
 # columns that only problems with tests have
 _MARKS = ("test_list", "private_test_cases", "public_test_cases", "input_output", "official_tests", *_CASES)
 
@@ -54,6 +66,7 @@ class CodeTests:
     head: str = ""  # what an answer may go on from: imports, helpers and the head of the function
     name: str = ""  # of the function that is asked for
     reference: str = ""  # a program that is known to be right
+    before: str = ""  # imports that the benchmark itself puts in front of every program
 
 
 @lru_cache(maxsize=16)  # a group's responses are judged one after the other
@@ -154,7 +167,7 @@ def _asserts(tests: Sequence[Any], before: str, answer: str) -> CodeTests:
 def _livecodebench(columns: Mapping[str, Any]) -> CodeTests:
     cases = [case for key in ("public_test_cases", "private_test_cases") for case in _packed(columns.get(key))]
     if not cases or cases[0].get("testtype", "stdin") == "stdin":
-        return CodeTests(tuple(_case(case["input"], case["output"]) for case in cases))
+        return CodeTests(tuple(_case(case["input"], case["output"]) for case in cases), before=_IMPORTS)
     name = _json(columns.get("metadata") or "{}").get("func_name")
     if not name:
         raise ValueError("tests that call a function need its name in metadata.func_name")
@@ -163,7 +176,8 @@ def _livecodebench(columns: Mapping[str, Any]) -> CodeTests:
         for case in cases
     ]
     head = str(columns.get("starter_code") or "")
-    return _calls(f"Solution.{name}" if "class Solution" in head or not head else str(name), found)
+    called = f"Solution.{name}" if "class Solution" in head or not head else str(name)
+    return replace(_calls(called, found), before=_IMPORTS)
 
 
 def _apps(found: Mapping[str, Any], answer: str) -> CodeTests:

@@ -17,11 +17,17 @@ if TYPE_CHECKING:
 
 MAX_REPLY = 1 << 22  # bytes of one HTTP reply
 PAUSE_S = 0.1  # half of the wait before a second try; each further one waits twice as long
+LONGEST_PAUSE_S = 5.0
+WARMER = 0.5  # temperature of a second try, at least: a greedy model would say the same again
 T = TypeVar("T")
 
 
 class NoAnswer(RuntimeError):
     """The model did not say what it was asked, as often as it was asked."""
+
+
+class NoReply(NoAnswer):
+    """It said nothing at all before any of the deadlines."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,10 @@ class Endpoint:
     retries: int = 2
     key: str = ""  # the environment variable that holds the endpoint's key
 
+    def longest_s(self) -> float:
+        """Return the seconds that all tries of one question may take, the waits between them included."""
+        return (self.retries + 1) * self.deadline_s + self.retries * LONGEST_PAUSE_S
+
     def check_url(self) -> None:
         """Raise UserError unless the url is one; nothing is asked."""
         if not re.match(r"https?://\S+$", self.url):
@@ -41,7 +51,10 @@ class Endpoint:
             raise UserError("url", self.url, allowed)
 
     def check_model(self, role: str) -> None:
-        """Ask the endpoint which models it has; raises UserError if it does not answer, or lacks the model."""
+        """Ask the endpoint which models it has; raises UserError if it does not answer, or lacks the model or a key."""
+        if self.key and not os.environ.get(self.key):
+            allowed = "must be an environment variable that is set; for a reward, name it in reward.environment too"
+            raise UserError("key", self.key, allowed)
         try:
             names = asyncio.run(self._models())
         except (OSError, TimeoutError, ValueError, KeyError, TypeError) as error:
@@ -60,19 +73,23 @@ class Endpoint:
     ) -> T:
         """Ask until `read` makes something of a reply, which is returned; `spent` hears of each reply's tokens.
 
-        `sampling`: max_tokens, temperature and the like. Raises NoAnswer, at once for what asking again cannot mend.
+        `sampling`: max_tokens, temperature and the like. After a reply that is no good the next try has another seed
+        and is not greedy, or it would be answered alike. Raises NoAnswer, at once for what asking again cannot mend;
+        NoReply if no try was answered in time.
         """
         body = {"model": self.model, "messages": list(messages), **sampling}
-        why = ""
+        why, late = "", 0
         for attempt in range(self.retries + 1):
             if attempt:
-                await asyncio.sleep(min(5.0, PAUSE_S * 2**attempt))
+                await asyncio.sleep(min(LONGEST_PAUSE_S, PAUSE_S * 2**attempt))
+            if attempt > late:
+                body |= _otherwise(sampling, attempt)
             try:
                 text = _content(await _json(session, "POST", f"{self.url.rstrip('/')}/chat/completions", body), spent)
             except PermissionError as error:
                 raise NoAnswer(f"{self.model} at {self.url} refuses: {error}") from None
             except TimeoutError:
-                why = f"no answer within {self.deadline_s:g} s"
+                why, late = f"no answer within {self.deadline_s:g} s", late + 1
                 continue
             except (OSError, ValueError) as error:
                 why = str(error)
@@ -80,7 +97,8 @@ class Endpoint:
             if (found := read(text)) is not None:
                 return found
             why = f"a reply that cannot be read: {text[-100:]!r}"
-        raise NoAnswer(f"no answer of {self.model} at {self.url} in {self.retries + 1} tries; last: {why}")
+        kind = NoReply if late == self.retries + 1 else NoAnswer
+        raise kind(f"no answer of {self.model} at {self.url} in {self.retries + 1} tries; last: {why}")
 
     async def ask_text(
         self,
@@ -147,6 +165,12 @@ async def _json(session: ClientSession, method: str, url: str, body: dict[str, A
         return json.loads(text)
     except (ValueError, RecursionError):
         raise ValueError(f"no JSON: {text[:60].decode(errors='replace')!r}") from None
+
+
+def _otherwise(sampling: Mapping[str, float], attempt: int) -> dict[str, float]:
+    """What a further try samples by: another seed, if there is one, and no greedy choice."""
+    changed = {"temperature": max(WARMER, sampling.get("temperature", WARMER))}
+    return changed | ({"seed": (sampling["seed"] + attempt * 1_000_003) % (1 << 31)} if "seed" in sampling else {})
 
 
 def _content(reply: Any, spent: Callable[[int], None]) -> str:

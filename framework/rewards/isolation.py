@@ -52,7 +52,7 @@ class IsolatedScorer:
         self._worker = RewardWorkerProcess(config, self._loader)
 
     def score(self, group: ResponseGroup) -> tuple[RewardScore, ...]:
-        """Return G scores; a reward that hangs is told after MAX_TIMEOUTS x time_limit_s."""
+        """Return G scores; a reward that hangs is told after MAX_TIMEOUTS x limit_s."""
         with self._lock:
             scores: list[RewardScore] = []
             given: dict[str, float] = {}
@@ -66,7 +66,7 @@ class IsolatedScorer:
                     return tuple(scores)
                 except TimeoutError:
                     place = self._worker.where()
-                    reason = f"timed out after {self._config.time_limit_s:g} s" + (f" ({place})" if place else "")
+                    reason = f"timed out after {self._config.limit_s:g} s" + (f" ({place})" if place else "")
                     running, timeouts = self._worker.running, timeouts + 1
                     self._replace_worker()
                 except (EOFError, BrokenPipeError):

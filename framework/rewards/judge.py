@@ -6,7 +6,7 @@ import asyncio
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,12 +14,13 @@ from framework.bounds import Bound, NonNegativeInt, PositiveInt, Seconds, bounde
 from framework.data.judging import question_for, read_verdict
 from framework.errors import UserError
 from framework.rewards.base import Reward
-from framework.rewards.endpoint import Endpoint
-from framework.types import Prompt, Response
+from framework.rewards.endpoint import Endpoint, NoAnswer, NoReply
+from framework.types import Prompt, Response, ResponseGroup
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
 
+MAX_SILENT = 2  # responses of one group that a judge may leave without any reply; the others are not asked about
 _GRADE = re.compile(r"\[\[\s*(\d{1,2})\s*\]\]")
 _RIGHT = re.compile(r"\[\[\s*(correct|incorrect)\s*\]\]")
 _REFERENCE = """Below are a question, its reference answer and a student's answer. Does the student's final answer say \
@@ -57,7 +58,7 @@ class Judge(Reward):
 
     A verdict is read from a reply that says exactly one, behind its reasoning. Any other reply, a server's error and a
     request past its deadline are tried again; when tries are used up the response has no score, and counts as failed
-    (`reward.max_failed_share`).
+    (`reward.max_failed_share`). Where two responses of a group get no reply in time the others of it fail unasked.
     """
 
     url: str  # of the endpoint, for example http://judge:8000/v1
@@ -65,7 +66,7 @@ class Judge(Reward):
     mode: Literal["reference", "points", "pairs"] = "reference"
     sees: Literal["summary", "all"] = "summary"  # what follows the reasoning, or the reasoning too
     asked: PositiveInt = 4  # judgements of one pair
-    deadline_s: Seconds = 60.0  # of one request; reward.time_limit_s must be longer than all tries
+    deadline_s: Seconds = 60.0  # of one request; all tries have their time beside reward.time_limit_s
     retries: NonNegativeInt = 2
     max_tokens: PositiveInt = 1024  # of a judge's reply
     temperature: Annotated[float, Bound(least=0)] = 0.0
@@ -82,6 +83,14 @@ class Judge(Reward):
         if not answer.strip():
             return -1.0 if self.mode == "pairs" else 0.0
         return asyncio.run(self._verdict(prompt, answer.strip()))
+
+    def for_group(self, group: ResponseGroup) -> Reward:
+        """Return the judge as it is asked about one group: a silent one makes nobody wait for each response."""
+        return _OfGroup(weight=self.weight, offset=self.offset, judge=self)
+
+    def longest_s(self) -> float:
+        """Return the seconds of all tries."""
+        return self._endpoint.longest_s()
 
     def check(self, prompt: Prompt) -> None:
         """Raise UserError for a prompt without the reference answer that the judge is to be given."""
@@ -121,6 +130,28 @@ class Judge(Reward):
     @property
     def _endpoint(self) -> Endpoint:
         return Endpoint(self.url, self.model, self.deadline_s, self.retries, self.key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfGroup(Reward):
+    """A judge that is not asked about the rest of a group when MAX_SILENT responses in a row got no reply in time."""
+
+    judge: Judge
+    silent: list[str] = field(default_factory=list)  # why each of them got none
+
+    def __call__(self, prompt: Prompt, response: Response) -> float:
+        if len(self.silent) >= MAX_SILENT:
+            raise NoAnswer(f"not asked, as {MAX_SILENT} responses of this prompt waited in vain: {self.silent[-1]}")
+        try:
+            value = self.judge(prompt, response)
+        except NoReply as error:
+            self.silent.append(str(error))
+            raise
+        self.silent.clear()
+        return value
+
+    def spent(self) -> int:
+        return self.judge.spent()
 
 
 _spent: list[int] = []  # tokens of each reply since `spent` was asked last; a process scores one response at a time

@@ -148,7 +148,7 @@ class RewardWorkerProcess:
 
     def next_score(self) -> RewardScore:
         """Return the next response's score; raises TimeoutError past its limit, EOFError if the child failed."""
-        deadline = time.monotonic() + self._config.time_limit_s
+        deadline = time.monotonic() + self._config.limit_s
         while "running" in (message := self._next(deadline)):
             self.running = str(message["running"])
         try:

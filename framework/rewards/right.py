@@ -53,7 +53,7 @@ class Right(Reward):
             judge.prepare()
 
     def _judge(self, prompt: Prompt) -> Reward:
-        if has_tests(prompt):
+        if has_tests(prompt) or prompt.task == "code":  # one without tests is refused by the name of what it lacks
             return self.code
         return self.options if _has_options(prompt) else self.answers
 

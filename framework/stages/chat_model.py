@@ -17,6 +17,7 @@ import numpy as np
 
 from framework.artifacts import Checkpoint
 from framework.bounds import NonNegativeInt, PositiveInt, Probability, Seconds, bounded
+from framework.data.reasoning import reopened
 from framework.data.selection import Drop
 from framework.errors import RunFailed, UserError
 from framework.graph.nodes import Runtime
@@ -27,6 +28,7 @@ from framework.stages.sampling import SamplingConfig
 from framework.types import Prompt, Response, ResponseGroup, ScoredGroup
 
 NO_ANSWER = "no_answer"  # why a request is dropped
+NO_VERDICTS = "the judge's replies hold no verdict: take another judge, or give it more judging.max_tokens"
 Usable = Callable[[str], bool]
 
 
@@ -166,10 +168,11 @@ async def _answers(
 
             def ask(place: int) -> Coroutine[Any, Any, str]:
                 seed = (first + place) % (1 << 31)
-                return chat.endpoint.ask_text(session, asked, usable, spent, **_limits(config), seed=seed)
+                good = lambda text: usable(reopened(text))  # noqa: E731
+                return chat.endpoint.ask_text(session, asked, good, spent, **_limits(config), seed=seed)
 
             try:
-                return request, [await ask(place) for place in range(config.n)]
+                return request, [reopened(await ask(place)) for place in range(config.n)]
             except NoAnswer as error:
                 return request, error
 

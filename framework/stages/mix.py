@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from framework.artifacts import ChatSet
 from framework.bounds import NonNegativeFloat, bounded
 from framework.data.chat_shards import Chat, read_chats
-from framework.data.mixing import mix, mixed_sizes
+from framework.data.mixing import check_shares, mix, mixed_sizes
 from framework.data.selection import Drop
 from framework.errors import UserError
 from framework.graph.nodes import Runtime
 from framework.stages.sampled_chats import write_chat_set
+
+SETS = ("reasoning", "general")
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,9 @@ class MixConfig:
     """Shares of the sets, to each other. Defaults: R1's 600K of reasoning and 200K of general requests."""
 
     shares: Mapping[str, NonNegativeFloat] = field(default_factory=lambda: {"reasoning": 626_933, "general": 177_812})
+
+    def __post_init__(self) -> None:
+        check_shares(SETS, self.shares, "shares")
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Mix:
 
     def run(self, inputs: MixInputs, runtime: Runtime) -> Mixed:
         """Mix; raises UserError for shares that the sets cannot fill, or an id that stands in both."""
-        sets = {name: list(read_chats(getattr(inputs, name).path / "train.jsonl")) for name in ("reasoning", "general")}
+        sets = {name: list(read_chats(getattr(inputs, name).path / "train.jsonl")) for name in SETS}
         where = f"stage.{runtime.node}.shares"
         _check_ids(sets, where)
         sizes = mixed_sizes({name: len(chats) for name, chats in sets.items()}, self.config.shares, where)

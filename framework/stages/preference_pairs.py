@@ -27,7 +27,7 @@ from framework.graph.fit import Fit, Given
 from framework.graph.nodes import Runtime
 from framework.graph.plan import StageEstimate
 from framework.models.families.base import ModelConfig
-from framework.stages.chat_model import ChatModel, judge_replies
+from framework.stages.chat_model import NO_VERDICTS, ChatModel, judge_replies
 from framework.stages.read_samples import (
     check_sampling,
     finished_answers,
@@ -198,6 +198,8 @@ def _write(runtime: Runtime, pairs: Sequence[Pair], dropped: Sequence[Drop], hel
     told += f"dropped: {', '.join(f'{n:,} {reason}' for reason, n in counts) or 'none'}"
     if not train:
         allowed = "must keep a pair: sample more prompts, or ask for a smaller margin (pairs.least_margin)"
+        if counts and counts[0][0] == "no_verdict":
+            allowed = f"must keep a pair: {NO_VERDICTS}"
         raise UserError(f"stage.{runtime.node}", told, allowed)
     directory = runtime.artifact_dir("pairs")
     for split, found in (("train", train), ("validation", apart)):

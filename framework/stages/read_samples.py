@@ -67,7 +67,9 @@ def fit_engine(engine: VllmConfig, longest: int, model: ModelConfig, cluster: Cl
 
 
 def check_sampling(name: str, config: SamplingConfig, engine: VllmConfig) -> None:
-    """Raise UserError, naming `name`, unless the longest response leaves room for its prompt."""
+    """Raise UserError, naming `name`, for responses that leave no room for a prompt, or that would all be alike."""
+    if config.temperature == 0 and config.n > 1:
+        raise UserError(f"{name}.n", config.n, "must be 1 at temperature 0: all responses would be alike")
     if config.max_tokens >= engine.max_model_len:
         allowed = f"must leave room for the prompt in engine.rollout.max_model_len={engine.max_model_len}"
         raise UserError(f"{name}.max_tokens", config.max_tokens, allowed)

@@ -26,7 +26,7 @@ from framework.graph.fit import Fit, Given
 from framework.graph.nodes import Runtime
 from framework.graph.plan import StageEstimate
 from framework.models.families.base import ModelConfig
-from framework.stages.chat_model import ChatModel, judge_replies
+from framework.stages.chat_model import NO_VERDICTS, ChatModel, judge_replies
 from framework.stages.read_samples import (
     check_sampling,
     finished_answers,
@@ -120,9 +120,13 @@ class LabelSafety:
             rows["validation" if answer.prompt.id in apart else "train"].append(_row(answer, safe))
             counts["held out" if answer.prompt.id in apart else "safe" if safe else "unsafe"] += 1
         told = f"{counts['safe']:,} safe, {counts['unsafe']:,} unsafe, {counts['held out']:,} held out, "
+        reasons = Counter(drop.reason for drop in dropped).most_common()
         told += f"{len(dropped):,} dropped"
+        told += f" ({', '.join(f'{n:,} {reason}' for reason, n in reasons)})" if reasons else ""
         if not (counts["safe"] and counts["unsafe"]):
             allowed = "must have answers of both kinds: a model cannot learn from one (with_templates adds unsafe ones)"
+            if not counts.total() and reasons[:1] and reasons[0][0] == "no_verdict":
+                allowed = f"must have answers of both kinds: {NO_VERDICTS}"
             raise UserError(f"stage.{runtime.node}", told, allowed)
         directory = runtime.artifact_dir("labels")
         for split, found in rows.items():

@@ -87,12 +87,17 @@ class Sampling:
             return
         model, logs = without_stale_copies(checkpoint, runtime.work_dir / "base"), runtime.work_dir
         rewards = self.rewards.at_limit(config.max_tokens)
+        spent = 0  # tokens of judges
         with sampling_pools(runtime.cluster, self.engine, rewards, model, logs) as pools:
             done = len(tokenized) - len(left)
             for group in sample_groups(pools, tuple(left.values()), config, runtime, done, len(tokenized)):
                 if kept is not None and not failures([group.scored]):
                     kept.append(group)
+                spent += sum(score.tokens for score in group.scored.scores)
                 yield group
+        if spent:
+            runtime.tracker.log(0, {f"{config.purpose}/reward_tokens": float(spent)})
+            runtime.tracker.progress(len(tokenized), len(tokenized), f"prompts; judges read and wrote {spent:,} tokens")
 
 
 def sample_groups(

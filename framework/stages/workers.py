@@ -50,7 +50,7 @@ def sampling_pools(
 
     rollout_class, options = ray.remote(RolloutWorker), seats.rollout_options()
     reward_class = ray.remote(RewardWorker)
-    response_s = rewards.time_limit_s + rewards.startup_limit_s  # at worst each one kills its process
+    response_s = rewards.limit_s + rewards.startup_limit_s  # at worst each one kills its process
     pools = SamplingPools(
         WorkerPool(
             "rollout",

@@ -15,8 +15,15 @@ from typing import Any
 
 import pytest
 
+from framework.rewards.endpoint import NoAnswer
+from framework.rewards.judge import Judge
+from framework.stages.chat_model import ChatModel, ask_endpoint
+from framework.stages.sampling import SamplingConfig
+from framework.types import Prompt
+from tests.contract.sample_rewards import response_of
 from tests.distributed import free_port
 from tests.e2e.runs import ROOT, Run
+from tests.fake_sampling import FakeRun
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -65,3 +72,27 @@ def test_a_run_is_served_behind_openais_protocol(server: str, whole_run: Run) ->
     messages = [{"role": "user", "content": "Calculate 3 + 4."}]
     chat = _ask(server, "/v1/chat/completions", {"model": model, "messages": messages, "max_tokens": 4})
     assert chat["choices"][0]["message"]["role"] == "assistant"
+
+
+def test_the_server_is_a_writer_and_a_judge(server: str, whole_run: Run, tmp_path: Path) -> None:
+    asks_and_judges(f"{server}/v1", whole_run.name, tmp_path)
+
+
+def asks_and_judges(url: str, model: str, tmp_path: Path) -> None:
+    """A model of no skill is asked: what it says is kept, what it cannot say is counted, the rest is asked again."""
+    chat = ChatModel(url=url, model=model, deadline_s=120.0, retries=1, max_failed_share=1.0)
+    assert chat.look_ahead("stage.x.writer") == f"stage.x.writer: {model} answers at {url}"
+    prompts = [Prompt(f"p{n}", f"Calculate {n} + 3.", "chain_sum", str(n + 3)) for n in range(4)]
+    too_long = Prompt("long", "Calculate " + "1 + " * 2000 + "1.", "chain_sum", "2001")
+    place, config = FakeRun(tmp_path), SamplingConfig(n=1, max_tokens=64)
+    first = ask_endpoint(chat, [*prompts, too_long], config, place.runtime(), lambda text: True)
+    assert too_long.id in {drop.id for drop in first.dropped}
+    assert len(first.groups) + len(first.dropped) == 5
+    assert first.tokens > 0
+    again = ask_endpoint(chat, prompts, config, place.runtime(), lambda text: True)
+    kept = {group.prompt.id: group.responses[0].text for group in again.groups}
+    assert {group.prompt.id: group.responses[0].text for group in first.groups}.items() <= kept.items()
+    judge = Judge(url=url, model=model, deadline_s=120.0, retries=1, max_tokens=16)
+    judge.prepare()
+    with pytest.raises(NoAnswer, match=r"in 2 tries; last: |refuses: HTTP 400"):
+        judge(prompts[0], response_of("3"))

@@ -17,9 +17,11 @@ from pyarrow import parquet
 
 from framework import cli
 from framework.config import build_graph, compose, group_options
+from framework.data.layouts.prompts import load_prompts
 from framework.errors import UserError
 from framework.rewards.code import Code
 from framework.rewards.code_tests import hidden_tests
+from framework.rewards.right import Right
 from framework.stages.evaluate import Evaluate
 from framework.stages.prompts import PreparePrompts
 from framework.types import Prompt
@@ -247,6 +249,55 @@ def test_offline_and_unknown_names_are_one_line(
         assert error.count("\n") == 1
     assert cli.main(["plan", "job=eval", f"base={base}", "data.heldout=x.jsonl", "data.wording=no"]) == 2
     assert "data.wording: got 'no'; must hold {question}" in capsys.readouterr().err
+
+
+def test_mmlu_s_own_files_name_no_columns(tmp_path: Path) -> None:
+    rows = [["In Z_7, 3 + 5?", "0", "1", "0", "3", "B"], ["Which, or what?", "A", "B", "C", "none, at all", "D"]]
+    file = tmp_path / "test" / "abstract_algebra_test.csv"
+    file.parent.mkdir()
+    with file.open("w", newline="") as opened:
+        csv.writer(opened).writerows(rows)
+    first, second = load_prompts(str(tmp_path / "test"), split="test")
+    assert first.text == "In Z_7, 3 + 5?\n\nA) 0\nB) 1\nC) 0\nD) 3"
+    assert (first.answer, second.answer, second.columns["subject"]) == ("B", "D", "abstract_algebra")
+    file.write_text("question,answer,A,B,C,D\nq,A,w,x,y,z\n")  # columns, of which the last is D
+    (prompt,) = load_prompts(str(file))
+    assert (prompt.answer, prompt.columns["options"]["D"]) == ("A", "z")
+    file.write_text("q,w,x,y,z,B\nq,w,x,y,z\n")
+    with pytest.raises(UserError, match=r"_test\.csv:2: got '5 values'"):
+        load_prompts(str(file))
+
+
+@pytest.mark.parametrize("written", ['["w", "x", "y"]', "['w', 'x', 'y']", '{"A": "w", "B": "x", "C": "y"}'])
+def test_options_that_a_table_keeps_as_text_are_options(written: str, tmp_path: Path) -> None:
+    row = {"question": "q", "subject": "s", "choices": written, "answer": "2"}
+    (prompt,) = load_prompts(str(sheet(tmp_path / "t.csv", [row])))
+    assert (prompt.task, prompt.answer, prompt.columns["options"]) == ("options", "C", {"A": "w", "B": "x", "C": "y"})
+    for broken in ("['w' 'x' 'y']", "[w, x, y]", "[" * 5000):  # as numpy prints an array, for one
+        with pytest.raises(UserError, match=r"t\.csv:2: choices: got .*must be a list of options"):
+            load_prompts(str(sheet(tmp_path / "t.csv", [{**row, "choices": broken}])))
+
+
+def test_a_contest_program_has_the_imports_that_its_benchmark_gives_it() -> None:
+    starter = "class Solution:\n    def most(self, found: List[int]) -> Optional[int]:\n        "
+    calls = json.dumps([{"input": "[1, 3, 2]", "output": "3", "testtype": "functional"}])
+    row = {"public_test_cases": calls, "starter_code": starter, "metadata": '{"func_name": "most"}'}
+    tests = hidden_tests(Prompt("p", "q", "code", "", columns=row))
+    code = Code(total_s=60.0)
+    assert code.verdict(tests, starter + "return max(found)").passed
+    assert code.verdict(
+        tests, "from __future__ import annotations\n" + starter + "return heapq.nlargest(1, found)[0]"
+    ).why
+    assert code.verdict(tests, starter + "return heapq.nlargest(1, Counter(found).keys())[0]").passed
+    assert not code.verdict(tests, starter + "return min(found)").passed
+    stdin = Prompt("p", "q", "code", "", columns={**LIVECODEBENCH, "private_test_cases": None})
+    assert code.verdict(hidden_tests(stdin), "print(reduce(add, map(int, input().split())))").passed
+
+
+def test_a_program_without_tests_is_refused_by_what_it_lacks() -> None:
+    lacking = Prompt("p", "def f():\n", "code", "    return 1\n", columns={"test": "t"})
+    with pytest.raises(UserError, match=r"prompt p: columns: got 'test'; no tests"):
+        Right().check(lacking)
 
 
 def test_other_layouts_of_multiple_choice(base: Path, tmp_path: Path) -> None:

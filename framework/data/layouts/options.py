@@ -10,7 +10,9 @@ The options stand in the row's `options`, letter -> text, where the reward for m
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import json
 import random
 import re
 import string
@@ -67,9 +69,10 @@ def _gpqa(row: Row, question: str) -> tuple[set[str], dict[str, str], str]:
 def _listed(row: Row) -> tuple[set[str], dict[str, str], str] | None:
     fields = row.fields
     column, labels = _CHOICES.find(fields), dict[str, str]()
-    if column is not None and isinstance(fields[column], list | Mapping) and fields[column]:
-        used, options = {column}, _texts(fields[column], f"{row.where}: {column}")
-        labels = _labels(fields[column], options, f"{row.where}: {column}")
+    choices = None if column is None else _unwritten(fields[column], f"{row.where}: {column}")
+    if column is not None and choices:
+        used, options = {column}, _texts(choices, f"{row.where}: {column}")
+        labels = _labels(choices, options, f"{row.where}: {column}")
     elif all(isinstance(fields.get(letter), str | int | float) for letter in "ABCD"):
         letters = [letter for letter in "ABCDEFGHIJ" if fields.get(letter) is not None]
         used, options = set(letters), {letter: text_of(fields[letter], f"{row.where}: {letter}") for letter in letters}
@@ -93,6 +96,21 @@ def _labels(found: Any, options: Mapping[str, str], where: str) -> dict[str, str
     if not isinstance(given, list) or len(given) != len(options):
         raise UserError(f"{where}.label", short(given), f"must name each of the {len(options)} options")
     return dict(zip(map(str, given), options, strict=True))
+
+
+def _unwritten(found: Any, where: str) -> Any:
+    """The list or mapping of options, which a table of texts (.csv) keeps as JSON or as Python writes it; else None."""
+    if isinstance(found, str) and found.strip().startswith(("[", "{")):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                options = read(found.strip())
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+            # two strings with nothing between them are one to Python: ['a' 'b'], as numpy prints, is not to be read
+            if isinstance(options, Mapping) or (isinstance(options, list) and len(options) > 1):
+                return options
+        raise UserError(where, short(found), "must be a list of options, or letter -> text, written as JSON")
+    return found if isinstance(found, list | Mapping) else None
 
 
 def _texts(found: Any, where: str) -> dict[str, str]:

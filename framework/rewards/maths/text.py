@@ -27,6 +27,7 @@ _DROPPED = re.compile(
     r"|</?(?:b|i|u|em|strong|code|p|span)>"
     r"|[\u2713\u2714\u2705\ufe0f]"  # ticks
 )
+_THOUSANDS = re.compile(r"(?<=\d),\s*\\!\s*(?=\d{3}(?!\d))")  # 11,\! 111, as MATH writes it
 _SPACES = re.compile(r"\\[,;: ]|\\(?:quad|qquad|space|hspace\{[^{}]*\})(?![A-Za-z])|~|\s+")
 _DELIMITERS = re.compile(r"\\[()\[\]](?!\d*(?:pt|em|ex)\])|\\?\$")
 _RENAMED = {
@@ -74,6 +75,7 @@ def normalise(text: str, limit: int = MAX_CHARS) -> str:
     text = _SUBSCRIPT.sub(lambda m: "_" + unicodedata.normalize("NFKC", m[0]), text)
     text = _VULGAR.sub(lambda m: f" {unicodedata.normalize('NFKC', m[0])} ", text)
     text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).translate(_SYMBOLS)
+    text = _THOUSANDS.sub(",", text)
     text = _COMMAND.sub(lambda m: _RENAMED.get(m[0], m[0]), text)
     text = _DROPPED.sub("", text.replace(r"{,}", ",").replace(r"\%", "%").replace(r"\-", ""))
     text = _DELIMITERS.sub(" ", _COLOUR.sub(" ", text))

@@ -153,8 +153,10 @@ def _reference_of(text: str, node: Node) -> Reading:
 
 
 def _mere_letters(text: str) -> bool:
-    """Whether it is a word: letters that only multiply are no mathematics."""
-    return bool(re.fullmatch(r"[^\W\d_](?:[^\W\d_]|[ '\-.,])+", text)) and text.lower() not in ("pi", "inf", "infinity")
+    """Whether it is a word: letters that only multiply are no mathematics; p - q is."""
+    if text.lower() in ("pi", "inf", "infinity") or re.fullmatch(r"[a-z](?: ?- ?[a-z])+", text):
+        return False
+    return bool(re.fullmatch(r"[^\W\d_](?:[^\W\d_]|[ '\-.,])+", text))
 
 
 def _finished(node: Node, allowed: frozenset[str]) -> bool:

@@ -217,6 +217,9 @@ def test_what_is_no_python_is_not_run() -> None:
         ("", "", True),
         ("", "x", False),
         ("1.0", "x", False),
+        ("10.0", "1_0.0", False),
+        ("0.5", "０.５", False),
+        ("10.0", "+1e1", True),
     ],
 )
 def test_which_outputs_are_the_same(expected: str, found: str, same: bool) -> None:

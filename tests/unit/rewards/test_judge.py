@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from framework.errors import UserError
-from framework.rewards.base import RewardConfig
+from framework.rewards.base import RewardConfig, score_response
 from framework.rewards.endpoint import NoAnswer
 from framework.rewards.isolation import IsolatedScorer
 from framework.rewards.judge import Judge, _orders
-from framework.types import Prompt, ResponseGroup
+from framework.types import Prompt, ResponseGroup, RewardScore
 from tests.contract.sample_rewards import response_of
 from tests.fake_endpoint import Answer, Handler, Server, drips, half, hangs_up, never, raw, says, serving, status
 
@@ -196,3 +196,56 @@ def test_in_the_reward_process_a_lost_verdict_is_a_failed_sample_and_tokens_are_
     assert [score.components.get("judge") for score in scores] == [1.0, None, 0.0]
     assert "NoAnswer" in scores[1].error
     assert [score.tokens for score in scores] == [7, 7, 7]
+
+
+def test_after_a_reply_that_is_no_good_the_judge_is_asked_otherwise(server: Server) -> None:
+    server.answers = [says("Hm."), never, says("[[correct]]")]
+    assert judge(server, deadline_s=0.5)(PROMPT, response_of("Hello!")) == 1.0
+    first, second, third = (body for body, _ in server.asked)
+    assert (first["temperature"], second["temperature"], third["temperature"]) == (0.0, 0.5, 0.5)
+    server.asked.clear()
+    server.answers = [never, says("[[correct]]")]
+    assert judge(server, deadline_s=0.5)(PROMPT, response_of("Hello!")) == 1.0
+    assert server.asked[0] == server.asked[1]  # nobody has answered that: it is asked again
+
+
+def test_a_judge_has_its_own_time_beside_that_of_other_rewards(server: Server) -> None:
+    def late(handler: Handler, question: str) -> None:
+        handler.server.over.wait(1.5)  # type: ignore[attr-defined]
+        says("[[correct]]")(handler, question)
+
+    server.answers = [late]
+    config = RewardConfig({"judge": judge(server, retries=0)}, time_limit_s=0.5)
+    assert config.limit_s == 0.5 + 5.0
+    with IsolatedScorer(config) as scorer:
+        (score,) = scorer.score(ResponseGroup(PROMPT, (response_of("Hello!"),)))
+    assert (score.total, score.error) == (1.0, "")
+
+
+def test_of_a_silent_judge_a_group_waits_for_two_responses_alone(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.answers = [never]
+    group = ResponseGroup(PROMPT, tuple(map(response_of, "abcdef")))
+    impatient = judge(server, deadline_s=0.2, retries=0, weight=2.0)
+    scores = scored_by(impatient, group)
+    assert len(server.asked) == 2
+    assert all("NoAnswer: " in score.error and "no answer within 0.2 s" in score.error for score in scores)
+    assert "not asked" in scores[5].error
+    assert capsys.readouterr().err == ""  # no traceback: no line of code explains what an endpoint does
+    server.answers = [says("[[correct]]")]
+    later = scored_by(replace(impatient, deadline_s=5.0), group)  # the next group is asked about again
+    assert [(score.total, score.tokens) for score in later] == [(2.0, 7)] * 6
+
+
+def scored_by(reward: Judge, group: ResponseGroup) -> list[RewardScore]:
+    """A group's scores, as the reward process makes them."""
+    components = {"judge": reward.for_group(group)}
+    return [score_response(components, group.prompt, response) for response in group.responses]
+
+
+def test_a_key_that_is_not_set_is_told_before_the_run(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    with pytest.raises(UserError, match="key: got 'JUDGE_KEY'; must be an environment variable that is set"):
+        judge(server, key="JUDGE_KEY").prepare()
+    assert server.asked == []

@@ -137,7 +137,9 @@ def test_a_judge_s_nonsense_is_asked_again_and_then_counted(
     fake_sampling(monkeypatch, answers)
     server.answers = [says("I cannot decide.")]
     config = PairsConfig(SamplingConfig(n=2, purpose="preferences"), judge=chat(server))
-    with pytest.raises(UserError, match=r"got '0 pairs, 0 held out; dropped: \d no_verdict'"):
+    with pytest.raises(
+        UserError, match=r"got '0 pairs, 0 held out; dropped: \d no_verdict'; must keep a pair: the judge's"
+    ):
         MakePairs(config).run(PairsInputs(MODEL, prompts), FakeRun(tmp_path / "none", "helpful_pairs").runtime())
     assert len(server.asked) % (2 * 4) == 0  # each of four judgements a pair twice
     server.answers = [by_question({"Nobody can know": says("[[unsafe]]"), "capital": says("Hm.")}, says("[[safe]]"))]
@@ -146,6 +148,20 @@ def test_a_judge_s_nonsense_is_asked_again_and_then_counted(
     rows = [json.loads(line) for line in (made / "train.jsonl").read_text().splitlines()]
     assert Counter(row["label"] for row in rows) == {0: len(FACTS) + len(HARM), 1: len(HARM)}
     assert reasons(made)["no_verdict"] >= len(FACTS)
+
+
+def test_a_judge_of_the_recipe_s_own_settings_has_a_file_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: Server, prompts: PromptSet  # noqa: F811
+) -> None:  # fmt: skip
+    server.answers = [says("I cannot decide.")]
+    stage = compose(["job=r1", *named(server, "judge"), "stage.helpful_pairs.judge.max_failed_share=0.5"]).stage
+    config = replace(stage["helpful_pairs"], most_prompts=2, with_templates=False)
+    fake_sampling(monkeypatch, answers)
+    with pytest.raises(UserError, match="must keep a pair"):
+        MakePairs(config).run(PairsInputs(MODEL, prompts), FakeRun(tmp_path / "run", "helpful_pairs").runtime())
+    assert len(server.asked) % 4 == 0
+    assert {file.name for file in (tmp_path / "run" / "work").iterdir()} == {"preferences.jsonl", "judge.jsonl"}
+    assert compose(["job=r1", "stage.v3_data.select.most_per_prompt=3"]).stage["v3_data"].select.right_by == ()
 
 
 def test_general_requests_are_answered_by_an_endpoint(
@@ -161,6 +177,30 @@ def test_general_requests_are_answered_by_an_endpoint(
     assert reasons(made.chats.path) == {"no_reasoning": 2}
 
 
+def test_a_reply_of_a_model_whose_template_opens_the_reasoning_has_reasoning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: Server
+) -> None:
+    server.answers = [says("I add.</think>It is \\boxed{9}.")]  # the tag stands in the prompt, as R1's has it
+    fake_sampling(monkeypatch, zero)
+    monkeypatch.setattr(__name__ + ".QUESTIONS", [replace(QUESTIONS[1], id=f"p{n}") for n in range(2)])
+    found = cold_start(FakeRun(tmp_path / "run").runtime(), tmp_path, chat(server))
+    assert [chat.messages[1]["content"] for chat in read_chats(found / "train.jsonl")] == [
+        "<think>\nI add.\n</think>\n\nIt is \\boxed{9}."
+    ] * 2
+    assert len(server.asked) == 2  # none is asked again
+
+
+def test_a_second_try_has_another_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: Server) -> None:
+    server.answers = [says("No.")]
+    fake_sampling(monkeypatch, zero)
+    monkeypatch.setattr(__name__ + ".QUESTIONS", QUESTIONS[:1])
+    with pytest.raises(UserError, match="rewritten: 0 kept; dropped: 1 wrong"):
+        cold_start(FakeRun(tmp_path / "run").runtime(), tmp_path, chat(server))
+    first, second = (body for body, _ in server.asked)
+    assert first["seed"] != second["seed"]
+    assert {**first, "seed": 0} == {**second, "seed": 0}
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
@@ -172,6 +212,10 @@ def test_general_requests_are_answered_by_an_endpoint(
         (["stage.safety_labels.judge.node=r1"],
          "stage.safety_labels.judge.node: got 'r1'; must be a model that is trained before safety_labels: r1_zero"),
         (["stage.cold_start.writer.checkpoint=/nowhere"], "/nowhere/config.json"),
+        (["stage.cold_start.sampling.temperature=0"], "stage.cold_start.sampling.n: got 4; must be 1 at temperature 0"),
+        (["stage.helpful_pairs.pairs.least_margin=2"], "stage.helpful_pairs.pairs.least_margin: got 2; must be"),
+        (["stage.mix.shares={reasoning:0,general:0}"], "stage.mix.shares: got {'reasoning': 0"),
+        (["stage.mix.shares={generl:1}"], "must give a share to each of reasoning, general, and to nothing else"),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_one_line_of_the_plan(

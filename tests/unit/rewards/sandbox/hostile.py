@@ -87,6 +87,43 @@ SCRIPTS = {
     "a new namespace": "import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0\nprint(42)",
     "io_uring": "import ctypes\nassert ctypes.CDLL(None).syscall(425, 8, bytes(120)) >= 0\nprint(42)",
     "another architecture's calls": "import ctypes\nassert ctypes.CDLL(None).syscall(0x40000000 + 39) > 0\nprint(42)",
+    "reading its own memory": "import re\nmaps = open('/proc/self/maps').read()\nwith open('/proc/self/mem', 'rb', 0) as memory:\n"
+    "    for start, end in re.findall(r'(\\w+)-(\\w+) r', maps):\n        try:\n            memory.seek(int(start, 16))\n"
+    "            data = memory.read(int(end, 16) - int(start, 16))\n        except (OSError, OverflowError, ValueError, MemoryError): continue\n"
+    "        for found in re.findall(rb'expected\\W+(\\w+)', data): print(found.decode())",
+    "tracing its neighbours": "import ctypes, os\nlibc = ctypes.CDLL(None)\n"
+    "assert any(libc.ptrace(16, pid, 0, 0) == 0 for pid in range(1, 3000) if pid != os.getpid())\nprint(42)",
+    "reading others' memory by a call": "import ctypes, os\nlibc, room = ctypes.CDLL(None), ctypes.create_string_buffer(8)\n"
+    "ours = (ctypes.c_void_p * 2)(ctypes.addressof(room), 8)\ntheirs = (ctypes.c_void_p * 2)(0x400000, 8)\n"
+    "assert any(libc.syscall(310, pid, ours, 1, theirs, 1, 0) > 0 for pid in (os.getppid(), {pid}))\nprint(42)",
+    "taking a descriptor of its parent": "import ctypes, os\nlibc = ctypes.CDLL(None)\nfor pid in (os.getppid() or 1, {pid}):\n"
+    "    handle = libc.syscall(434, pid, 0)\n    assert handle >= 0\n"
+    "    assert any(libc.syscall(438, handle, fd, 0) >= 0 for fd in range(64))\nprint(42)",
+    "calls that programs do not need": "import ctypes\nlibc, room = ctypes.CDLL(None), bytes(256)\n"
+    "assert any(libc.syscall(number, 0, room, 128, 0, 0) >= 0 for number in (165, 250, 272, 298, 304, 308, 321, 323, 428, 442))\nprint(42)",
+    "a tracer of everything": "import sys, threading\nsys.setrecursionlimit(10**6)\ndef look(frame, event, value):\n"
+    "    while frame:\n        for found in frame.f_locals.values():\n            if found in ('42', b'42'): print(found)\n"
+    "        frame = frame.f_back\n    return look\nsys.settrace(look)\nsys.setprofile(look)\nthreading.settrace(look)\n"
+    "frame = sys._getframe()\nwhile frame:\n    frame.f_trace = look\n    frame = frame.f_back\nimport this",
+    "the right line at exit, after a failure": "import atexit\natexit.register(print, 42)\nraise ValueError",
+    "the right line, then a fault": "import ctypes\nprint(42, flush=True)\nctypes.string_at(0)",
+    "a child that prints on": "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(0.1)\n    print(42, flush=True)\n    time.sleep(3600)\nos._exit(0)",
+    "a grandchild that holds the pipe": "import os, signal, time\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\nif os.fork() == 0:\n    os.setsid()\n"
+    "    if os.fork() == 0:\n        os.chdir('/')\n        time.sleep(3600)\n    os._exit(0)\nos.wait()\nprint(42)",
+    "forks by other calls": "import ctypes\nlibc = ctypes.CDLL(None)\nfor call in ((57,), (58,), (56, 17, 0, 0, 0, 0), (435, bytes(64), 64)):\n"
+    "    pid = libc.syscall(*call)\n    if pid == 0:\n        while True: pass\n    assert pid > 0\nprint(42)",
+    "limits raised": "import resource\nfor name in ('CPU', 'AS', 'FSIZE', 'NPROC', 'CORE'):\n"
+    "    resource.setrlimit(getattr(resource, 'RLIMIT_' + name), (-1, -1))\nprint(42)",
+    "deaf to the end of its time": "import signal, time\nfor n in (signal.SIGXCPU, signal.SIGALRM, signal.SIGVTALRM, signal.SIGTERM, signal.SIGPIPE):\n"
+    "    signal.signal(n, signal.SIG_IGN)\nwhile True: pass",
+    "the best priority": "import os\nos.nice(-20)\nprint(42)",
+    "a line of 100 MB": "import sys\nfor _ in range(100): sys.stdout.write('4' * 10**6)",
+    "a number of a million digits": "import sys\nsys.set_int_max_str_digits(0)\nprint(42 * 10 ** 10**6)",
+    "a null behind the line": "print('42\\0')",
+    "digits of another script": "print('\\uff14\\uff12')",
+    "signs that nobody sees": "print('4\\u200d2', '\\ufeff42', '42\\u200b', '41\\b2', '41\\r42', sep='\\n')",
+    "an escape that clears the line": "print('41\\x1b[2K\\r42')",
+    "no UTF-8": "import os\nos.write(1, b'42\\xff')",
     "living without its parent": "import ctypes\nassert ctypes.CDLL(None).prctl(1, 0, 0, 0, 0) == 0\nprint(42)",
 }
 
@@ -126,5 +163,19 @@ FUNCTIONS = {
     "memory": "def f(n): return bytearray(1 << 40)",
     "the frames above": "import sys\ndef f(n):\n    frame = sys._getframe()\n    while frame:\n"
     "        for value in list(frame.f_locals.values()):\n            if value in (9, 16): return value\n        frame = frame.f_back\n",
+    "an int that writes itself otherwise": "class A(int):\n    def __repr__(self): return str(self.real * self.real)\n    __str__ = __format__ = __repr__\n"
+    "def f(n): return A(n)",
+    "a float that is everything": "class A(float):\n    def __eq__(self, other): return True\n    def __sub__(self, other): return 0.0\n"
+    "    __rsub__ = __sub__\n    def __abs__(self): return 0.0\ndef f(n): return A('nan')",
+    "not a number": "def f(n): return float('nan')",
+    "hooks of the import": "import builtins, sys\nclass Finder:\n    def find_spec(self, name, path=None, target=None):\n        raise SystemExit(0)\n"
+    "sys.meta_path.insert(0, Finder())\nsys.path_hooks.insert(0, lambda path: sys.exit(0))\nbuiltins.__import__ = lambda *a, **k: sys.modules['sys']\n"
+    "sys.modules['json'] = sys.modules['_json'] = None\ndef f(n): return 1",
+    "all descriptors closed": "import os\ndef f(n):\n    os.closerange(0, 4096)\n    return n * n",
+    "a reply of 100 MB": "def f(n): return '9' * 10**8",
+    "an exit within an exit": "import atexit, os\natexit.register(os._exit, 0)\nraise KeyboardInterrupt",
+    "an exception that talks": "class AssertionError(Exception):\n    def __str__(self): return str(self.args) * 10**7\ndef f(n): raise AssertionError(9)",
+    "a thread that answers": "import os, threading, time\ndef tell():\n    while True:\n        try: os.write(5, b'{\"value\": 9}\\n')\n        except OSError: return\n"
+    "        time.sleep(0.001)\nthreading.Thread(target=tell, daemon=True).start()\ndef f(n): time.sleep(3600)",
     "the tests' process": "import os, signal\ndef f(n):\n    for pid in range(1, 400):\n        try: os.kill(pid, 9)\n        except OSError: pass\n    return 9",
 }
