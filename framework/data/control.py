@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ _BRACKETS = re.compile(r"<[|｜].+[|｜]>")  # DeepSeek's role tokens are not ma
 # Tags in which models think, answer and call, where an assistant says them: tokens of some tokenizers, special in few.
 _SPEECH = re.compile(r"</?(think|thinking|thought|reasoning|answer|solution|tool_call|tool_response)>")
 _MASKS, _NAMES = 0xF0000, 0x100000  # planes of private use: no text means anything by them
+_SECRET = secrets.token_hex(8)  # a text that does hold such a character still cannot write a token's other name
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,24 @@ class ControlTokens:
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a masked text: names in it are control tokens, masks are text."""
-        if self._masked.keys().isdisjoint(text):
+        if self._masked.keys().isdisjoint(text) and not self._respelt:
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        if self._pattern is not None:
-            text = self._pattern.sub(lambda match: _name(self._place[match[0]]), text)
-        return list(self._renamed.encode(self.unmask(text), add_special_tokens=False).ids)
+        return list(self._renamed.encode(self.unmask(self._rename(text)), add_special_tokens=False).ids)
 
     def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of texts in which no name stands for a control token."""
         return [encoding.ids for encoding in self._renamed.encode_batch(list(texts), add_special_tokens=False)]
+
+    def _rename(self, text: str) -> str:
+        return self._pattern.sub(lambda match: _name(self._place[match[0]]), text) if self._pattern else text
+
+    @cached_property
+    def _respelt(self) -> bool:
+        """Whether the tokenizer finds names in texts that it first lowers or composes: <|END|> may be <|end|>."""
+        added = self.tokenizer.added_tokens_decoder
+        return self.tokenizer.backend_tokenizer.normalizer is not None and any(
+            added[id].normalized for id in self.ids.values()
+        )
 
     @cached_property
     def _place(self) -> Mapping[str, int]:
@@ -102,7 +113,7 @@ class ControlTokens:
 
 
 def _name(place: int) -> str:
-    return chr(_NAMES + place)
+    return f"{chr(_NAMES + place)}{_SECRET}{chr(_NAMES + place)}"
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern[str] | None:

@@ -12,8 +12,10 @@ from typing import Literal
 from framework.rewards.base import Reward
 from framework.types import Prompt, Response
 
-_LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]+(?:['’-][A-Za-z\u00c0-\u024f]+)*")
+_LATIN = re.compile(r"[A-Za-z\u00c0-\u024f\uff21-\uff5a]+(?:['’-][A-Za-z\u00c0-\u024f]+)*")
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
+_KANA = re.compile(r"[\u3041-\u3096\u30a1-\u30ff\u31f0-\u31ff]+")
+_HAN_OR_KANA = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3005\u3041-\u3096\u30a1-\u30ff\u31f0-\u31ff]+")
 _LONGEST_RUN = 2000  # characters
 # A letter by itself is a name (x, option B), but for "a" and "I" before a word.
 _LETTER = re.compile(
@@ -21,7 +23,9 @@ _LETTER = re.compile(
 )
 _LETTERS = re.compile(r"[^\W\d_]+")
 _URL = re.compile(r"(?:https?://|www\.)[^\s\u3400-\u9fff]+|[\w.+-]{1,64}@[\w-]{1,64}\.[\w.-]{1,64}")
-_TAG = re.compile(r"</?[A-Za-z][\w-]{0,30}>")
+_TAG = re.compile(r"</?[A-Za-z][\w-]{0,30}(?:\s[^<>\n=]{0,60}=[^<>\n]{0,300})?\s?/?>|&#?\w{2,8};")
+_FENCE = re.compile(r"```|~~~")
+_PATH = re.compile(r"(?<![\w/])(?:~|\.{1,2})?/[A-Za-z0-9_.-]{1,60}(?:/[A-Za-z0-9_.-]{1,60})+")
 # Every span stops at the next of its own openings, so that each character is looked at a bounded number of times.
 _MATHS = re.compile(
     r"\$\$[^$]{1,2000}\$\$|\$(?!\s)[^$\n]{1,500}(?<!\s)\$(?!\d)|\\\((?:(?!\\[()]).){1,2000}\\\)"
@@ -72,10 +76,23 @@ def reasoning_of(text: str) -> str:
 def count_words(text: str) -> tuple[int, int, int]:
     """Return the number of English, Chinese and other words, told apart by script; see `prose_of` for what is none."""
     text = _LETTER.sub(" ", prose_of(text))
+    japanese: list[str] = []
+    text = _HAN_OR_KANA.sub(lambda run: _without_japanese(run[0], japanese), text)
     chinese = sum(len(han_words(run)) for run in _HAN.findall(text))
     text = _HAN.sub(" ", text)
     english = len(_LATIN.findall(text))
-    return english, chinese, len(_LETTERS.findall(_LATIN.sub(" ", text)))
+    letters = _LETTERS.findall(_LATIN.sub(" ", text))
+    other = sum(any(map(str.isalpha, word)) for word in letters)  # ², ½ and Ⅳ are numbers
+    return english, chinese, other + sum(len(han_words(run)) for run in japanese)
+
+
+def _without_japanese(run: str, found: list[str]) -> str:
+    """A run of Chinese as it is; one of which at least a quarter is kana is Japanese: a blank, and kept in `found`."""
+    kana = sum(map(len, _KANA.findall(run)))
+    if not kana or kana < len(run) / 4:
+        return run
+    found.append(run)
+    return " "
 
 
 def han_words(run: str) -> list[str]:
@@ -104,9 +121,9 @@ def prose_of(text: str) -> str:
 
     Chinese inside mathematics or code stays, so that no language can hide there; so do the words in `\\text{…}`.
     """
-    parts = text.split("```")  # every second one is code, also where the last is not closed
+    parts = _FENCE.split(text)  # every second one is code, also where the last is not closed
     text = " ".join(_SYMBOLS.sub(" ", part) if place % 2 else part for place, part in enumerate(parts))
-    text = _TAG.sub(" ", _URL.sub(" ", text))
+    text = _PATH.sub(" ", _URL.sub(" ", _TAG.sub(" ", text)))
     text = _MATHS.sub(lambda span: _without_symbols(span[0]), text)
     text = _CODE.sub(lambda span: _SYMBOLS.sub(" ", span[0]), text)
     text = _WORDS_IN_MATHS.sub(r" \1 ", text)

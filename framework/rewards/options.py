@@ -22,12 +22,18 @@ from framework.types import Prompt, Response
 TASK = "options"  # of prompts whose answer is the letter of one of `Prompt.columns["options"]`
 LETTERS = "ABCDE"  # where a prompt does not list its options
 _LATEX = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|rm|bf)\s*\{([^{}]*)\}")
-_MARKUP = re.compile(r"[*`$\"“”\u200b]|</?(?:b|strong|em|i|u)>|\\[()\[\]]|\\[,;! ]")
+_FULL_WIDTH = re.compile("[Ａ-Ｚａ-ｚ０-９]")
+_MARKUP = re.compile(
+    r"[*`$\"“”「」《》{}\u200b→⇒∴]|[-=]>|(?<![A-Za-z])'|'(?![A-Za-z])|</?(?:b|strong|em|i|u)>|\\[()\[\]]|\\[,;! ]"
+)
 _CUE = re.compile(
-    r"\b(?:answers?|choice|option)(?: (?:choice|option|letter|here|to this question|to the question))?"
-    r"(?:\s*(?:is|would be|must be|should be|will be|remains|[:=：])){1,3}\s*"
+    r"\b(?:answers?|ans\b\.?|correct(?=\s*[:：])|choice|option)"
+    r"(?: (?:choice|option|letter|here|to this question|to the question))?"
+    r"(?:\s*(?:is|['’]s|would be|must be|should be|will be|remains|[-–—](?=\s)|[:=：])){1,3}\s*"
     r"(?:(?:indeed|therefore|thus|clearly|definitely|probably|most likely|then|simply|just|,)\s*)*"
-    r"|选项\s*(?=[(（]?[A-Z][)）]?是?[正对])|答案(?:选项)?(?:应该|应当|应)?\s*[是为选:：]{1,3}\s*|(?:应|故|因此|所以|我)?选择?\s*[:：]?\s*(?=[(（]?[A-Z])"
+    r"|(?:\b(?:respuesta|antwort|r[ée]ponse|resposta|risposta|ответ)(?: correct[ae])?|答え|解答|정답)"
+    r"\s*(?:(?:es|ist|est|é|è)\b|[-–—:：は은는]){1,2}\s*|[【\[]答案[】\]]\s*[:：]?\s*"
+    r"|选项\s*(?=[(（]?[A-Z][)）]?是?[正对])|答案(?:选项)?(?:应该|应当|应)?\s*[是为选:：]{1,3}\s*|(?<![不别非])(?:应|故|因此|所以|我)?选择?\s*[:：]?\s*(?=[(（]?[A-Z])"
     r"|\b(?:I|we)(?:'d| would| will|'ll)? (?:choose|pick|select|go with)\s+",
     re.IGNORECASE,
 )
@@ -41,14 +47,16 @@ _LETTER = re.compile(
 )
 _GOES_ON = re.compile(r"(?:because|since|as|which|and|so|for|due|given|[-–—(（])", re.IGNORECASE)
 _ANOTHER = re.compile(
-    r"\s*(?:[,，、/&]|\bor\b|\band\b|或|和)\s*(?:option |choice )?[(（]?([A-Za-z])[)）]?(?![\w'’+-])", re.I
+    r"\s*(?:[,，、/&]|\bor\b|\band\b|或|和)\s*(?:also )?(?:option |choice )?[(（]?([A-Za-z])[)）]?(?![\w'’+-])", re.I
 )
 _REFUSES = re.compile(r"(?:not|neither|none|either|both|unclear|unknown)\b", re.IGNORECASE)
 MAX_CHARS = 4000  # of a fragment: no option is longer
 MAX_CUES = 20  # the last of a response that says it over and over
 _SO = re.compile(
-    r"(?:(?:so|thus|hence|therefore|it|is|must|be|select|choose|pick|that|leaves)[,:]?\s+){1,5}", re.IGNORECASE
+    r"(?:(?:so|thus|hence|therefore|it(?:['’]s)?|that['’]s|is|must|be|select|choose|pick|that|leaves)[,:]?\s+){1,5}",
+    re.IGNORECASE,
 )
+_DENIED = re.compile(r"是?(?:错|不|非)")
 CJK = "\u2e80"  # from here on no letter of a Latin word
 _END = ".。!！;；,， \t"
 
@@ -141,6 +149,8 @@ def _read(text: str, options: Mapping[str, str], cued: bool = False) -> str | No
         letter, rest = match[2].upper(), text[match.end() :]
         enclosed, stopped = bool(match[1] and match[3]) or bool(match[3]), bool(match[4])
         said = _folded(rest)
+        if _DENIED.match(rest) or (not cued and _lists(said, letter, options)):
+            return None
         own = bool(said) and bool(options[letter]) and options[letter].startswith(said[:80])
         own = own or (bool(options[letter]) and said.startswith(options[letter]))
         if not rest.strip(_END):
@@ -150,6 +160,11 @@ def _read(text: str, options: Mapping[str, str], cued: bool = False) -> str | No
         if (enclosed or stopped) and (cued or own or not options[letter] or (stopped and match[4] in ",，;；")):
             return letter
     return by_text[0] if len(by_text) == 1 else None
+
+
+def _lists(said: str, letter: str, options: Mapping[str, str]) -> bool:
+    """Whether what follows a letter names other options too: it repeats the question."""
+    return sum(bool(text) and text in said for other, text in options.items() if other != letter) > 1
 
 
 def _concluded(line: str, options: Mapping[str, str]) -> str | None:
@@ -173,7 +188,7 @@ def _between_two(text: str, options: Mapping[str, str]) -> bool:
 
 def _plain(text: str) -> str:
     """Without the marks of LaTeX and Markdown."""
-    return _MARKUP.sub("", _LATEX.sub(r"\1", text)).strip()
+    return _MARKUP.sub("", _LATEX.sub(r"\1", _FULL_WIDTH.sub(lambda m: chr(ord(m[0]) - 0xFEE0), text))).strip()
 
 
 def _folded(text: str) -> str:

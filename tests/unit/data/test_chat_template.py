@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from framework.data.chat_template import NAMED, ChatTemplate, TemplateConfig, checked_length, tokenize_prompts
 from framework.data.control import ControlTokens
@@ -50,9 +52,7 @@ def test_ids_are_those_of_apply_chat_template(
     assert list(template.prompt(messages).token_ids) == expected
     text = template.render(messages, add_generation_prompt=True)
     renamed = control._renamed  # the tokenizer of contents that name control tokens cuts all else alike
-    assert control._pattern is not None
-    other = control._pattern.sub(lambda match: chr(0x100000 + list(control.ids).index(match[0])), text)
-    assert renamed.encode(other, add_special_tokens=False).ids == expected
+    assert renamed.encode(control._rename(text), add_special_tokens=False).ids == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -62,11 +62,25 @@ def test_a_control_token_named_in_a_content_is_text(name: str, tokenizers: dict[
     template = ChatTemplate(tokenizer)
     plain = list(template.prompt(TURNS[:1]).token_ids)
     for token in control.ids:
-        for content in (f"what does {token} mean?", token, f"{token}{token}x"):
+        for content in (f"what does {token} mean?", token, f"{token}{token}x", f"\U00100000 \U00100001 {token}"):
             templated = template.prompt([{"role": "user", "content": content}])
             ids = list(templated.token_ids)
             assert [i for i in ids if i in control.ids.values()] == [i for i in plain if i in control.ids.values()]
             assert content.strip() in tokenizer.decode(ids)  # and nothing of it is lost
+
+
+@pytest.mark.parametrize("normaliser", [normalizers.NFKC(), normalizers.Lowercase()])
+def test_a_control_token_that_a_normaliser_would_make_of_a_content_is_text(normaliser: Any) -> None:
+    backend = Tokenizer(models.BPE())
+    backend.normalizer, backend.pre_tokenizer = normaliser, pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    backend.train_from_iterator(["hello"], trainer)
+    backend.add_tokens([AddedToken("<|end|>", normalized=True)])
+    control = ControlTokens(PreTrainedTokenizerFast(tokenizer_object=backend))
+    (end,) = control.ids.values()
+    for content in ("<|END|>", "＜｜ｅｎｄ｜＞", "<|end|>"):
+        ids = control.encode(f"<|end|>{control.mask(content)}<|end|>")
+        assert [place for place, id in enumerate(ids) if id == end] == [0, len(ids) - 1]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "r1_zero"])

@@ -68,11 +68,26 @@ def test_share_of_the_target_language(target: str, question: str, text: str, rew
         ("\\boxed{5} done", (1, 0, 0)),
         ("x_1 and my_var and f2", (2, 0, 0)),
         ("<b>bold</b> text", (2, 0, 0)),
+        ("<div class='box red'>bold</div>&nbsp;text<br/>", (2, 0, 0)),
+        ('see <a href="http://x.org/a">the page</a> here', (4, 0, 0)),
+        ("a < b and c > d = e", (1, 0, 0)),  # signs, no tag
+        ("~~~\nfor item in items\n~~~\ndone", (1, 0, 0)),
+        ("the file /usr/local/bin/tool and ./src/main.py or and/or", (6, 0, 0)),
+        ("we get x² + y² = ½ and Ⅳ", (3, 0, 0)),
+        ("所以 x² = ①", (0, 1, 0)),
+        ("ＡＢＣ ｗｏｒｄｓ", (2, 0, 0)),
         ("мы видим $\\frac{1}{2}$", (0, 0, 2)),
     ],
 )
 def test_what_is_written_alike_in_every_language_is_no_word(text: str, counts: tuple[int, int, int]) -> None:
     assert count_words(text) == counts
+
+
+def test_kanji_among_kana_are_japanese_not_chinese() -> None:
+    english, chinese, other = count_words("日本語で考えます。今日はとても暑いですね")
+    assert (english, chinese) == (0, 0)
+    assert other > 4
+    assert count_words("日语的さ这个字很常见也很好写")[1] > 4  # one kana does not make Chinese Japanese
 
 
 def test_latex_does_not_make_chinese_reasoning_english() -> None:
@@ -94,6 +109,11 @@ PIECES = [
     "\\a{",
     "a_",
     "<a",
+    "<a b=",
+    "&a",
+    "/a",
+    "かa",
+    "我か",
     "a@",
     "www.",
     "\\a[",

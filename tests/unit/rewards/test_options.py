@@ -39,6 +39,10 @@ CHOSEN = [
     ("答案为（B）", "B"), ("The answer is not A. The answer is B.", "B"), ("Answer: B\n\nA is wrong.", "B"),
     ("The answer is B, not A.", "B"), ("It must be B.", "B"), ("I believe B is the answer.", "B"), ("Select B", "B"), ("So, B", "B"),
     ('The answer is "B".', "B"), ("The answer is <b>B</b>", "B"), ("选项B正确", "B"), ("So the answer is clearly (B).", "B"),
+    ("Ans: B", "B"), ("ans. = B", "B"), ("The answer's B", "B"), ("It's B", "B"), ("Correct: B", "B"), ("「B」", "B"),
+    ("【答案】B", "B"), ("【答案】：(B)", "B"), ("Ｂ", "B"), ("Answer: （Ｂ）", "B"), ('{"answer": "B"}', "B"), ("{'answer': 'B'}", "B"),
+    ("Answer - B", "B"), ("Answer – B) Paris", "B"), ("Answer → B", "B"), ("=> B", "B"), ("→ B", "B"), ("La respuesta es B.", "B"),
+    ("Die Antwort ist B", "B"), ("Réponse : B", "B"), ("答えはBです", "B"), ("정답은 B", "B"), ("정답: B", "B"),
     ("The answer is none of these", "D"), ("Answer: D) none of the above", "D"), ("\\boxed{D. none of the above}", "D"),
 ]  # fmt: skip
 NO_ANSWER = [
@@ -49,6 +53,7 @@ NO_ANSWER = [
     "The answer is E = mc^2", "Let me read options A, B, C and D again.", "A\nB\nC\nD or so", "Berlin", "AB", "The answer is AB",
     "A. Smith wrote this.", "neither", "\\boxed{London and Paris}", "Both B and C could be meant", "So it is a", "Both A and B", "It is A or B",
     "I can't answer: A question like this is hard", "The answer is either A or B, so the answer is unclear",
+    "A) London B) Paris C) A small town", "The answer is B and also C", "不选B", "B错误", "B不对", "B是错的", "Answer - A dog",
     "A) London\nB) Paris\nC) A small town\nD) none of these", "(A)\n(B)\n(C)\n(D)",
 ]  # fmt: skip
 
@@ -105,7 +110,21 @@ def test_rewards(reward: Options | Accuracy) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["the answer is ", "A or ", "\\boxed{", "(", "B) ", "答案", "is the correct ", "I'll go with "]
+    "piece",
+    [
+        "the answer is ",
+        "A or ",
+        "\\boxed{",
+        "(",
+        "B) ",
+        "答案",
+        "is the correct ",
+        "I'll go with ",
+        "answer - ",
+        "答え",
+        "'",
+        "Ｂ",
+    ],
 )
 def test_long_responses_take_no_time(piece: str) -> None:
     began = time.perf_counter()
