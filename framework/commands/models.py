@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -51,6 +52,7 @@ def serve(arguments: argparse.Namespace) -> int:
 def _hush(level: str) -> None:
     """Before PyTorch and vLLM are imported, here or in the process that takes over: they greet, warn and foretell."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", level)
+    logging.getLogger("vllm").setLevel(level)  # some of it speaks before vLLM has read its own level
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning,ignore::DeprecationWarning")
     warnings.simplefilter("ignore", FutureWarning)

@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,12 @@ def test_wrong_options_are_one_line(
     monkeypatch.setattr(serving.asyncio, "run", run)
     assert cli.main(["chat", str(base), *options]) == 2
     assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_vllm_is_quiet_from_its_first_import_on() -> None:
+    words = "import sys; from framework.commands.models import _hush; _hush('ERROR'); import vllm.triton_utils"
+    found = subprocess.run([sys.executable, "-c", words], check=True, capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == ("", "")
 
 
 def test_a_run_is_found_by_its_name_and_a_step(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
