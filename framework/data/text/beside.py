@@ -99,7 +99,9 @@ class Beside:
 
     def _start(self) -> Connection:
         ours, theirs = socket.socketpair()
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", math.ceil(self._silent_s), 0))
+        limit = struct.pack("ll", math.ceil(self._silent_s), 0)
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):  # it may hang amid a long message
+            ours.setsockopt(socket.SOL_SOCKET, option, limit)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(os.getpid()), str(self._memory)],

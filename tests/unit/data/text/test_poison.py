@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import signal
+import struct
+import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -81,11 +83,17 @@ def stop() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def stop_amid_the_answer() -> None:
+    os.write(int(sys.argv[1]), struct.pack("!i", 100) + b"its beginning")
+    stop()
+
+
 def test_a_process_that_hangs_without_dying_is_taken_for_dead() -> None:
     with Beside(silent_s=3.0) as beside:
         assert beside.call(time.sleep, 5) is None  # one that works says so
-        with pytest.raises(Died, match="no sign of life for 3 s"):
-            beside.call(stop)
+        for hangs in (stop, stop_amid_the_answer):
+            with pytest.raises(Died, match="no sign of life for 3 s"):
+                beside.call(hangs)
         assert beside.call(abs, -1) == 1
         assert beside._process is not None
         os.kill(beside._process.pid, signal.SIGSTOP)
