@@ -41,8 +41,7 @@ def entry() -> NoReturn:
     Ray, wandb and bars leave threads behind. One that wakes while the interpreter is taken down aborts the process, and
     the exit code would be lost: what is registered for the exit runs, and then nothing more.
     """
-    if sys.argv[1:2] == ["run"]:
-        outlive_readers()
+    outlive_readers("stderr", *(["stdout"] if sys.argv[1:2] == ["run"] else []))
     code = main()
     atexit._run_exitfuncs()
     with contextlib.suppress(OSError):  # a reader that has gone

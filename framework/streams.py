@@ -57,10 +57,10 @@ class _Unread(io.FileIO):
             return len(memoryview(data))  # type: ignore[arg-type]
 
 
-def outlive_readers() -> None:
-    """Let standard output and error fail nobody from now on: hours of training are not to end with their reader."""
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        before = getattr(sys, name)
+def outlive_readers(*names: str) -> None:
+    """Let these streams fail nobody from now on: hours of training are not to end with their reader."""
+    for name in names:
+        number, before = {"stdout": 1, "stderr": 2}[name], getattr(sys, name)
         before.flush()
         raw = _Unread(number, "w", closefd=False)
         more = {"encoding": before.encoding, "errors": before.errors, "line_buffering": True}

@@ -107,7 +107,7 @@ def test_closed_streams_are_nothing_to_write_to(closed: str, tmp_path: Path) -> 
 OUTLIVES = """
 import os, sys
 from framework.streams import outlive_readers
-outlive_readers()
+outlive_readers("stdout", "stderr")
 for _ in range(3):
     print("to nobody", flush=True)
     print("to nobody", file=sys.stderr, flush=True)
@@ -122,6 +122,16 @@ def test_what_a_run_says_to_nobody_does_not_end_it(gone: str) -> None:
     target = write if gone == "pipe" else os.open("/dev/full", os.O_WRONLY)
     done = subprocess.run([sys.executable, "-c", OUTLIVES], cwd=ROOT, stdout=target, stderr=target, timeout=120)
     assert done.returncode == 0
+
+
+def test_a_last_word_to_nobody_does_not_keep_a_command_from_its_end() -> None:
+    """Else the interpreter is taken down with whatever threads engines have left."""
+    code = SWALLOW.format(module="models", command="sample", arguments="'sample'", goes_on=0)
+    code = code.replace("except BaseException:", "except ZeroDivisionError:")  # it unwinds
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=write, timeout=120)
+    assert done.returncode == 130
 
 
 def test_what_a_run_says_is_read() -> None:
