@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ from framework.types import Prompt, Response
 
 MATH_TASKS = ("math", "gsm8k", "aime", "minerva", "olympiad", "word_problems")
 TEXT_TASKS = ("logic",)  # of data.bilingual: one word is right
+THOUGHT = "</think>"
 _NUMBER = re.compile(r"[-+]?(?:0|[1-9]\d{0,30})(?:\.\d{1,30})?")  # 011 is no number: it may be a string of bits
 CHOICE = options.Options()
 Verifier = Callable[[str, dict[str, Any]], float]
@@ -38,9 +39,10 @@ class Accuracy(Reward):
     (`framework.rewards.options`). Any other task must be a reasoning-gym data set, whose own verifier judges; only its
     full score counts as right.
 
-    `answer_in` says where the answer stands: see `extract_answer`. With `last`, a finished response to a mathematical
-    task that marks no answer is taken at its last number. Of the tasks in TEXT_TASKS the answer is a word: unmarked,
-    it is the last line, or what follows "the answer is" there.
+    `answer_in` says where the answer stands: see `extract_answer`. With `last`, what follows the last `</think>` goes
+    before what stands in the reasoning, and a finished response to a mathematical task that marks no answer is taken at
+    its last number. Of the tasks in TEXT_TASKS the answer is a word: unmarked, it is the last line, or what follows
+    "the answer is" there.
     """
 
     math_tasks: tuple[str, ...] = MATH_TASKS
@@ -67,6 +69,16 @@ class Accuracy(Reward):
         if prompt.task == options.TASK:
             return CHOICE.extracted(prompt, response)
         text = prompt.opened + response.text
+        said = text.rpartition(THOUGHT)[2]
+        if (
+            self.answer_in == "last"
+            and THOUGHT in text
+            and prompt.task in (*self.math_tasks, *TEXT_TASKS)
+            and said.strip()
+        ):
+            final = self.extracted(replace(prompt, opened=""), replace(response, text=said))
+            if final is not None:  # what is boxed while thinking is not what is said at last
+                return final
         answer = extract_answer(text, self.answer_in)
         marked = answer is not None or OPEN in text or CLOSE in text or response.finish_reason != "stop"
         if self.answer_in == "last" and not marked and prompt.task in self.math_tasks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -68,7 +69,10 @@ def _read(row: Row, rewards: RewardConfig) -> tuple[Prompt, Response]:
         if name not in rewards.components:
             allowed = f"{did_you_mean(name, rewards.components)}the rewards are {', '.join(rewards.components)}"
             raise UserError(f"{row.where}: rewards", name, allowed)
-    token_ids = np.array(_list(row.where, "token_ids", fields.pop("token_ids", []), int), np.int32)
+    ids = _list(row.where, "token_ids", fields.pop("token_ids", []), int)
+    if wrong := [id for id in ids if not 0 <= id < 2**31]:
+        raise UserError(f"{row.where}: token_ids", wrong[0], "must be ids of tokens, 0 to 2147483647")
+    token_ids = np.array(ids, np.int32)
     prompt = Prompt(
         id=texts["id"],
         text=texts["prompt"],
@@ -87,7 +91,7 @@ def _read(row: Row, rewards: RewardConfig) -> tuple[Prompt, Response]:
 def _text(where: str, name: str, value: object) -> str:
     if isinstance(value, str):
         return value
-    if name in ("id", "answer") and isinstance(value, int | float) and not isinstance(value, bool):
+    if name in ("id", "answer") and isinstance(value, int | float) and type(value) is not bool and isfinite(value):
         return str(value)  # 18 as JSON's number
     raise UserError(f"{where}: {name}", value, "must be a string")
 

@@ -114,7 +114,7 @@ def no_target(target: str, where: str) -> Any:
         ({"either": 0}, "whole.either: got 0; must be at least 1"),
         ({"either": {"rate": -1}}, "whole.either.rate: got -1; must be above 0"),
         ({"either": "x"}, "whole.either: got 'x'; must be an integer or a mapping"),
-        ({"sizes": [10**5000]}, "whole.sizes[0]: got 'an integer of 16610 bits'; must be of 64 bits"),
+        ({"sizes": [10**5000]}, "whole.sizes[0]: got 'an integer of 16610 bits'; must be of 64 bits with its sign"),
     ],
 )
 def test_errors_name_the_key_as_it_was_written(values: dict[str, Any], message: str) -> None:

@@ -11,6 +11,7 @@ _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-", st
 _SUBSCRIPT = re.compile("(?<=[A-Za-z])[₀-₉]")
 _SUPERSCRIPT = re.compile("[" + "".join(_SUPERSCRIPTS) + "]+")
 _VULGAR = re.compile("[¼½¾⅐-⅞]")
+_UNSEEN = re.compile("[\u00ad\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # hyphens and marks of direction
 _SYMBOLS = str.maketrans(
     {
         "−": "-", "–": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "✕": r"\times ", "⋅": r"\cdot ",
@@ -66,7 +67,7 @@ def normalise(text: str, limit: int = MAX_CHARS) -> str:
     text = text.strip()
     if len(text) > limit:
         return ""
-    text = _ROW_GAP.sub(r"\1", text)
+    text = _ROW_GAP.sub(r"\1", _UNSEEN.sub("", text))
     text = text.replace(
         "\\\\", r" \cr " if r"\begin" in text else "\\"
     )  # rows of a matrix; else escaped once too often

@@ -132,6 +132,10 @@ def test_an_unknown_place_is_refused(where: str) -> None:
         ("so far 5", "length", 0.0),  # cut off: its last number is not its answer
         ("<answer>5", "stop", 0.0),
         ("5 <answer>6</answer>", "stop", 0.0),
+        ("<think>\\boxed{5}</think> The answer is 6.", "stop", 0.0),
+        ("<think>\\boxed{6}</think> The answer is 5.", "stop", 1.0),
+        ("<think>\\boxed{6}, no</think> So \\boxed{5}", "length", 1.0),
+        ("<think>so \\boxed{5}</think>", "stop", 1.0),  # nothing else is said
     ],
 )
 def test_mathematics_without_a_mark_is_taken_at_the_last_number(text: str, finish_reason: str, reward: float) -> None:

@@ -94,6 +94,9 @@ def test_a_row_without_id_and_task_goes_by_its_line_as_mathematics(
         ({"responce": "x"}, "rows.jsonl:2: got \"no field 'response'\"; did you mean 'responce'?"),
         ({"response": "x", "rewards": ["acuracy"]}, "rows.jsonl:2: rewards: got 'acuracy'; did you mean 'accuracy'?"),
         ({"response": "x", "finish_reason": "done"}, "rows.jsonl:2: finish_reason: got 'done'; must be one of stop"),
+        ({"response": "x", "token_ids": [1, 10**12]}, "rows.jsonl:2: token_ids: got 1000000000000; must be ids of"),
+        ({"response": "x", "token_ids": [-1]}, "rows.jsonl:2: token_ids: got -1; must be ids of tokens"),
+        ({"response": "x", "answer": 1e400}, "rows.jsonl:2: "),
         ({"response": "x", "token_ids": "12"}, "rows.jsonl:2: token_ids: got '12'; must be a list of integers"),
     ],
 )
