@@ -38,7 +38,9 @@ class Bound:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(where, value, f"must be a number{self._noted()}")
         if isinstance(value, int) and abs(value) > INT64:
-            raise UserError(where, f"an integer of {value.bit_length()} bits", f"must be {str(self) or 'of 64 bits with its sign'}")
+            raise UserError(
+                where, f"an integer of {value.bit_length()} bits", f"must be {str(self) or 'of 64 bits with its sign'}"
+            )
         if isinstance(value, float) and not math.isfinite(value) and not (self.infinite and value > 0):
             raise UserError(where, value, f"must be a finite number{f', {self}' if str(self) else ''}")
         too_low = (self.least is not None and value < self.least) or (self.above is not None and value <= self.above)

@@ -42,6 +42,7 @@ def load_tokenizer(directory: Path) -> Any:
     try:
         reference = Tokenizer.from_file(str(file))
         loaded = PreTrainedTokenizerFast.from_pretrained(directory)
+        found = _encode(loaded, PROBE)
     except Exception as error:  # the library's own: a plain Exception for a damaged file
         raise UserError(str(file), " ".join(str(error).split())[:200], "must be a tokenizer of `tokenizers`") from None
     known = reference.get_vocab_size()
@@ -51,7 +52,7 @@ def load_tokenizer(directory: Path) -> Any:
             raise UserError(f"{directory / 'tokenizer_config.json'}: {name}", getattr(loaded, name), allowed)
     reference.no_truncation()
     expected = reference.encode(PROBE, add_special_tokens=False).ids
-    if (found := _encode(loaded, PROBE)) != expected:
+    if found != expected:
         place = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), 0)
         allowed = f"must encode as {file} says, but differs at token {place} of {PROBE[:24]!r}…"
         raise UserError(str(directory / "tokenizer_config.json"), found[place : place + 4], allowed)

@@ -91,6 +91,16 @@ def dequantise(weight_MN: torch.Tensor, scale_mn: torch.Tensor, block: Block) ->
     return out_MN
 
 
+SIZES = (
+    "hidden_size",
+    "vocab_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+
+
 def read_config(directory: Path) -> Any:
     """Return the Hugging Face config of the dequantised model.
 
@@ -101,11 +111,16 @@ def read_config(directory: Path) -> Any:
     import framework.models.deepseek_moe  # noqa: F401  registers a family that transformers lacks
 
     file = directory / "config.json"
-    kind = read_json(file).get("model_type")
-    if kind not in CONFIG_MAPPING:
+    written = read_json(file)
+    kind = written.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         near = did_you_mean(str(kind), CONFIG_MAPPING) if kind else ""
         raise UserError(str(file), f"model_type={kind}", f"{near}model_type must be a family that transformers knows")
-    named = (read_json(file).get("architectures") or [""])[0]
+    for key in SIZES:
+        if isinstance(written.get(key), int) and written[key] < 1:
+            raise UserError(f"{file}: {key}", written[key], "must be at least 1")
+    architectures = written.get("architectures")
+    named = architectures[0] if isinstance(architectures, list) and architectures else ""
     if CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING and named not in HEADS:
         raise UserError(str(file), f"model_type={kind}", "must be a causal language model's")
     try:
@@ -149,7 +164,7 @@ def savable_generation_config(directory: Path) -> Any:
         try:
             found = GenerationConfig(**settings | change)
             found.validate(strict=True)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             reason = reason or " ".join(str(error).split())[:300]
         else:
             return found

@@ -110,6 +110,14 @@ CASES: dict[str, tuple[Change, str, str]] = {
     "heads that the weights do not have": (text(config={"num_attention_heads": 4}), "q_proj", "by config.json"),
     "a vocabulary that the weights do not have": (text(config={"vocab_size": 999}), "embed_tokens", "by config.json"),
     "a vocabulary smaller than the tokenizer": (text(config={"vocab_size": 9}), "tokenizer.json", "does not match"),
+    "families in a list": (text(config={"model_type": ["qwen3"]}), "config.json", "a family that transformers knows"),
+    "heads of none": (text(config={"num_attention_heads": 0}), "num_attention_heads: got 0", "must be at least 1"),
+    "a context of less than nothing": (
+        text(config={"max_position_embeddings": -1}), "max_position_embeddings: got -1", "must be at least 1",
+    ),
+    "a longest text that is a text": (
+        text(tokenizer_config={"model_max_length": "x"}), "tokenizer.json", "must be a tokenizer",
+    ),
     "no such family": (text(config={"model_type": "nope"}), "config.json", "a family that transformers knows"),
     "a rotary embedding of no kind": (
         text(config={"rope_parameters": {"rope_type": "mrope"}}), "config.json", "must be one of default, linear",

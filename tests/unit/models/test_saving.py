@@ -72,6 +72,7 @@ def test_weights_are_as_readable_as_the_umask_says(mask: int, tmp_path: Path) ->
         ),
         ({"num_return_sequences": 4, "num_beams": 2, "temperature": -1.0, "eos_token_id": 7}, {"eos_token_id": 7}),
         ({"temperature": -1.0, "eos_token_id": 7}, {"eos_token_id": 7}),
+        ({"watermarking_config": 5, "eos_token_id": 7}, {"eos_token_id": 7}),
         ({"eos_token_id": 7}, {"eos_token_id": 7, "do_sample": None}),
     ],
 )
