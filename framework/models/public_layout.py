@@ -24,6 +24,7 @@ from framework.artifacts import MANIFEST, check_safetensors_file, read_json
 from framework.errors import UserError, did_you_mean
 from framework.models.masked_heads import HEADS
 from framework.models.scalar_head import HEAD
+from framework.models.sizes import check_sizes
 from framework.models.spec import model_class
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -91,16 +92,6 @@ def dequantise(weight_MN: torch.Tensor, scale_mn: torch.Tensor, block: Block) ->
     return out_MN
 
 
-SIZES = (
-    "hidden_size",
-    "vocab_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-)
-
-
 def read_config(directory: Path) -> Any:
     """Return the Hugging Face config of the dequantised model.
 
@@ -116,11 +107,8 @@ def read_config(directory: Path) -> Any:
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         near = did_you_mean(str(kind), CONFIG_MAPPING) if kind else ""
         raise UserError(str(file), f"model_type={kind}", f"{near}model_type must be a family that transformers knows")
-    for key in SIZES:
-        if isinstance(written.get(key), int) and written[key] < 1:
-            raise UserError(f"{file}: {key}", written[key], "must be at least 1")
-    architectures = written.get("architectures")
-    named = architectures[0] if isinstance(architectures, list) and architectures else ""
+    check_sizes(file, written)
+    named = next(iter(written["architectures"] if isinstance(written.get("architectures"), list) else ()), "")
     if CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING and named not in HEADS:
         raise UserError(str(file), f"model_type={kind}", "must be a causal language model's")
     try:
