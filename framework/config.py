@@ -27,11 +27,11 @@ from framework.keys import SYNONYMS, Key, how_to_quote, like, list_keys
 from framework.models.families.base import ModelConfig
 from framework.models.families.find import check_same, of_base, reads_alone
 from framework.models.find_base import find_base
+from framework.named_groups import compose_beside_names, fill_names
 from framework.targets import TargetResolver, blaming_plugins, find_plugins
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 _KEY = re.compile(r"[^\s\0./=@]+([./@][^\s\0./=@]+)*")  # of an override
-BY_NAME = ("algorithm", "reward")  # groups whose files a stage's node may name
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def _converted(node: Mapping[str, Any], resolve: TargetResolver) -> RunConfig:
 
 def _plain(overrides: Sequence[str], config_dir: Path | None) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What Hydra composes, less the values of stages that the job has not; and its plug-ins, which are found."""
-    node = compose_plain(overrides, config_dir)
+    node, beneath = compose_beside_names(overrides, lambda given: compose_plain(given, config_dir))
     if "from" in node:
         node["from_"] = node.pop("from")  # a word that Python keeps for itself
     plugins = convert(tuple[str, ...], node.get("plugins", []), "plugins", _no_target)
@@ -207,10 +207,7 @@ def _plain(overrides: Sequence[str], config_dir: Path | None) -> tuple[dict[str,
         named = {parts[1] for parts in keys if parts[0] == "models" and parts[1:]}
         models = node.get("models") or {}
         node["models"] = {name: model for name, model in models.items() if name in node["stage"] or name in named}
-        for item in node["stage"].values():  # stage.NAME.algorithm=dapo: what the group's file of that name has there
-            for group in BY_NAME:
-                if isinstance(item, dict) and isinstance(item.get(group), str):
-                    item[group] = compose_plain([f"{group}={item[group]}"], config_dir)[group]
+        fill_names(node["stage"], beneath, lambda given: compose_plain(given, config_dir))
     return node, plugins
 
 

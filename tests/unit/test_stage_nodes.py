@@ -13,6 +13,7 @@ from framework.graph.nodes import Graph
 from framework.graph.store import Store
 from framework.objectives.dapo import Dapo
 from framework.objectives.grpo import Grpo
+from framework.objectives.ppo import Ppo
 
 CONF = Path(__file__).parent / "conf"
 TWO = ("job=two_rl", "plugins=[tests.unit]")
@@ -60,6 +61,14 @@ def test_a_job_chooses_the_algorithm_of_a_stage_and_so_does_the_command_line() -
     both = two("algorithm=gspo").stage
     assert [type(both[name].algorithm).__name__ for name in ("r1_zero", "dev2")] == ["Gspo", "Gspo"]
     assert [both[name].minibatches_per_rollout for name in ("r1_zero", "dev2")] == [4, 4]
+    beneath = two("stage.dev2.algorithm=dapo", "stage.dev2.algorithm.clip_high=0.5").stage
+    assert (type(beneath["dev2"].algorithm), beneath["dev2"].algorithm.clip_high) == (Dapo, 0.5)
+    by_the_job = compose(["job=rlhf", "stage.rlhf.algorithm.kl_target=1.5"]).stage["rlhf"].algorithm
+    assert (type(by_the_job), by_the_job.kl_target) == (Ppo, 1.5)
+    with pytest.raises(
+        UserError, match=r"stage\.rlhf\.algorithm\.kl_targt: got 1\.5; unknown key; did you mean 'kl_target'"
+    ):
+        compose(["job=rlhf", "stage.rlhf.algorithm.kl_targt=1.5"])
 
 
 @pytest.mark.parametrize(
