@@ -21,6 +21,7 @@ FIRST = (
     "bounds",
     "convert",
     "keys",
+    "named_groups",
     "files",
     "rotation",
     "streams",
