@@ -173,6 +173,7 @@ def test_whole_groups_are_dealt() -> None:
     # Dealt one by one both prompts would be on both ranks.
     assert plan_packing([5, 5, 5, 5], 20, 2).ranks == (((0, 2),), ((1, 3),))
     assert plan_packing([5, 5, 5, 5], 20, 2, ["a", "a", "b", "b"]).ranks == (((0, 1),), ((2, 3),))
+    assert plan_packing([5, 5, 5, 5], 10, 2, ["a", "a", "b", "b"]).ranks == (((0, 1),), ((2, 3),))  # filled to the last
     # One of four and one of two: two ranks would wait for the longer one.
     assert plan_packing([5] * 6, 20, 2, ["a"] * 4 + ["b"] * 2) == plan_packing([5] * 6, 20, 2)
 
